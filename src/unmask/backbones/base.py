@@ -1,0 +1,76 @@
+"""What a method and an evaluation may ask of a backbone."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unmask.types import FeatureStage, Images, StageEdit
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class MaskedBackbone(nn.Module, ABC):
+    """A backbone in stages whose tokens can be edited as they enter each stage.
+
+    It knows nothing of masks: a method hides tokens through the edit, evaluation passes none.
+    """
+
+    stages: tuple[FeatureStage, ...]  # shallow to deep; ViT: equal groups of blocks at one stride
+    image_size: tuple[int, int]  # height, width of the images it takes, pixels
+    num_blocks: int  # transformer blocks over all stages
+    pixel_mean: tuple[float, float, float]  # RGB statistics its images are normalised with, in 0..1
+    pixel_std: tuple[float, float, float]
+
+    @abstractmethod
+    def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
+        """Computes one feature map a stage; the last has passed the final norm."""
+
+    @abstractmethod
+    def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
+        """Computes the one vector an image that evaluation reads, from the full image."""
+
+    @property
+    @abstractmethod
+    def settings(self) -> Mapping[str, Any]:
+        """The constructor's arguments as plain values, with `_target_`: what rebuilds this backbone."""
+
+    @abstractmethod
+    def layer_id(self, parameter_name: str) -> int:
+        """Numbers a parameter by depth for layer-wise learning rates: 0 the stem, i + 1 block i, num_blocks + 1 the rest.
+
+        The numbering is the one SimMIM and MAE share; a merging of patches counts with the block before it.
+        """
+
+    @property
+    def embed_dim(self) -> int:
+        return self.stages[-1].channels
+
+    def begin_fine_tuning(self) -> None:
+        """Turns the pre-trained form into the one its paper fine-tunes. By default they are the same."""
+
+
+class VisibleTokenBackbone(MaskedBackbone):
+    """A backbone that can also leave hidden tokens out altogether, as MAE needs."""
+
+    patch_size: int  # pixels
+    num_prefix_tokens: int  # class and register tokens in front of the patches
+
+    @abstractmethod
+    def forward_visible(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b prefix_plus_k d"]:
+        """Encodes the patches at the row-major indices `visible`; nothing is computed for the others."""
+
+    @abstractmethod
+    def initialise_as_mae(self) -> None:
+        """Draws all weights afresh as MAE does (A.1: Xavier uniform)."""
+
+
+def as_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """Reads a side length or a (height, width) pair."""
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width

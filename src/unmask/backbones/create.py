@@ -1,0 +1,27 @@
+"""Creates timm models for the adapters."""
+
+import difflib
+from typing import Any
+
+import timm
+from torch import nn
+
+
+def create_timm_model(name: str, *, family: str, **arguments: Any) -> nn.Module:
+    """Creates a timm model without its classifier and without weights.
+
+    Args:
+        name: A timm model name.
+        family: The prefix the adapter serves, "swin" or "vit"; used to suggest names.
+        arguments: Passed to timm; None means timm's own value for that name.
+
+    Raises:
+        ValueError: timm has no model of that name; the sentence names near ones.
+    """
+    if not timm.is_model(name):
+        known = timm.list_models(f"{family}*")
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
+        raise ValueError(f"timm knows no model {name!r}; nearest: {', '.join(near)}")
+    given = {key: value for key, value in arguments.items() if value is not None}
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **given)
+    return model

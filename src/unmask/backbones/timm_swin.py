@@ -1,0 +1,139 @@
+"""Swin and Swin V2 of timm, editable at the door of each stage."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, MaskedBackbone, as_size
+from unmask.backbones.create import create_timm_model
+from unmask.types import FeatureStage, Images, StageEdit
+
+
+class TimmSwin(MaskedBackbone):
+    """A Swin (arXiv:2103.14030) or Swin V2 (arXiv:2111.09883) transformer of timm.
+
+    Without an edit it equals timm's `forward_intermediates(norm=True)` bitwise. timm merges patches at the start of
+    a stage, so an edit at stage s > 0 sees the tokens after merging.
+
+    Args:
+        name: timm's name, which sets width, depths, heads and version; no weights are loaded.
+        image_size: Side, or (height, width), in pixels.
+        patch_size: Side of a token of the first stage, pixels.
+        window_size: Tokens along the side of an attention window. A stage whose grid is no larger than the window
+            attends globally.
+        embed_dim, depths, num_heads: Replace the values of `name`; `embed_dim` is the width of the first stage.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+        pixel_mean, pixel_std: RGB statistics, in 0..1, its images are normalised with.
+
+    Raises:
+        ValueError: The grid of some stage is not a whole number of windows (timm would pad in silence), or timm has
+            no such model.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: int | Sequence[int],
+        patch_size: int = 4,
+        window_size: int = 7,
+        embed_dim: int | None = None,
+        depths: Sequence[int] | None = None,
+        num_heads: Sequence[int] | None = None,
+        drop_path_rate: float = 0.0,
+        pixel_mean: Sequence[float] = IMAGENET_MEAN,
+        pixel_std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self._settings = {
+            "_target_": "unmask.backbones.timm_swin.TimmSwin",
+            "name": name,
+            "image_size": image_size if isinstance(image_size, int) else list(image_size),
+            "patch_size": patch_size,
+            "window_size": window_size,
+            "embed_dim": embed_dim,
+            "depths": None if depths is None else list(depths),
+            "num_heads": None if num_heads is None else list(num_heads),
+            "drop_path_rate": drop_path_rate,
+            "pixel_mean": list(pixel_mean),
+            "pixel_std": list(pixel_std),
+        }
+        self.image_size = as_size(image_size)
+        num_stages = 4 if depths is None else len(depths)
+        _require_whole_windows(self.image_size, patch_size, window_size, num_stages)
+        self.swin = create_timm_model(
+            name,
+            family="swin",
+            img_size=self.image_size,
+            patch_size=patch_size,
+            window_size=window_size,
+            embed_dim=embed_dim,
+            depths=None if depths is None else tuple(depths),
+            num_heads=None if num_heads is None else tuple(num_heads),
+            drop_path_rate=drop_path_rate,
+        )
+        self.depths = [len(stage.blocks) for stage in self.swin.layers]
+        self.num_blocks = sum(self.depths)
+        self.stages = tuple(FeatureStage(info["num_chs"], info["reduction"]) for info in self.swin.feature_info)
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self._settings
+
+    def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
+        tokens = self.swin.patch_embed(images)  # b h w c throughout
+        maps = []
+        for index, stage in enumerate(self.swin.layers):
+            tokens = stage.downsample(tokens)
+            if edit is not None:
+                tokens = edit(index, tokens)
+            for block in stage.blocks:
+                tokens = block(tokens)
+            maps.append(tokens)
+        maps[-1] = self.swin.norm(tokens)
+        return [feature_map.permute(0, 3, 1, 2).contiguous() for feature_map in maps]
+
+    def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
+        """Averages the tokens of the final LayerNorm, as SimMIM's classifier does."""
+        return self.forward_features(images)[-1].mean(dim=(2, 3))
+
+    def layer_id(self, parameter_name: str) -> int:
+        name = parameter_name.removeprefix("swin.")
+        if name.startswith("patch_embed."):
+            return 0
+        block = re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name)
+        if block:
+            return sum(self.depths[: int(block[1])]) + int(block[2]) + 1
+        merging = re.match(r"layers\.(\d+)\.downsample\.", name)
+        if merging:
+            return sum(self.depths[: int(merging[1])])
+        return self.num_blocks + 1
+
+
+def _require_whole_windows(image_size: tuple[int, int], patch_size: int, window_size: int, num_stages: int) -> None:
+    if all(_fits(side, patch_size, window_size, num_stages) for side in image_size):
+        return
+    height, width = image_size
+    sides = [side for side in range(1, 4 * max(image_size)) if _fits(side, patch_size, window_size, num_stages)]
+    nearest = sorted(sorted(sides, key=lambda side: abs(side - max(image_size)))[:2])
+    windows = [w for w in range(2, 33) if all(_fits(side, patch_size, w, num_stages) for side in image_size)]
+    window_hint = f"; at {height}x{width} window_size {_or(windows)} fits" if windows else ""
+    raise ValueError(
+        f"image_size {height}x{width} with patch_size {patch_size} and window_size {window_size} leaves a stage that is "
+        f"not whole windows; use image_size {_or(nearest)}{window_hint}"
+    )
+
+
+def _fits(side: int, patch_size: int, window_size: int, num_stages: int) -> bool:
+    if side % (patch_size * 2 ** (num_stages - 1)):
+        return False
+    grids = [side // (patch_size * 2**stage) for stage in range(num_stages)]
+    return all(grid % window_size == 0 or grid <= window_size for grid in grids)
+
+
+def _or(values: Sequence[int]) -> str:
+    return " or ".join(map(str, values))

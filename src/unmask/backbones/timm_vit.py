@@ -1,0 +1,181 @@
+"""ViT of timm, editable in groups of blocks and able to skip hidden tokens."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, VisibleTokenBackbone, as_size
+from unmask.backbones.create import create_timm_model
+from unmask.positions import sincos_positions
+from unmask.patches import require_whole_patches
+from unmask.types import FeatureStage, Images, StageEdit
+
+
+class TimmViT(VisibleTokenBackbone):
+    """A Vision Transformer (arXiv:2010.11929) of timm with a class token.
+
+    Without an edit it equals timm's own forward bitwise. An edit at stage 0 sees the patch embeddings before
+    positions are added (where SimMIM mixes in its mask token), at later stages the patch tokens between blocks.
+
+    Args:
+        name: timm's name, which sets width, depth, heads; no weights are loaded.
+        image_size: Side, or (height, width), in pixels.
+        patch_size: Side of a patch, pixels.
+        embed_dim, depth, num_heads: Replace the values of `name`.
+        positions: "sincos" fixes MAE's 2-D sine-cosine positions, "learned" trains them.
+        num_stages: Equal groups of blocks that count as stages.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+        norm_after_pooling: Pool the patch tokens first and normalise the mean, as MAE's fine-tuning does; otherwise
+            the final norm is applied to every token.
+        pixel_mean, pixel_std: RGB statistics, in 0..1, its images are normalised with.
+
+    Raises:
+        ValueError: The image is not whole patches, the depth not whole stages, or timm has no such model.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: int | Sequence[int],
+        patch_size: int = 16,
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        positions: Literal["sincos", "learned"] = "sincos",
+        num_stages: int = 4,
+        drop_path_rate: float = 0.0,
+        norm_after_pooling: bool = False,
+        pixel_mean: Sequence[float] = IMAGENET_MEAN,
+        pixel_std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self._settings = {
+            "_target_": "unmask.backbones.timm_vit.TimmViT",
+            "name": name,
+            "image_size": image_size if isinstance(image_size, int) else list(image_size),
+            "patch_size": patch_size,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "positions": positions,
+            "num_stages": num_stages,
+            "drop_path_rate": drop_path_rate,
+            "pixel_mean": list(pixel_mean),
+            "pixel_std": list(pixel_std),
+        }
+        self.image_size = as_size(image_size)
+        require_whole_patches(*self.image_size, patch_size)
+        if positions not in ("sincos", "learned"):
+            raise ValueError(f"positions must be 'sincos' or 'learned', got {positions!r}")
+        self.vit = create_timm_model(
+            name,
+            family="vit",
+            img_size=self.image_size,
+            patch_size=patch_size,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            drop_path_rate=drop_path_rate,
+        )
+        self.num_blocks = len(self.vit.blocks)
+        if self.num_blocks % num_stages:
+            raise ValueError(f"{self.num_blocks} blocks are not {num_stages} equal stages; change num_stages or depth")
+        self.patch_size = patch_size
+        self.num_prefix_tokens = self.vit.num_prefix_tokens
+        self.grid = tuple(self.vit.patch_embed.grid_size)
+        self.stages = (FeatureStage(self.vit.embed_dim, patch_size),) * num_stages
+        self.norm_after_pooling = norm_after_pooling
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        if positions == "sincos":
+            self._fix_positions()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {**self._settings, "norm_after_pooling": self.norm_after_pooling}
+
+    def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
+        maps = self._stage_tokens(images, edit)
+        maps[-1] = self.vit.norm(maps[-1])
+        return [self._as_grid(tokens).permute(0, 3, 1, 2).contiguous() for tokens in maps]
+
+    def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
+        """Averages the patch tokens, the class token left out (MAE's `global_pool`)."""
+        tokens = self._stage_tokens(images, None)[-1]
+        if self.norm_after_pooling:
+            pooled: Tensor = self.vit.norm(tokens[:, self.num_prefix_tokens :].mean(dim=1))
+        else:
+            pooled = self.vit.norm(tokens)[:, self.num_prefix_tokens :].mean(dim=1)
+        return pooled
+
+    def forward_visible(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b prefix_plus_k d"]:
+        patches = self._embed_patches_at(images, visible)
+        positions = self.vit.pos_embed[0, self.num_prefix_tokens :]
+        patches = patches + positions[visible]
+        prefix = self.vit.cls_token + self.vit.pos_embed[:, : self.num_prefix_tokens]
+        tokens = torch.cat([prefix.expand(len(images), -1, -1), patches], dim=1)
+        tokens = self.vit.norm_pre(self.vit.pos_drop(tokens))
+        encoded: Tensor = self.vit.norm(self.vit.blocks(tokens))
+        return encoded
+
+    def layer_id(self, parameter_name: str) -> int:
+        name = parameter_name.removeprefix("vit.")
+        if name.startswith("patch_embed.") or name in ("pos_embed", "cls_token"):
+            return 0
+        block = re.match(r"blocks\.(\d+)\.", name)
+        return int(block[1]) + 1 if block else self.num_blocks + 1
+
+    def begin_fine_tuning(self) -> None:
+        """Frees the positions and puts a fresh norm behind the pooling (MAE's `fc_norm`); the old norm is dropped."""
+        self.vit.pos_embed.requires_grad_(True)
+        self.vit.norm.reset_parameters()
+        self.norm_after_pooling = True
+
+    def initialise_as_mae(self) -> None:
+        for module in self.vit.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+        nn.init.xavier_uniform_(self.vit.patch_embed.proj.weight.flatten(1))
+        nn.init.normal_(self.vit.cls_token, std=0.02)
+
+    def _stage_tokens(self, images: Images, edit: StageEdit | None) -> list[Float[Tensor, "b n d"]]:
+        tokens = self.vit.patch_embed(images)
+        if edit is not None:
+            tokens = edit(0, self._as_grid(tokens, has_prefix=False)).flatten(1, 2)
+        tokens = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
+        blocks_per_stage = self.num_blocks // len(self.stages)
+        maps = []
+        for stage in range(len(self.stages)):
+            if edit is not None and stage > 0:
+                prefix = tokens[:, : self.num_prefix_tokens]
+                tokens = torch.cat([prefix, edit(stage, self._as_grid(tokens)).flatten(1, 2)], dim=1)
+            tokens = self.vit.blocks[stage * blocks_per_stage : (stage + 1) * blocks_per_stage](tokens)
+            maps.append(tokens)
+        return maps
+
+    def _embed_patches_at(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+        """Embeds the chosen patches alone: their pixels are laid side by side as one image a patch high."""
+        rows, cols = self.grid
+        tiles = images.unflatten(3, (cols, self.patch_size)).unflatten(2, (rows, self.patch_size))  # b 3 rows p cols p
+        tiles = tiles.permute(0, 2, 4, 1, 3, 5)  # b rows cols 3 p p, still a view
+        image_number = torch.arange(len(images), device=images.device)[:, None]
+        chosen = tiles[image_number, visible // cols, visible % cols]  # b k 3 p p: only these pixels are copied
+        strip = chosen.permute(0, 2, 3, 1, 4).flatten(3)  # b 3 p k*p
+        embedded: Tensor = self.vit.patch_embed.proj(strip).flatten(2).transpose(1, 2)
+        return embedded
+
+    def _as_grid(self, tokens: Float[Tensor, "b n d"], *, has_prefix: bool = True) -> Float[Tensor, "b h w d"]:
+        patches = tokens[:, self.num_prefix_tokens :] if has_prefix else tokens
+        return patches.unflatten(1, self.grid)
+
+    def _fix_positions(self) -> None:
+        positions = sincos_positions(self.vit.embed_dim, self.grid, num_prefix_tokens=self.num_prefix_tokens)
+        self.vit.pos_embed.requires_grad_(False).copy_(positions)

@@ -1,0 +1,108 @@
+"""CIFAR-10 from the original Python pickles."""
+
+import hashlib
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from unmask.data.datamodule import ImageDataModule, Split
+from unmask.data.samples import ImageSamples, InMemoryImages
+from unmask.data.splits import hold_out
+
+_FOLDER = "cifar-10-batches-py"
+_MD5 = {  # of the official archive's files, https://www.cs.toronto.edu/~kriz/cifar.html
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+}
+_TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
+
+
+class CIFAR10(ImageDataModule):
+    """CIFAR-10 (Krizhevsky, 2009): 50,000 training and 10,000 test images of 32 px in 10 classes.
+
+    The official test set is the test split; the validation split is held out from the training images, class by
+    class, so nothing is ever chosen on the test set.
+
+    Args:
+        root: The folder `cifar-10-batches-py`, or the one it lies in.
+        verify: Compare each file's MD5 with the official one.
+        num_val: Training images held out as validation split, drawn evenly from the classes by `seed`.
+        shared: See `ImageDataModule`.
+
+    Raises:
+        ValueError: A file is missing, differs from the official one, or holds anything but plain arrays.
+    """
+
+    def __init__(self, *, root: str, verify: bool = True, num_val: int = 5000, **shared: Any) -> None:
+        super().__init__(**shared)
+        self.folder = _find_folder(Path(root).expanduser())
+        self.verify = verify
+        self.num_val = num_val
+
+    def load_split(self, split: Split) -> ImageSamples:
+        if split == "test":
+            return self._read(["test_batch"])
+        training = self._read(_TRAIN_FILES)
+        kept, held_out = hold_out(training.labels, self.num_val, seed=self.seed)
+        return training.subset(kept if split == "train" else held_out)
+
+    def _read(self, names: "list[str] | tuple[str, ...]") -> InMemoryImages:
+        class_names = self._unpickle("batches.meta")["label_names"]
+        batches = [self._unpickle(name) for name in names]
+        pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
+        labels = torch.tensor([label for batch in batches for label in batch["labels"]])
+        return InMemoryImages(torch.from_numpy(pixels), labels, class_names)
+
+    def _unpickle(self, name: str) -> dict[str, Any]:
+        path = self.folder / name
+        content = path.read_bytes()
+        if self.verify and hashlib.md5(content, usedforsecurity=False).hexdigest() != _MD5[name]:
+            raise ValueError(
+                f"{path} is not the official file (MD5 differs); download CIFAR-10 again, "
+                "or set data.verify=false if you changed it on purpose"
+            )
+        loaded = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
+        if not isinstance(loaded, dict):
+            raise ValueError(f"{path} holds a {type(loaded).__name__}, expected CIFAR-10's dictionary")
+        return loaded
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Reads arrays and plain containers; a pickle that names anything else is refused, so no code runs."""
+
+    _ALLOWED = frozenset(
+        {
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("_codecs", "encode"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise ValueError(f"the CIFAR-10 file asks to load {module}.{name}; refused, only arrays are read")
+        return super().find_class(module, name)
+
+
+def _find_folder(root: Path) -> Path:
+    for folder in (root, root / _FOLDER):
+        missing = [name for name in _MD5 if not (folder / name).is_file()]
+        if not missing:
+            return folder
+        if len(missing) < len(_MD5):
+            raise ValueError(f"{folder} lacks CIFAR-10's {', '.join(missing)}; extract cifar-10-python.tar.gz again")
+    raise ValueError(
+        f"no CIFAR-10 at data.root={root}: expected the folder {_FOLDER} of cifar-10-python.tar.gz "
+        "(https://www.cs.toronto.edu/~kriz/cifar.html) there"
+    )

@@ -1,0 +1,183 @@
+"""What every data module has in common."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
+from unmask.data.sampler import KeyedBatchSampler
+from unmask.data.samples import ImageCrop, ImageSamples, LoaderSamples, RawBatch
+from unmask.data.transforms import Augmentation, resize_and_centre_crop
+from unmask.types import ImageBatch
+
+Split = Literal["train", "val", "test"]
+
+
+class ImageDataModule(LightningDataModule, ABC):
+    """Serves images as `ImageBatch`es; knows nothing of masks, methods or backbones.
+
+    Small images are held in memory and augmented as whole batches on the device; files are decoded and cropped in
+    workers and normalised on the device. Every random draw is keyed by (seed, epoch, sample).
+
+    Args:
+        image_size: Side, or (height, width), of the images served, in pixels.
+        pixel_mean, pixel_std: RGB statistics, in 0..1, the images are normalised with.
+        augmentation: Applied to training images.
+        global_batch_size: Images an optimizer step takes over all devices and accumulated batches.
+        num_workers: Decoding processes a device; unused for images in memory.
+        seed: Key of the order, the augmentation and the split.
+        eval_crop_share: Side of the centred crop as a share of the resized image, in evaluation.
+
+    Raises:
+        ValueError: A value is out of range; when loaders are built, the batch does not divide among the devices or
+            is larger than the data set.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int | Sequence[int],
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        augmentation: Augmentation,
+        global_batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        eval_crop_share: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not 0.0 < eval_crop_share <= 1.0:
+            raise ValueError(f"data.eval_crop_share must lie above 0 and at most 1, got {eval_crop_share}")
+        if global_batch_size < 1:
+            raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = (height, width)
+        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        self.augmentation = augmentation
+        self.global_batch_size = global_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.eval_crop_share = eval_crop_share
+        self._splits: dict[Split, ImageSamples] = {}
+
+    @abstractmethod
+    def load_split(self, split: Split) -> ImageSamples:
+        """Reads a split; raises a ValueError that says what is missing where there is none."""
+
+    def samples(self, split: Split) -> ImageSamples:
+        """The split, read once."""
+        if split not in self._splits:
+            self._splits[split] = self.load_split(split)
+        return self._splits[split]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.samples("train").class_names
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def train_dataloader(self) -> DataLoader[RawBatch]:
+        samples = self.samples("train")
+        batch_size = self._device_batch_size()
+        together = batch_size * self._world_size
+        if len(samples) < together:
+            raise ValueError(
+                f"the training split has {len(samples)} images, fewer than one batch of {together}; "
+                f"set global_batch_size={max(1, len(samples) // 2)} or less"
+            )
+        crop = AugmentedCrop(augmentation=self.augmentation, size=self.image_size, seed=self.seed)
+        return self._loader(samples, crop, batch_size, is_training=True)
+
+    def val_dataloader(self) -> DataLoader[RawBatch]:
+        return self.evaluation_loader("val")
+
+    def test_dataloader(self) -> DataLoader[RawBatch]:
+        return self.evaluation_loader("test")
+
+    def evaluation_loader(self, split: Split) -> DataLoader[RawBatch]:
+        """Reads a split once, in stored order and without augmentation, each sample on one device alone."""
+        crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
+        return self._loader(self.samples(split), crop, self._device_batch_size(), is_training=False)
+
+    def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> ImageBatch:
+        return self.finish(batch, augmented=self.trainer is not None and self.trainer.training)
+
+    def finish(self, batch: RawBatch, *, augmented: bool) -> ImageBatch:
+        """Does what is left for the device: crops images from memory, normalises, erases boxes in training."""
+        images: Tensor = batch.image
+        keys = augmentation_keys(self.seed, batch.epoch, batch.index)
+        if self.samples("train").is_cropped_on_device and augmented:
+            images = self.augmentation.crop_batch(images, keys, self.image_size)
+        elif self.samples("train").is_cropped_on_device:
+            images = resize_and_centre_crop(images, self.image_size, self.eval_crop_share)
+        images = self.normalise(images.float() / 255.0)
+        if augmented:
+            images = self.augmentation.erase_batch(images, keys)
+        return ImageBatch(images, batch.label, batch.index)
+
+    def normalise(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 height width"]:
+        """Subtracts the mean and divides by the deviation of images in 0..1."""
+        mean = images.new_tensor(self.pixel_mean)[:, None, None]
+        std = images.new_tensor(self.pixel_std)[:, None, None]
+        return (images - mean) / std
+
+    def _loader(
+        self, samples: ImageSamples, crop: ImageCrop, batch_size: int, *, is_training: bool
+    ) -> DataLoader[RawBatch]:
+        num_workers = 0 if samples.is_cropped_on_device else self.num_workers
+        sampler = KeyedBatchSampler(
+            num_samples=len(samples),
+            device_batch_size=batch_size,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self._world_size,
+            seed=self.seed if is_training else None,
+            drop_last=is_training,
+            position=self._training_position if is_training else _beginning,
+        )
+        return DataLoader(
+            LoaderSamples(samples, crop),
+            batch_sampler=sampler,
+            collate_fn=_as_fetched,
+            num_workers=num_workers,
+            persistent_workers=is_training and num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    def _device_batch_size(self) -> int:
+        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
+        parts = self._world_size * accumulated
+        batch_size, rest = divmod(self.global_batch_size, parts)
+        if rest or not batch_size:
+            nearest = max(1, round(self.global_batch_size / parts)) * parts
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} does not divide by {self._world_size} devices x "
+                f"{accumulated} accumulated batches; use {nearest}"
+            )
+        return batch_size
+
+    def _training_position(self) -> tuple[int, int]:
+        """The epoch about to begin and the batches of it done before an interruption, as the trainer counts them."""
+        if self.trainer is None:
+            return 0, 0
+        loop = self.trainer.fit_loop
+        return loop.epoch_progress.current.processed, loop.epoch_loop.batch_progress.current.processed
+
+
+def _beginning() -> tuple[int, int]:
+    return 0, 0
+
+
+def _as_fetched(batch: RawBatch) -> RawBatch:
+    return batch

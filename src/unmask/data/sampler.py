@@ -1,0 +1,70 @@
+"""The order in which samples are visited."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.utils.data import Sampler
+
+from unmask.data.samples import SampleKey
+from unmask.randomness import keyed_permutation, stream_key
+
+
+class KeyedBatchSampler(Sampler[list[SampleKey]]):
+    """Cuts each epoch's permutation into global batches and hands this device its slice of each.
+
+    The permutation is a function of (seed, epoch), so the order of samples depends neither on the number of devices
+    and workers nor on interruptions. No sample is repeated to fill a batch.
+
+    Args:
+        num_samples: Size of the split.
+        device_batch_size: Images a device takes at a time.
+        rank, world_size: This device and the number of devices.
+        seed: Key of the permutation; None keeps the stored order.
+        drop_last: Leave out the samples that do not fill a global batch.
+        position: Tells (epoch, batches of it already done) whenever an epoch begins.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        device_batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int | None,
+        drop_last: bool,
+        position: Callable[[], tuple[int, int]],
+    ) -> None:
+        self.num_samples = num_samples
+        self.device_batch_size = device_batch_size
+        self.rank, self.world_size = rank, world_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.position = position
+
+    @property
+    def step_size(self) -> int:
+        """Images all devices take together at a time."""
+        return self.device_batch_size * self.world_size
+
+    def __len__(self) -> int:
+        full, rest = divmod(self.num_samples, self.step_size)
+        return full if self.drop_last or not rest else full + self._has_share_of(rest)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        epoch, done = self.position()
+        if done >= len(self):  # an interruption at the very end of an epoch
+            epoch, done = epoch + 1, 0
+        order = self._order(epoch)
+        for step in range(done, len(self)):
+            step_indices = order[step * self.step_size : (step + 1) * self.step_size]
+            own = step_indices[self.rank :: self.world_size]
+            yield [SampleKey(epoch, index) for index in own.tolist()]
+
+    def _order(self, epoch: int) -> torch.Tensor:
+        if self.seed is None:
+            return torch.arange(self.num_samples)
+        return keyed_permutation(stream_key(self.seed, "order", epoch), self.num_samples)
+
+    def _has_share_of(self, rest: int) -> bool:
+        return self.rank < rest

@@ -1,0 +1,128 @@
+"""Sets of images as a loader reads them: by (epoch, index), so that every draw is keyed."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+UNLABELLED = -1
+
+
+class SampleKey(NamedTuple):
+    """Which sample a loader asks for, and in which epoch."""
+
+    epoch: int
+    index: int
+
+
+class RawBatch(NamedTuple):
+    """Images as stored or cropped, before they are normalised on the device."""
+
+    image: UInt8[Tensor, "b 3 height width"]
+    label: Int[Tensor, " b"]
+    index: Int[Tensor, " b"]
+    epoch: Int[Tensor, " b"]
+
+
+ImageCrop = Callable[[UInt8[Tensor, "3 height width"], SampleKey], UInt8[Tensor, "3 new_height new_width"]]
+
+
+class ImageSamples(ABC):
+    """A split of a data set.
+
+    Attributes:
+        labels: Class of each image, -1 where there is none.
+        class_names: Names in the order of the labels; empty without labels.
+        is_cropped_on_device: Whether batches arrive uncropped because whole batches are faster to crop.
+    """
+
+    labels: Int[Tensor, " n"]
+    class_names: tuple[str, ...]
+    is_cropped_on_device: ClassVar[bool]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_labelled(self) -> bool:
+        return len(self) > 0 and bool((self.labels != UNLABELLED).all())
+
+    @abstractmethod
+    def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
+        """Reads the images of one batch, brought to one size by `crop` unless that is left to the device."""
+
+    @abstractmethod
+    def subset(self, indices: Int[Tensor, " m"]) -> "ImageSamples":
+        """Keeps the samples at `indices`, renumbered from 0."""
+
+
+class InMemoryImages(ImageSamples):
+    """Small images of one size, kept as one uint8 tensor."""
+
+    is_cropped_on_device = True
+
+    def __init__(
+        self, images: UInt8[Tensor, "n 3 height width"], labels: Int[Tensor, " n"], class_names: Sequence[str]
+    ) -> None:
+        self.images = images
+        self.labels = labels
+        self.class_names = tuple(class_names)
+
+    def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
+        epoch, index = torch.tensor(keys).unbind(1)
+        return RawBatch(self.images[index], self.labels[index], index, epoch)
+
+    def subset(self, indices: Int[Tensor, " m"]) -> "InMemoryImages":
+        return InMemoryImages(self.images[indices], self.labels[indices], self.class_names)
+
+
+class ImageFiles(ImageSamples):
+    """Images of any size in files, decoded and cropped one by one in the loader's workers.
+
+    Args:
+        paths: One file an image.
+        labels, class_names: See `ImageSamples`.
+        decode: Reads a file as RGB; raises a ValueError that names the file.
+    """
+
+    is_cropped_on_device = False
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Int[Tensor, " n"],
+        class_names: Sequence[str],
+        *,
+        decode: Callable[[str], UInt8[Tensor, "3 height width"]],
+    ) -> None:
+        self.paths = list(paths)
+        self.labels = labels
+        self.class_names = tuple(class_names)
+        self.decode = decode
+
+    def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
+        images = torch.stack([crop(self.decode(self.paths[key.index]), key) for key in keys])
+        epoch, index = torch.tensor(keys).unbind(1)
+        return RawBatch(images, self.labels[index], index, epoch)
+
+    def subset(self, indices: Int[Tensor, " m"]) -> "ImageFiles":
+        chosen = [self.paths[index] for index in indices.tolist()]
+        return ImageFiles(chosen, self.labels[indices], self.class_names, decode=self.decode)
+
+
+class LoaderSamples(Dataset[RawBatch]):
+    """Samples with the crop a loader wants; fetched a batch at a time, so a loader needs no collation."""
+
+    def __init__(self, samples: ImageSamples, crop: ImageCrop) -> None:
+        self.samples = samples
+        self.crop = crop
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:
+        return self.samples.read(keys, self.crop)

@@ -1,0 +1,213 @@
+"""Augmentation whose every draw is keyed, for whole batches on their device or for one image in a worker."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2.functional as TF
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+
+from unmask.randomness import keyed_uniform
+
+_CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
+_DRAWS_PER_ATTEMPT = 4  # area, aspect ratio, top, left
+_ERASE_ATTEMPTS = 10
+_ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing
+_ERASE_ASPECT = (0.3, 1 / 0.3)
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+
+class Boxes(NamedTuple):
+    """One box an image, in whole pixels."""
+
+    top: Int[Tensor, " b"]
+    left: Int[Tensor, " b"]
+    height: Int[Tensor, " b"]
+    width: Int[Tensor, " b"]
+
+
+class Augmentation:
+    """Random resized crop, horizontal flip and random erasing.
+
+    A crop covers a share of the image's area drawn uniformly from `scale`, with a log-uniform aspect ratio from
+    `ratio`; ten attempts are made to fit it and the largest centred crop is the fallback, as in torchvision.
+
+    Args:
+        scale: Smallest and largest share of the area, in (0, 1].
+        ratio: Smallest and largest width / height.
+        interpolation: "bicubic" or "bilinear", antialiased.
+        flip: Probability of mirroring left and right.
+        erase: Probability of replacing one box by normal noise, after normalisation (arXiv:1708.04896).
+
+    Raises:
+        ValueError: A range is empty or a probability lies outside 0..1.
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: Sequence[float] = (0.2, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        interpolation: Interpolation = "bicubic",
+        flip: float = 0.5,
+        erase: float = 0.0,
+    ) -> None:
+        if not 0.0 < scale[0] <= scale[1] <= 1.0:
+            raise ValueError(f"augmentation.scale must be two rising shares in (0, 1], got {list(scale)}")
+        if not 0.0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"augmentation.ratio must be two rising positive numbers, got {list(ratio)}")
+        for name, probability in (("flip", flip), ("erase", erase)):
+            if not 0.0 <= probability <= 1.0:
+                raise ValueError(f"augmentation.{name} must be a probability in 0..1, got {probability}")
+        if interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"augmentation.interpolation must be 'bilinear' or 'bicubic', got {interpolation!r}")
+        self.scale, self.ratio = tuple(scale), tuple(ratio)
+        self.interpolation: Interpolation = interpolation
+        self.flip, self.erase = flip, erase
+
+    def crop_batch(
+        self, images: UInt8[Tensor, "b c height width"], keys: Int[Tensor, " b"], size: tuple[int, int]
+    ) -> Float[Tensor, "b c new_height new_width"]:
+        """Crops and flips images of one size; returns floats in 0..255."""
+        boxes, flipped = self._draw(keys, images.shape[2], images.shape[3])
+        return resize_boxes(images.float(), boxes, size, self.interpolation, flipped)
+
+    def crop_image(
+        self, image: UInt8[Tensor, "c height width"], key: Int[Tensor, " 1"], size: tuple[int, int]
+    ) -> UInt8[Tensor, "c new_height new_width"]:
+        """Crops and flips one image of any size to whole values 0..255, ready to be sent to the device."""
+        boxes, flipped = self._draw(key, image.shape[1], image.shape[2])
+        top, left, height, width = (int(side) for side in boxes)
+        crop = TF.resized_crop(
+            image, top, left, height, width, list(size), InterpolationMode(self.interpolation), antialias=True
+        )
+        return TF.horizontal_flip(crop) if bool(flipped) else crop
+
+    def erase_batch(
+        self, images: Float[Tensor, "b c height width"], keys: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c height width"]:
+        """Replaces one box by standard normal noise in a share `erase` of the normalised images."""
+        if self.erase == 0.0:
+            return images
+        _, channels, height, width = images.shape
+        draws = keyed_uniform(keys ^ 1, 1 + _ERASE_ATTEMPTS * _DRAWS_PER_ATTEMPT)
+        boxes, _ = _draw_boxes(draws[:, 1:], height, width, _ERASE_AREA, _ERASE_ASPECT)
+        rows = torch.arange(height, device=images.device)
+        cols = torch.arange(width, device=images.device)
+        in_rows = (rows >= boxes.top[:, None]) & (rows < (boxes.top + boxes.height)[:, None])
+        in_cols = (cols >= boxes.left[:, None]) & (cols < (boxes.left + boxes.width)[:, None])
+        chosen = draws[:, 0] < self.erase
+        inside = in_rows[:, :, None] & in_cols[:, None, :] & chosen[:, None, None]
+        noise = _keyed_normal(keys ^ 2, channels * height * width).view_as(images)
+        return torch.where(inside[:, None], noise, images)
+
+    def _draw(self, keys: Int[Tensor, " b"], height: int, width: int) -> tuple[Boxes, Bool[Tensor, " b"]]:
+        draws = keyed_uniform(keys, 1 + _CROP_ATTEMPTS * _DRAWS_PER_ATTEMPT)
+        boxes, fits = _draw_boxes(draws[:, 1:], height, width, self.scale, self.ratio)
+        fallback = _centred_box(height, width, self.ratio)
+        boxes = Boxes(*(torch.where(fits, side, whole) for side, whole in zip(boxes, fallback, strict=True)))
+        return boxes, draws[:, 0] < self.flip
+
+
+def resize_and_centre_crop(
+    image: UInt8[Tensor, "*b c height width"], size: tuple[int, int], crop_share: float
+) -> UInt8[Tensor, "*b c new_height new_width"]:
+    """Prepares an image, or a batch of one size, for evaluation: resize until a centred crop of `size` is `crop_share` of it, bicubic.
+
+    With the usual 0.875 and 224 px the short side becomes 256.
+    """
+    target = [int(side / crop_share) for side in size]
+    height, width = image.shape[-2:]
+    factor = max(target[0] / height, target[1] / width)
+    resized = [max(size[0], round(height * factor)), max(size[1], round(width * factor))]
+    if resized != [height, width]:
+        image = TF.resize(image, resized, InterpolationMode.BICUBIC, antialias=True)
+    return TF.center_crop(image, list(size))
+
+
+def resize_boxes(
+    images: Float[Tensor, "b c height width"],
+    boxes: Boxes,
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    flipped: Bool[Tensor, " b"],
+) -> Float[Tensor, "b c new_height new_width"]:
+    """Cuts one box an image and resizes it with antialiasing, as two matrix products for the whole batch.
+
+    Equals torchvision's `resized_crop` of each image up to float rounding; values stay in 0..255.
+    """
+    rows = _resize_weights(boxes.top, boxes.height, images.shape[2], size[0], interpolation)
+    cols = _resize_weights(boxes.left, boxes.width, images.shape[3], size[1], interpolation)
+    cols = torch.where(flipped[:, None, None], cols.flip(1), cols)
+    resized = rows[:, None] @ images @ cols[:, None].transpose(2, 3)
+    return resized.clamp_(0.0, 255.0)
+
+
+def _draw_boxes(
+    draws: Float[Tensor, "b n"],
+    height: int,
+    width: int,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+) -> tuple[Boxes, Bool[Tensor, " b"]]:
+    """Takes the first attempt that fits; the second result tells where one did."""
+    area, aspect, top, left = draws.view(len(draws), -1, _DRAWS_PER_ATTEMPT).unbind(2)
+    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
+    log_ratio = math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * aspect
+    widths = (area * log_ratio.exp()).sqrt().round().long()
+    heights = (area / log_ratio.exp()).sqrt().round().long()
+    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
+    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
+    heights, widths = heights.gather(1, first).squeeze(1), widths.gather(1, first).squeeze(1)
+    top, left = top.gather(1, first).squeeze(1), left.gather(1, first).squeeze(1)
+    boxes = Boxes(
+        top=(top * (height - heights + 1)).long(),
+        left=(left * (width - widths + 1)).long(),
+        height=heights,
+        width=widths,
+    )
+    return boxes, fits.any(dim=1)
+
+
+def _centred_box(height: int, width: int, ratio: Sequence[float]) -> tuple[int, int, int, int]:
+    box_height, box_width = height, width
+    if width / height < ratio[0]:
+        box_height = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        box_width = round(height * ratio[1])
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _resize_weights(
+    start: Int[Tensor, " b"], length: Int[Tensor, " b"], source: int, target: int, interpolation: Interpolation
+) -> Float[Tensor, "b {target} {source}"]:
+    """Weights of each source pixel in each target pixel along one axis; pixels outside the box weigh nothing."""
+    scale = length.float() / target
+    stretch = scale.clamp(min=1.0)[:, None, None]  # antialiasing widens the kernel when shrinking
+    centres = (torch.arange(target, device=start.device) + 0.5) * scale[:, None]  # in the box
+    pixels = torch.arange(source, device=start.device) - start[:, None] + 0.5
+    distance = (pixels[:, None, :] - centres[:, :, None]) / stretch
+    weights = _cubic(distance) if interpolation == "bicubic" else F.relu(1.0 - distance.abs())
+    inside = (pixels > 0) & (pixels < length[:, None])
+    weights = weights * inside[:, None, :]
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def _cubic(distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Keys' cubic kernel with a = -0.5, which Pillow and torch use when antialiasing."""
+    d = distance.abs()
+    near = (1.5 * d - 2.5) * d * d + 1.0
+    far = ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
+    return torch.where(d < 1.0, near, torch.where(d < 2.0, far, torch.zeros_like(d)))
+
+
+def _keyed_normal(keys: Int[Tensor, " b"], count: int) -> Float[Tensor, "b {count}"]:
+    half = (count + 1) // 2
+    radius, angle = keyed_uniform(keys, 2 * half).split(half, dim=1)
+    radius = (-2.0 * torch.log1p(-radius)).sqrt()
+    return torch.cat([radius * (math.tau * angle).cos(), radius * (math.tau * angle).sin()], dim=1)[:, :count]

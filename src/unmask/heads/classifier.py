@@ -1,0 +1,25 @@
+"""The classifier that fine-tuning puts on a backbone."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class LinearClassifier(nn.Module):
+    """One linear layer on the pooled features.
+
+    Args:
+        in_features: Width of the pooled features.
+        num_classes: Number of classes.
+        weight_std: Deviation of the truncated normal the weights start from: 0.02 in SimMIM and training from
+            scratch, 2e-5 in MAE's fine-tuning. The bias starts at 0.
+    """
+
+    def __init__(self, *, in_features: int, num_classes: int, weight_std: float = 0.02) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, num_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=weight_std)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
+        logits: Tensor = self.linear(pooled)
+        return logits

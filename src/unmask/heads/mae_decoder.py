@@ -1,0 +1,76 @@
+"""MAE's transformer decoder."""
+
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from unmask.positions import sincos_positions
+
+
+class MAEDecoder(nn.Module):
+    """Predicts the pixels of every patch from the encoded visible ones (MAE sec. 3, 512 wide and 8 blocks deep).
+
+    Args:
+        encoder_dim: Width of the encoder's tokens.
+        num_prefix_tokens: Tokens in front of the encoder's patches; they are decoded too and then dropped.
+        grid: Patches of an image, (rows, cols).
+        patch_size: Pixels; a prediction holds `3 * patch_size**2` numbers, channel fastest.
+        embed_dim, depth, num_heads: The decoder's own width, blocks and heads (Table 1).
+
+    Raises:
+        ValueError: The width does not split into the heads, or is not a multiple of 4 (positions).
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder_dim: int,
+        num_prefix_tokens: int,
+        grid: tuple[int, int],
+        patch_size: int,
+        embed_dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"decoder embed_dim {embed_dim} does not split into num_heads {num_heads}")
+        norm_layer = partial(nn.LayerNorm, eps=1e-6)
+        self.embed = nn.Linear(encoder_dim, embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        positions = sincos_positions(embed_dim, grid, num_prefix_tokens=num_prefix_tokens)
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)  # stored in checkpoints, as upstream
+        self.blocks = nn.Sequential(
+            *(Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
+        )
+        self.norm = norm_layer(embed_dim)
+        self.predict = nn.Linear(embed_dim, 3 * patch_size**2)
+        self.apply(_initialise_linear)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self, encoded: Float[Tensor, "b prefix_plus_k d"], visible: Int[Tensor, "b k"]
+    ) -> Float[Tensor, "b n pixels"]:
+        """Puts mask tokens in the hidden places, decodes, and predicts all n patches.
+
+        Args:
+            encoded: The class token, then the visible patches in the order of `visible`.
+            visible: Their row-major indices.
+        """
+        tokens = self.embed(encoded)
+        num_prefix = tokens.shape[1] - visible.shape[1]
+        num_patches = self.pos_embed.shape[1] - num_prefix
+        patches = self.mask_token.to(tokens.dtype).expand(len(tokens), num_patches, -1)
+        patches = patches.scatter(1, visible[..., None].expand(-1, -1, tokens.shape[2]), tokens[:, num_prefix:])
+        tokens = torch.cat([tokens[:, :num_prefix], patches], dim=1) + self.pos_embed
+        prediction: Tensor = self.predict(self.norm(self.blocks(tokens))[:, num_prefix:])
+        return prediction
+
+
+def _initialise_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,22 @@
+"""SimMIM's one-layer prediction head."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class PixelShuffleHead(nn.Module):
+    """Predicts every pixel of a cell from the cell's features: a 1x1 convolution, then a pixel shuffle (SimMIM sec. 3.3).
+
+    Args:
+        in_channels: Width of the feature map.
+        stride: Pixels along the side of a cell; the prediction is that many times larger than the map.
+    """
+
+    def __init__(self, *, in_channels: int, stride: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(in_channels, 3 * stride**2, kernel_size=1)
+        self.shuffle = nn.PixelShuffle(stride)  # channel slowest, unlike `unmask.patches.patchify`
+
+    def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 height width"]:
+        prediction: Tensor = self.shuffle(self.project(features))
+        return prediction

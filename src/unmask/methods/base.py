@@ -1,0 +1,99 @@
+"""What every masked-image-modelling method has in common."""
+
+from abc import ABC, abstractmethod
+from typing import Any, final
+
+from jaxtyping import Float, Int
+from lightning import LightningModule
+from torch import Tensor
+
+from unmask.backbones.attention import prefer_fast_attention
+from unmask.backbones.base import MaskedBackbone
+from unmask.masking.base import MaskGenerator
+from unmask.optim.configure import configure_optimizer
+from unmask.optim.param_groups import decay_groups
+from unmask.patches import PatchMask
+from unmask.randomness import sample_keys
+from unmask.types import ImageBatch, Images, MethodOutput, OptimizerFactory, ScheduleFactory
+
+
+class Method(LightningModule, ABC):
+    """A method draws masks, computes its paper's loss and names its terms; this class does the rest.
+
+    Args:
+        backbone: What is pre-trained and kept.
+        mask_generator: Draws the masks, keyed by (seed, epoch, sample) in training and by (seed, sample) in
+            validation, whose loss is therefore comparable from epoch to epoch.
+        optimizer: Completed with parameter groups.
+        schedule: Completed with the optimizer and the number of steps.
+        seed: Key of the masks.
+
+    Raises:
+        ValueError: The masks do not fit the backbone's images.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: MaskedBackbone,
+        mask_generator: MaskGenerator,
+        optimizer: OptimizerFactory,
+        schedule: ScheduleFactory,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mask_generator = mask_generator
+        self.optimizer_factory = optimizer
+        self.schedule_factory = schedule
+        self.seed = seed
+
+    @abstractmethod
+    def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+        """Computes the loss; with a mask given nothing is random but the backbone's own stochastic depth."""
+
+    @property
+    def exported_backbone(self) -> MaskedBackbone:
+        """The backbone whose weights are worth keeping."""
+        return self.backbone
+
+    @property
+    def prediction_note(self) -> str:
+        """What a reader of the reconstructions must know; empty if they are what the network put out."""
+        return ""
+
+    @final
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Float[Tensor, ""]:
+        output = self(batch.image, self._mask(batch, "train-mask", self.current_epoch))
+        terms = {f"train/{name}": term.detach() for name, term in output.terms.items()}
+        self.log_dict({"train/loss": output.loss.detach(), **terms}, batch_size=len(batch.image))
+        return output.loss
+
+    @final
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        self._log_held_out("val", batch)
+
+    @final
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        self._log_held_out("test", batch)
+
+    @final
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        return configure_optimizer(self, decay_groups(self), self.optimizer_factory, self.schedule_factory)
+
+    @final
+    def on_fit_start(self) -> None:
+        is_bfloat16 = str(self.trainer.precision).startswith("bf16")
+        prefer_fast_attention(self, device=self.device, is_bfloat16=is_bfloat16)
+
+    def held_out_mask(self, images: Images, index: Int[Tensor, " b"]) -> PatchMask:
+        """Draws the masks under which held-out images are always judged and drawn."""
+        return self.mask_generator(images, sample_keys(self.seed, "held-out-mask", 0, index))
+
+    def _mask(self, batch: ImageBatch, stream: str, epoch: int) -> PatchMask:
+        return self.mask_generator(batch.image, sample_keys(self.seed, stream, epoch, batch.index))
+
+    def _log_held_out(self, split: str, batch: ImageBatch) -> None:
+        output = self(batch.image, self.held_out_mask(batch.image, batch.index))
+        terms = {f"{split}/{name}": term for name, term in output.terms.items()}
+        self.log_dict({f"{split}/loss": output.loss, **terms}, batch_size=len(batch.image), sync_dist=True)

@@ -1,0 +1,97 @@
+"""MAE: masked autoencoders."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unmask.backbones.base import VisibleTokenBackbone
+from unmask.heads.mae_decoder import MAEDecoder
+from unmask.losses.masked import masked_mean
+from unmask.methods.base import Method
+from unmask.patches import PatchMask, patchify, unpatchify
+from unmask.targets.pixels import normalise_patches, restore_patches
+from unmask.types import Images, MethodOutput
+
+
+class MAE(Method):
+    """Encodes the visible patches alone and decodes the pixels of the hidden ones (arXiv:2111.06377).
+
+    Terms:
+        pixel_mse: Mean squared error over the hidden patches (sec. 3), against each patch normalised by its own mean
+            and deviation where `normalise_targets` (sec. 4.1, "w/ norm"), weight 1.
+
+    Differs:
+        - Visible patches enter the encoder in row-major order, not shuffled: attention does not depend on it.
+        - Class and mask token are not weight-decayed; the official code decays them.
+
+    Args:
+        backbone: A backbone that can skip hidden tokens: ViT.
+        decoder: Completed with the encoder's width and the geometry of its patches.
+        normalise_targets: Per-patch normalisation of the target; on in every released model.
+        shared: See `Method`; the mask unit must be the backbone's patch.
+
+    Raises:
+        ValueError: The backbone cannot skip tokens, or the mask unit is not its patch.
+    """
+
+    backbone: VisibleTokenBackbone
+
+    def __init__(
+        self,
+        *,
+        backbone: VisibleTokenBackbone,
+        decoder: Callable[..., MAEDecoder],
+        normalise_targets: bool = True,
+        **shared: Any,
+    ) -> None:
+        if not hasattr(backbone, "forward_visible"):
+            raise ValueError(
+                "method=mae leaves hidden tokens out, which only a ViT can do; use model=vit_tiny or another vit, "
+                "or method=simmim with this backbone"
+            )
+        super().__init__(backbone=backbone, **shared)
+        self.normalise_targets = normalise_targets
+        rows, cols = (side // backbone.patch_size for side in backbone.image_size)
+        self.grid = (rows, cols)
+        self.decoder = decoder(
+            encoder_dim=backbone.embed_dim,
+            num_prefix_tokens=backbone.num_prefix_tokens,
+            grid=self.grid,
+            patch_size=backbone.patch_size,
+        )
+        backbone.initialise_as_mae()
+        self._require_own_patches(self.mask_generator(torch.empty(1, 3, *backbone.image_size)))
+
+    def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+        mask = self.mask_generator(images) if mask is None else mask
+        self._require_own_patches(mask)
+        predicted = self.predict_patches(images, mask)
+
+        patches = patchify(images.float(), mask.patch_size)
+        target = normalise_patches(patches) if self.normalise_targets else patches
+        pixel_mse = masked_mean((predicted - target).square(), mask.masked.flatten(1).unsqueeze(2))
+        pixels = restore_patches(predicted, like=patches) if self.normalise_targets else predicted
+        prediction = unpatchify(pixels, mask.patch_size, self.grid)
+        return MethodOutput(loss=pixel_mse, terms={"pixel_mse": pixel_mse}, mask=mask, prediction=prediction)
+
+    def predict_patches(self, images: Images, mask: PatchMask) -> Float[Tensor, "b n d"]:
+        """Predicts all patches in float32, in the space of the target, channel fastest."""
+        visible = mask.visible_indices()
+        predicted: Tensor = self.decoder(self.backbone.forward_visible(images, visible), visible)
+        return predicted.float()
+
+    @property
+    def prediction_note(self) -> str:
+        if not self.normalise_targets:
+            return ""
+        return "predictions are shown with the true mean and deviation of each patch"
+
+    def _require_own_patches(self, mask: PatchMask) -> None:
+        if mask.patch_size != self.backbone.patch_size:
+            raise ValueError(
+                f"MAE hides whole patches of its backbone: mask unit is {mask.patch_size} px, patches are "
+                f"{self.backbone.patch_size} px; set method.mask_generator.patch_size={self.backbone.patch_size}"
+            )

@@ -1,0 +1,64 @@
+"""SimMIM: a simple framework for masked image modelling."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from unmask.heads.pixel_shuffle import PixelShuffleHead
+from unmask.losses.masked import masked_mean
+from unmask.methods.base import Method
+from unmask.patches import PatchMask
+from unmask.types import Images, MethodOutput
+
+
+class SimMIM(Method):
+    """Predicts the raw pixels of hidden patches with one linear layer (arXiv:2111.09886).
+
+    Hidden tokens are replaced by a learned mask token as they enter the backbone (sec. 3.1), which sees full-length
+    sequences; the head turns each cell of the last feature map into pixels (sec. 3.3).
+
+    Terms:
+        pixel_l1: Mean absolute error over hidden pixels of the normalised image (sec. 3.4), weight 1.
+
+    Differs:
+        - The denominator is the number of hidden values; the official code adds 1e-5 to it (below 1e-9 relative).
+        - On ViT the backbone is timm's, with absolute positions, not BEiT's with shared relative biases; the mask
+          token enters before positions are added, as upstream.
+        - The gradient is clipped once an optimizer step; the official code clips at every accumulation step.
+
+    Args:
+        head: Completed with the width and stride of the backbone's last stage.
+        shared: See `Method`.
+    """
+
+    def __init__(self, *, head: Callable[..., PixelShuffleHead], **shared: Any) -> None:
+        super().__init__(**shared)
+        last = self.backbone.stages[-1]
+        self.head = head(in_channels=last.channels, stride=last.stride)
+        self.mask_token = nn.Parameter(torch.empty(self.backbone.stages[0].channels))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self._hidden_tokens(self.mask_generator(torch.empty(1, 3, *self.backbone.image_size)))
+
+    def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+        mask = self.mask_generator(images) if mask is None else mask
+        masked = self._hidden_tokens(mask)
+
+        def insert_mask_token(stage: int, tokens: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+            return torch.where(masked, self.mask_token.to(tokens.dtype), tokens) if stage == 0 else tokens
+
+        prediction = self.head(self.backbone.forward_features(images, insert_mask_token)[-1]).float()
+        pixel_l1 = masked_mean(F.l1_loss(prediction, images, reduction="none"), mask.at_pixels())  # sec. 3.4
+        return MethodOutput(loss=pixel_l1, terms={"pixel_l1": pixel_l1}, mask=mask, prediction=prediction)
+
+    def _hidden_tokens(self, mask: PatchMask) -> Tensor:
+        stride = self.backbone.stages[0].stride
+        if mask.patch_size % stride:
+            raise ValueError(
+                f"mask unit of {mask.patch_size} px is not a whole number of the backbone's {stride} px tokens; "
+                f"use a multiple of {stride}"
+            )
+        return mask.at_stride(stride).unsqueeze(-1)

@@ -1,0 +1,53 @@
+"""Which parameters decay, and how fast each depth learns."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+_NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Tells whether weight decay applies: not to vectors, biases, tokens, positions and tables of relative positions.
+
+    Differs: MAE decays its class and mask tokens during pre-training, SimMIM does not; here neither is decayed.
+    """
+    return parameter.ndim > 1 and not any(part in name for part in _NEVER_DECAYED)
+
+
+def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Sorts the trainable parameters into one decayed and one undecayed group for an optimizer."""
+    return layer_decay_groups(module, layer_id=lambda _: 0, num_layers=0, layer_decay=1.0, lr=None)
+
+
+def layer_decay_groups(
+    module: nn.Module, *, layer_id: Callable[[str], int], num_layers: int, layer_decay: float, lr: float | None
+) -> list[dict[str, Any]]:
+    """Groups parameters by depth and decay; depth i learns at `lr * layer_decay ** (num_layers - i)`.
+
+    The rate is written into each group as `lr`, never as timm's `lr_scale`, which timm's own schedulers would apply a
+    second time.
+
+    Args:
+        module: Its trainable parameters are grouped.
+        layer_id: Depth of a parameter by name, 0 .. num_layers (`MaskedBackbone.layer_id`).
+        num_layers: The depth that learns at the full rate.
+        layer_decay: Factor from one depth to the next shallower, in (0, 1].
+        lr: Peak rate of the deepest group; None leaves the optimizer's own, and then `layer_decay` must be 1.
+    """
+    if not 0.0 < layer_decay <= 1.0:
+        raise ValueError(f"layer_decay must lie above 0 and at most 1, got {layer_decay}")
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            groups[layer_id(name), is_decayed(name, parameter)].append(parameter)
+    return [
+        {
+            "params": parameters,
+            **({} if lr is None else {"lr": lr * layer_decay ** (num_layers - depth)}),
+            **({} if decays else {"weight_decay": 0.0}),
+        }
+        for (depth, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]

@@ -1,0 +1,26 @@
+"""Fixed position embeddings, shared by encoder and decoder."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def sincos_positions(dim: int, grid: tuple[int, int], *, num_prefix_tokens: int = 1) -> Float[Tensor, "1 n {dim}"]:
+    """Builds MAE's 2-D sine-cosine positions; prefix tokens get the zero vector.
+
+    The first half of a vector encodes the column, the second the row; each half is the sines, then the cosines, of
+    `position * 10000**(-4k/dim)` for k = 0 .. dim/4 - 1. Computed in float64.
+
+    Raises:
+        ValueError: `dim` is not a multiple of 4.
+    """
+    if dim % 4:
+        raise ValueError(f"2-D sine-cosine positions need a width divisible by 4, got {dim}")
+    rows, cols = grid
+    frequencies = 10000.0 ** (-torch.arange(dim // 4, dtype=torch.float64) / (dim / 4))
+    row_angles = torch.arange(rows, dtype=torch.float64)[:, None] * frequencies
+    col_angles = torch.arange(cols, dtype=torch.float64)[:, None] * frequencies
+    row_codes = torch.cat([row_angles.sin(), row_angles.cos()], dim=1)[:, None].expand(rows, cols, -1)
+    col_codes = torch.cat([col_angles.sin(), col_angles.cos()], dim=1)[None].expand(rows, cols, -1)
+    patches = torch.cat([col_codes, row_codes], dim=2).flatten(0, 1)
+    return torch.cat([patches.new_zeros(num_prefix_tokens, dim), patches]).unsqueeze(0).float()

@@ -1,0 +1,51 @@
+"""The few types every room of the package shares.
+
+Axis legend, valid in every signature: `b` batch, `c` channels, `height width` pixels, `rows cols` patch grid,
+`h w` feature map, `n` tokens, `k` visible tokens, `d` embedding.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from unmask.patches import PatchMask
+
+Images = Float[Tensor, "b 3 height width"]
+
+StageEdit = Callable[[int, Float[Tensor, "b h w c"]], Float[Tensor, "b h w c"]]
+"""(stage index, tokens entering that stage) -> the tokens that enter instead. The one seam where masks meet backbones."""
+
+ParameterGroups = Iterable[Mapping[str, Any]]
+OptimizerFactory = Callable[[ParameterGroups], Optimizer]
+ScheduleFactory = Callable[..., LRScheduler]
+"""Called with `(optimizer, total_steps=..., steps_per_epoch=...)`; steps are optimizer steps."""
+
+
+class ImageBatch(NamedTuple):
+    """What a data module serves and every method reads."""
+
+    image: Images  # normalised by the data module, on device
+    label: Int[Tensor, " b"]  # class index; -1 = unlabelled
+    index: Int[Tensor, " b"]  # the sample's number in its data set: the key of its randomness
+
+
+class FeatureStage(NamedTuple):
+    """One level of a backbone's feature maps."""
+
+    channels: int
+    stride: int  # input pixels per feature-map cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOutput:
+    """What a masked-image-modelling method computes from one batch."""
+
+    loss: Float[Tensor, ""]  # what is minimised
+    terms: Mapping[str, Float[Tensor, ""]]  # unweighted, named as in the paper; logged as train/<name>
+    mask: PatchMask
+    prediction: Images | None  # in the space of ImageBatch.image; None = nothing to draw
