@@ -118,7 +118,8 @@ def _require_whole_windows(image_size: tuple[int, int], patch_size: int, window_
     if all(_fits(side, patch_size, window_size, num_stages) for side in image_size):
         return
     height, width = image_size
-    sides = [side for side in range(1, 4 * max(image_size)) if _fits(side, patch_size, window_size, num_stages)]
+    one_window = patch_size * 2 ** (num_stages - 1) * window_size
+    sides = [side for side in range(1, 2 * max(*image_size, one_window) + 1) if _fits(side, patch_size, window_size, num_stages)]
     nearest = sorted(sorted(sides, key=lambda side: abs(side - max(image_size)))[:2])
     windows = [w for w in range(2, 33) if all(_fits(side, patch_size, w, num_stages) for side in image_size)]
     window_hint = f"; at {height}x{width} window_size {_or(windows)} fits" if windows else ""

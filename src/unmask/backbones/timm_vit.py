@@ -14,6 +14,8 @@ from unmask.positions import sincos_positions
 from unmask.patches import require_whole_patches
 from unmask.types import FeatureStage, Images, StageEdit
 
+_PLAIN = "vit_tiny_patch16_224"
+
 
 class TimmViT(VisibleTokenBackbone):
     """A Vision Transformer (arXiv:2010.11929) of timm with a class token.
@@ -27,14 +29,16 @@ class TimmViT(VisibleTokenBackbone):
         patch_size: Side of a patch, pixels.
         embed_dim, depth, num_heads: Replace the values of `name`.
         positions: "sincos" fixes MAE's 2-D sine-cosine positions, "learned" trains them.
-        num_stages: Equal groups of blocks that count as stages.
+        num_stages: Equal groups of blocks that count as stages; None takes 4, or the next smaller number that divides
+            the depth.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         norm_after_pooling: Pool the patch tokens first and normalise the mean, as MAE's fine-tuning does; otherwise
             the final norm is applied to every token.
         pixel_mean, pixel_std: RGB statistics, in 0..1, its images are normalised with.
 
     Raises:
-        ValueError: The image is not whole patches, the depth not whole stages, or timm has no such model.
+        ValueError: The image is not whole patches, the depth not whole stages, timm has no such model, or it has other
+            tokens than one class token in front of the patches.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class TimmViT(VisibleTokenBackbone):
         depth: int | None = None,
         num_heads: int | None = None,
         positions: Literal["sincos", "learned"] = "sincos",
-        num_stages: int = 4,
+        num_stages: int | None = None,
         drop_path_rate: float = 0.0,
         norm_after_pooling: bool = False,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
@@ -82,7 +86,11 @@ class TimmViT(VisibleTokenBackbone):
             num_heads=num_heads,
             drop_path_rate=drop_path_rate,
         )
+        if self.vit.cls_token is None or self.vit.num_prefix_tokens != 1:
+            raise ValueError(f"{name} has no class token alone in front of its patches; use a plain ViT such as {_PLAIN}")
         self.num_blocks = len(self.vit.blocks)
+        if num_stages is None:
+            num_stages = next(count for count in (4, 3, 2, 1) if self.num_blocks % count == 0)
         if self.num_blocks % num_stages:
             raise ValueError(f"{self.num_blocks} blocks are not {num_stages} equal stages; change num_stages or depth")
         self.patch_size = patch_size

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +36,33 @@ class CIFAR10(ImageDataModule):
     Args:
         root: The folder `cifar-10-batches-py`, or the one it lies in.
         verify: Compare each file's MD5 with the official one.
-        num_val: Training images held out as validation split, drawn evenly from the classes by `seed`.
+        num_val: Training images held out as validation split, drawn evenly from the classes.
+        split_seed: Key of that draw; not the run's seed, so that runs of any seed and their evaluation agree.
         shared: See `ImageDataModule`.
 
     Raises:
         ValueError: A file is missing, differs from the official one, or holds anything but plain arrays.
     """
 
-    def __init__(self, *, root: str, verify: bool = True, num_val: int = 5000, **shared: Any) -> None:
+    holds_images_in_memory = True
+
+    def __init__(
+        self, *, root: str, verify: bool = True, num_val: int = 5000, split_seed: int = 0, **shared: Any
+    ) -> None:
         super().__init__(**shared)
         self.folder = _find_folder(Path(root).expanduser())
         self.verify = verify
         self.num_val = num_val
+        self.split_seed = split_seed
 
     def load_split(self, split: Split) -> ImageSamples:
         if split == "test":
             return self._read(["test_batch"])
         training = self._read(_TRAIN_FILES)
-        kept, held_out = hold_out(training.labels, self.num_val, seed=self.seed)
+        kept, held_out = hold_out(training.labels, self.num_val, seed=self.split_seed)
         return training.subset(kept if split == "train" else held_out)
 
-    def _read(self, names: "list[str] | tuple[str, ...]") -> InMemoryImages:
+    def _read(self, names: Sequence[str]) -> InMemoryImages:
         class_names = self._unpickle("batches.meta")["label_names"]
         batches = [self._unpickle(name) for name in names]
         pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
@@ -70,7 +77,10 @@ class CIFAR10(ImageDataModule):
                 f"{path} is not the official file (MD5 differs); download CIFAR-10 again, "
                 "or set data.verify=false if you changed it on purpose"
             )
-        loaded = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
+        try:
+            loaded = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
+        except (pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
+            raise ValueError(f"{path} cannot be read as a CIFAR-10 file: {error}") from error
         if not isinstance(loaded, dict):
             raise ValueError(f"{path} holds a {type(loaded).__name__}, expected CIFAR-10's dictionary")
         return loaded
@@ -91,7 +101,7 @@ class _PlainUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise ValueError(f"the CIFAR-10 file asks to load {module}.{name}; refused, only arrays are read")
+            raise ValueError(f"it asks to load {module}.{name}; refused, only arrays are read")
         return super().find_class(module, name)
 
 

@@ -11,7 +11,7 @@ from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.randomness import sample_keys
 
 
-def augmentation_keys(seed: int, epoch: int, index: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+def augmentation_keys(seed: int, epoch: int | Int[Tensor, " b"], index: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
     """The keys of all augmentation draws of these samples in this epoch."""
     return sample_keys(seed, "augmentation", epoch, index)
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
 from unmask.data.sampler import KeyedBatchSampler
-from unmask.data.samples import ImageCrop, ImageSamples, LoaderSamples, RawBatch
+from unmask.data.samples import ImageCrop, ImageSamples, LoaderSamples, RawBatch, SampleKey
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.types import ImageBatch
 
@@ -31,13 +31,15 @@ class ImageDataModule(LightningDataModule, ABC):
         augmentation: Applied to training images.
         global_batch_size: Images an optimizer step takes over all devices and accumulated batches.
         num_workers: Decoding processes a device; unused for images in memory.
-        seed: Key of the order, the augmentation and the split.
+        seed: Key of the order and the augmentation.
         eval_crop_share: Side of the centred crop as a share of the resized image, in evaluation.
 
     Raises:
         ValueError: A value is out of range; when loaders are built, the batch does not divide among the devices or
             is larger than the data set.
     """
+
+    holds_images_in_memory: ClassVar[bool]  # then batches arrive uncropped: whole batches are faster to crop
 
     def __init__(
         self,
@@ -107,6 +109,14 @@ class ImageDataModule(LightningDataModule, ABC):
         crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
         return self._loader(self.samples(split), crop, self._device_batch_size(), is_training=False)
 
+    def held_out_images(self, count: int) -> ImageBatch:
+        """Reads up to `count` validation images, spread evenly over the split; always the same ones."""
+        samples = self.samples("val")
+        count = min(count, len(samples))
+        keys = [SampleKey(0, position * len(samples) // count) for position in range(count)]
+        crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
+        return self.finish(samples.read(keys, crop), augmented=False)
+
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> ImageBatch:
         return self.finish(batch, augmented=self.trainer is not None and self.trainer.training)
 
@@ -114,9 +124,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """Does what is left for the device: crops images from memory, normalises, erases boxes in training."""
         images: Tensor = batch.image
         keys = augmentation_keys(self.seed, batch.epoch, batch.index)
-        if self.samples("train").is_cropped_on_device and augmented:
+        if self.holds_images_in_memory and augmented:
             images = self.augmentation.crop_batch(images, keys, self.image_size)
-        elif self.samples("train").is_cropped_on_device:
+        elif self.holds_images_in_memory:
             images = resize_and_centre_crop(images, self.image_size, self.eval_crop_share)
         images = self.normalise(images.float() / 255.0)
         if augmented:
@@ -132,7 +142,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _loader(
         self, samples: ImageSamples, crop: ImageCrop, batch_size: int, *, is_training: bool
     ) -> DataLoader[RawBatch]:
-        num_workers = 0 if samples.is_cropped_on_device else self.num_workers
+        num_workers = 0 if self.holds_images_in_memory else self.num_workers
         sampler = KeyedBatchSampler(
             num_samples=len(samples),
             device_batch_size=batch_size,

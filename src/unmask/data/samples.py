@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int, UInt8
@@ -37,12 +37,10 @@ class ImageSamples(ABC):
     Attributes:
         labels: Class of each image, -1 where there is none.
         class_names: Names in the order of the labels; empty without labels.
-        is_cropped_on_device: Whether batches arrive uncropped because whole batches are faster to crop.
     """
 
     labels: Int[Tensor, " n"]
     class_names: tuple[str, ...]
-    is_cropped_on_device: ClassVar[bool]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,8 +60,6 @@ class ImageSamples(ABC):
 
 class InMemoryImages(ImageSamples):
     """Small images of one size, kept as one uint8 tensor."""
-
-    is_cropped_on_device = True
 
     def __init__(
         self, images: UInt8[Tensor, "n 3 height width"], labels: Int[Tensor, " n"], class_names: Sequence[str]
@@ -88,8 +84,6 @@ class ImageFiles(ImageSamples):
         labels, class_names: See `ImageSamples`.
         decode: Reads a file as RGB; raises a ValueError that names the file.
     """
-
-    is_cropped_on_device = False
 
     def __init__(
         self,

@@ -96,12 +96,12 @@ class Augmentation:
             return images
         _, channels, height, width = images.shape
         draws = keyed_uniform(keys ^ 1, 1 + _ERASE_ATTEMPTS * _DRAWS_PER_ATTEMPT)
-        boxes, _ = _draw_boxes(draws[:, 1:], height, width, _ERASE_AREA, _ERASE_ASPECT)
+        boxes, fits = _draw_boxes(draws[:, 1:], height, width, _ERASE_AREA, _ERASE_ASPECT)
         rows = torch.arange(height, device=images.device)
         cols = torch.arange(width, device=images.device)
         in_rows = (rows >= boxes.top[:, None]) & (rows < (boxes.top + boxes.height)[:, None])
         in_cols = (cols >= boxes.left[:, None]) & (cols < (boxes.left + boxes.width)[:, None])
-        chosen = draws[:, 0] < self.erase
+        chosen = fits & (draws[:, 0] < self.erase)
         inside = in_rows[:, :, None] & in_cols[:, None, :] & chosen[:, None, None]
         noise = _keyed_normal(keys ^ 2, channels * height * width).view_as(images)
         return torch.where(inside[:, None], noise, images)

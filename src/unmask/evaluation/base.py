@@ -1,26 +1,62 @@
 """What an evaluation takes and returns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
-from lightning import LightningDataModule, LightningModule, Trainer
+from jaxtyping import Int
+from lightning import LightningModule, Trainer
+from torch import Tensor
 
 from unmask.backbones.base import MaskedBackbone
+from unmask.types import ImageBatch
 
 MakeTrainer = Callable[..., Trainer]
 """Builds the run's Trainer; keyword arguments replace the configured ones."""
+
+Split = Literal["train", "val", "test"]
+
+
+@runtime_checkable
+class EvaluationSamples(Protocol):
+    """The labels of a split, known before any image is read."""
+
+    labels: Int[Tensor, " n"]  # class index; -1 = unlabelled
+
+    def __len__(self) -> int: ...
+
+
+@runtime_checkable
+class EvaluationData(Protocol):
+    """What an evaluation asks of a data module, which is a LightningDataModule besides."""
+
+    image_size: tuple[int, int]  # height, width of the images served, pixels
+    eval_crop_share: float  # side of the centred crop as a share of the resized image
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def samples(self, split: Split) -> EvaluationSamples: ...
+
+    def evaluation_loader(self, split: Split) -> Iterable[Any]:
+        """Reads a split once, in stored order and without augmentation."""
+        ...
+
+    def finish(self, batch: Any, *, augmented: bool) -> ImageBatch:
+        """Turns a loader's batch, already on its device, into what a backbone reads."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
     """The outcome of one protocol; written as report.json."""
 
-    protocol: str  # name and every setting that changes the number, in one line
+    protocol: str  # "name: every setting that changes the number", in one line
     metrics: Mapping[str, float]  # "top1" and "top5" in percent, with "top1_ci95_low/high"
-    num_train_images: int
+    num_train_images: int  # labelled images the protocol learned from; 0 where it learns nothing
     num_test_images: int
-    settings: Mapping[str, float | int | str] = field(default_factory=dict)  # what was selected, and on which split
+    settings: Mapping[str, float | int | str] = field(default_factory=dict)
+    """What was selected ("selected"), on which split ("selected_on"), and what else a reader must know."""
 
 
 class RepresentationEvaluator(Protocol):
@@ -28,18 +64,17 @@ class RepresentationEvaluator(Protocol):
 
     baseline: bool  # whether a random backbone of the same settings is to be measured beside
 
-    def evaluate(
-        self, backbone: MaskedBackbone, data: LightningDataModule, make_trainer: MakeTrainer
-    ) -> EvalReport:
-        """Evaluates a backbone; selection uses the training split and what is held out of it, never the test split."""
+    def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
+        """Evaluates a backbone, whose weights stay as they are.
+
+        Selection uses the training split and what is held out of it, never the test split.
+        """
         ...
 
 
 class ModuleEvaluator(Protocol):
     """Measures a trained module, head and all, as it is."""
 
-    def evaluate_module(
-        self, module: LightningModule, data: LightningDataModule, make_trainer: MakeTrainer
-    ) -> EvalReport:
+    def evaluate_module(self, module: LightningModule, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         """Runs the module's own test step on the test split."""
         ...

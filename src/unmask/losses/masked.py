@@ -4,7 +4,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 
-def masked_mean(values: Float[Tensor, "b #c *where"], masked: Bool[Tensor, "b #c *where"]) -> Float[Tensor, ""]:
+def masked_mean(values: Float[Tensor, "b #c *#where"], masked: Bool[Tensor, "b #c *#where"]) -> Float[Tensor, ""]:
     """Averages `values` where `masked` is True, over the whole batch at once.
 
     Args:

@@ -1,6 +1,6 @@
 """The contract of mask generators."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
@@ -9,6 +9,7 @@ from unmask.patches import PatchMask
 from unmask.types import Images
 
 
+@runtime_checkable
 class MaskGenerator(Protocol):
     """Decides which patches of each image are hidden. Reads the images' shape and device, never their pixels."""
 

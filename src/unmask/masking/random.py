@@ -38,9 +38,11 @@ class RandomMaskGenerator:
         rows, cols = height // self.patch_size, width // self.patch_size
         num_masked = math.ceil(self.ratio * rows * cols)
         if num_masked == rows * cols:
+            largest = math.floor(1e4 * (1 - 1 / num_masked)) / 1e4
+            smaller_ratio = f"a ratio of at most {largest:g}, or " if num_masked > 1 else ""
             raise ValueError(
-                f"mask ratio {self.ratio} of {rows * cols} patches would hide them all; "
-                f"use at most {1 - 1 / (rows * cols):.4g}, or patches smaller than {self.patch_size} px"
+                f"mask ratio {self.ratio} of {num_masked} patches would hide them all; "
+                f"use {smaller_ratio}patches smaller than {self.patch_size} px"
             )
         if keys is None:
             noise = torch.rand(batch, rows * cols, device=images.device)

@@ -1,13 +1,13 @@
 """MAE: masked autoencoders."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.backbones.base import VisibleTokenBackbone
+from unmask.backbones.base import MaskedBackbone, VisibleTokenBackbone
 from unmask.heads.mae_decoder import MAEDecoder
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
@@ -42,7 +42,7 @@ class MAE(Method):
     def __init__(
         self,
         *,
-        backbone: VisibleTokenBackbone,
+        backbone: MaskedBackbone,
         decoder: Callable[..., MAEDecoder],
         normalise_targets: bool = True,
         **shared: Any,
@@ -52,6 +52,7 @@ class MAE(Method):
                 "method=mae leaves hidden tokens out, which only a ViT can do; use model=vit_tiny or another vit, "
                 "or method=simmim with this backbone"
             )
+        backbone = cast("VisibleTokenBackbone", backbone)
         super().__init__(backbone=backbone, **shared)
         self.normalise_targets = normalise_targets
         rows, cols = (side // backbone.patch_size for side in backbone.image_size)

@@ -39,6 +39,8 @@ def layer_decay_groups(
     """
     if not 0.0 < layer_decay <= 1.0:
         raise ValueError(f"layer_decay must lie above 0 and at most 1, got {layer_decay}")
+    if lr is None and layer_decay != 1.0:
+        raise ValueError(f"layer_decay={layer_decay} needs the learning rate it is to be taken of")
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:

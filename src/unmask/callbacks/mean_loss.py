@@ -1,0 +1,35 @@
+"""The training loss over an interval."""
+
+from collections.abc import Mapping
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import Tensor
+
+
+class MeanLoss:
+    """Averages this process's training loss over batches, on the loss's device until it is asked for."""
+
+    def __init__(self) -> None:
+        self._sum: Tensor | float = 0.0
+        self._count = 0
+
+    def add(self, trainer: Trainer, outputs: STEP_OUTPUT) -> None:
+        """Adds a batch; `outputs` is what Lightning hands to `on_train_batch_end`."""
+        if isinstance(outputs, Mapping):
+            # Lightning has divided the loss by the number of accumulated batches.
+            self._sum = self._sum + outputs["loss"].detach().to(torch.float32) * trainer.accumulate_grad_batches
+            self._count += 1
+
+    def take(self) -> float | None:
+        """Returns the mean of the batches since the last call; None without any."""
+        mean = float(self._sum) / self._count if self._count else None
+        self._sum, self._count = 0.0, 0
+        return mean
+
+    def state_dict(self) -> dict[str, float | int]:
+        return {"sum": float(self._sum), "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
+        self._sum, self._count = float(state["sum"]), int(state["count"])

@@ -1,0 +1,115 @@
+"""Pictures of what a method reconstructs as it learns."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from torch import nn
+
+from unmask.callbacks.panel import reconstruction_panel, reconstruction_pixels
+from unmask.callbacks.pictures import figure_pixels, save_figure
+from unmask.callbacks.readings import require_positive
+from unmask.types import ImageBatch
+
+_LOGGED_AS = "val/reconstruction"
+
+
+class ReconstructionPanel(Callback):
+    """Draws the same held-out images under the same masks as training goes on.
+
+    A picture is written to `<run directory>/panels/epoch_0010.png`, named by the epochs done, and handed to every
+    logger that takes pictures; the last one is drawn as training ends. Modules without reconstructions (no
+    `held_out_mask`, or a prediction of None) are left alone.
+
+    Args:
+        num_images: Held-out images drawn, spread evenly over the validation split.
+        every_n_epochs: Epochs between pictures.
+
+    Raises:
+        ValueError: A number is not positive; as training begins, the data module serves no held-out images.
+    """
+
+    def __init__(self, num_images: int = 8, every_n_epochs: int = 1) -> None:
+        require_positive("num_images", num_images)
+        require_positive("every_n_epochs", every_n_epochs)
+        self.num_images = num_images
+        self.every_n_epochs = every_n_epochs
+        self._batch: ImageBatch | None = None
+        self._drawn_at_step: int | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._batch, self._drawn_at_step = None, None
+        if not hasattr(pl_module, "held_out_mask"):
+            return
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(datamodule, "held_out_images"):
+            raise ValueError(
+                "reconstruction panels need a data module with held-out images, as Trainer.fit(datamodule=...) takes; "
+                "pass one, or leave ReconstructionPanel out of the callbacks"
+            )
+        self._batch = datamodule.held_out_images(self.num_images)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epochs_done = trainer.current_epoch + 1
+        if epochs_done % self.every_n_epochs == 0:
+            self._draw(trainer, pl_module, epochs_done)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._drawn_at_step:
+            self._draw(trainer, pl_module, trainer.current_epoch)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, epochs_done: int) -> None:
+        if self._batch is None:
+            return
+        self._drawn_at_step = trainer.global_step
+        # Every process computes: a sharded or distributed model waits for the others in its forward.
+        figure = _reconstruction_figure(trainer, pl_module, self._batch, epochs_done)
+        if figure is not None and trainer.is_global_zero:
+            save_figure(figure, Path(trainer.default_root_dir) / "panels" / f"epoch_{epochs_done:04d}.png")
+            _send_to_loggers(figure, trainer)
+
+
+def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, epochs_done: int) -> Figure | None:
+    precision = trainer.precision_plugin
+    images, index = batch.image.to(pl_module.device), batch.index.to(pl_module.device)
+    mask = pl_module.held_out_mask(images, index)
+    with evaluating(pl_module), torch.no_grad(), precision.forward_context():
+        prediction = trainer.model(precision.convert_input(images), mask).prediction  # type: ignore[misc]
+    if prediction is None:
+        return None
+    datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+    hidden = float(mask.masked.float().mean())
+    return reconstruction_panel(
+        reconstruction_pixels(
+            images, mask, prediction, pixel_mean=datamodule.pixel_mean, pixel_std=datamodule.pixel_std
+        ),
+        title=type(pl_module).__name__,
+        subtitle=f"epoch {epochs_done}  ·  step {trainer.global_step:,}  ·  {hidden:.0%} of each image hidden",
+        note=pl_module.prediction_note,
+    )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Puts a module in evaluation mode and gives each part back its own, so that a frozen part stays frozen."""
+    was_training = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in was_training.items():
+            part.training = training
+
+
+def _send_to_loggers(figure: Figure, trainer: Trainer) -> None:
+    pixels = figure_pixels(figure)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(_LOGGED_AS, pixels, trainer.global_step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image(key=_LOGGED_AS, images=[pixels], step=trainer.global_step)

@@ -1,0 +1,52 @@
+"""Images trained on per second."""
+
+# ruff: noqa: ARG002  (the hooks' signatures are Lightning's)
+
+from time import perf_counter
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.types import STEP_OUTPUT
+
+from unmask.callbacks.readings import ends_interval, logging_interval
+from unmask.types import ImageBatch
+
+IMAGES_PER_S = "system/images_per_s"
+
+
+class Throughput(Callback):
+    """Logs `system/images_per_s`, over all devices, every `trainer.log_every_n_steps` optimizer steps.
+
+    Counted is the time between the ends of consecutive training batches: loading and whatever else happens between
+    them is in it; validation, what is done between epochs and the process's first batch are not. The device is
+    never waited for, so a value says how fast steps were queued, which in a steady run is how fast they are done.
+    """
+
+    def __init__(self) -> None:
+        self._last_end: float | None = None
+        self._seconds = 0.0
+        self._images = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_end, self._seconds, self._images = None, 0.0, 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._leave_out_pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._leave_out_pause()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: ImageBatch, batch_idx: int
+    ) -> None:
+        now = perf_counter()
+        if self._last_end is not None:
+            self._seconds += now - self._last_end
+            self._images += len(batch.image) * trainer.world_size
+        self._last_end = now
+        if self._images and ends_interval(trainer, batch_idx, logging_interval(trainer)):
+            pl_module.log(IMAGES_PER_S, self._images / self._seconds)
+            self._seconds, self._images = 0.0, 0
+
+    def _leave_out_pause(self) -> None:
+        if self._last_end is not None:
+            self._last_end = perf_counter()

@@ -1,0 +1,268 @@
+"""Folders of images as people have them: with splits or without, with classes or without."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask.data.datamodule import ImageDataModule, Split
+from unmask.data.decoding import IMAGE_SUFFIXES, decode_image
+from unmask.data.samples import UNLABELLED, ImageFiles, ImageSamples
+from unmask.data.splits import hold_out
+
+FolderLabels = Literal["auto", "folders", "none"]
+
+_SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+_log = logging.getLogger(__name__)
+
+
+class ImageFolder(ImageDataModule):
+    """Image files below a folder, whose layout is recognised by looking.
+
+    Splits: below a folder `train` stand the training images, below `val` (or `valid`, `validation`) and `test` beside
+    it those splits. Without `train`, all of `root` is training images. **A split without a folder is held out from the
+    training images**, evenly over the classes; so if there is `val` and no `test`, `val` stays what it is and the test
+    images come from `train`. No test image is ever in another split. What is held out depends on the files and
+    `split_seed` alone, so that runs of any seed, and their evaluation, agree on it. A `root` holding nothing but one
+    folder stands for that folder.
+
+    Classes: with `labels="auto"`, images are labelled by their folder if every training image lies in exactly one
+    folder below the split and there are two such folders or more; flat and deeper layouts are unlabelled. A `val` or
+    `test` without any folder is then unlabelled too, as competitions hand it out; else it must have the classes of
+    `train`. Nested folders that happen to look like classes do no harm in pre-training.
+
+    Hidden files and folders, `__MACOSX` and files that are not named like images are ignored; links are followed.
+
+    Args:
+        root: The folder.
+        labels: "auto"; "folders": the first folder below the split is the class, at any depth; "none": no labels.
+        val_share, test_share: Share of the training images, in [0, 1), held out where the split has no folder, at
+            least one image; 0 holds none out. Ours: 0.1 each.
+        split_seed: Key of what is held out.
+        shared: See `ImageDataModule`.
+
+    Raises:
+        ValueError: A value is out of range or `root` is no folder; when a split is read, it has no image, a class
+            folder is empty, classes differ between the splits, or a link is broken or leads back to a folder above it.
+    """
+
+    holds_images_in_memory = False
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        labels: FolderLabels = "auto",
+        val_share: float = 0.1,
+        test_share: float = 0.1,
+        split_seed: int = 0,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        if labels not in get_args(FolderLabels):
+            raise ValueError(f"data.labels must be 'auto', 'folders' or 'none', got {labels!r}")
+        if not (val_share >= 0.0 and test_share >= 0.0 and val_share + test_share < 1.0):
+            raise ValueError(
+                "data.val_share and data.test_share must be shares of the training images that leave some to train "
+                f"on, got {val_share} and {test_share}"
+            )
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            problem = "is not a folder" if self.root.exists() else "does not exist"
+            raise ValueError(
+                f"data.root={root} {problem} (seen from {Path.cwd()}); set data.root to a folder of images"
+            )
+        self.labels = labels
+        self.shares: dict[Split, float] = {"test": test_share, "val": val_share}
+        self.split_seed = split_seed
+
+    def load_split(self, split: Split) -> ImageSamples:
+        has_folder = split in self._folders
+        samples = self._read_folder(split) if has_folder and split != "train" else self._divide(split)
+        classes = f"{len(samples.class_names)} classes" if samples.is_labelled else "no labels"
+        origin = self._folders[split] if has_folder else f"{self._folders['train']}, held out"
+        _log.info("%s split: %d images, %s, from %s", split, len(samples), classes, origin)
+        return samples
+
+    def _divide(self, split: Split) -> ImageFiles:
+        """Takes the splits that have no folder out of the training images."""
+        everything = self._training_images
+        missing = {name: share for name, share in self.shares.items() if share > 0.0 and name not in self._folders}
+        counts = {name: max(1, round(share * len(everything))) for name, share in missing.items()}
+        if sum(counts.values()) >= len(everything):
+            raise ValueError(
+                f"{self._folders['train']} has too few images ({len(everything)}) to hold out "
+                f"{' and '.join(f'{count} for {name}' for name, count in counts.items())}; "
+                f"set {' and '.join(f'data.{name}_share=0' for name in counts)}, or add images"
+            )
+        parts: dict[Split, ImageFiles] = {"train": everything}
+        for name, count in counts.items():  # test first, so that it does not depend on val_share
+            kept, held_out = hold_out(parts["train"].labels, count, seed=self.split_seed)
+            parts[name] = parts["train"].subset(held_out)
+            parts["train"] = parts["train"].subset(kept)
+        if split not in parts:
+            raise ValueError(
+                f"{self.root} has no {split} folder and data.{split}_share=0; "
+                f"set a share above 0, or put a folder {split} beside train"
+            )
+        return parts[split]
+
+    @cached_property
+    def _folders(self) -> dict[Split, Path]:
+        return _find_splits(self.root)
+
+    @cached_property
+    def _training_images(self) -> ImageFiles:
+        return self._read_folder("train")
+
+    @cached_property
+    def _found_training_images(self) -> "_FoundImages":
+        return _find_images(self._folders["train"])
+
+    @cached_property
+    def _class_folders(self) -> tuple[str, ...]:
+        """The classes of all splits, in the order of their labels; empty without labels."""
+        found = self._found_training_images
+        if self.labels == "none":
+            return ()
+        if self.labels == "auto" and (len(found.classes) < 2 or any(len(place) != 1 for place in found.places)):
+            return ()
+        _require_class_folders(found)
+        return found.classes
+
+    def _read_folder(self, split: Split) -> ImageFiles:
+        classes = self._class_folders
+        found = self._found_training_images if split == "train" else _find_images(self._folders[split])
+        if not classes or (self.labels == "auto" and not any(found.places)):
+            labels = torch.full((len(found.paths),), UNLABELLED)
+            return ImageFiles(found.paths, labels, (), decode=decode_image)
+        _require_class_folders(found)
+        _require_same_classes(found, classes, self._folders["train"])
+        return ImageFiles(found.paths, _number(found, classes), classes, decode=decode_image)
+
+
+class _FoundImages(NamedTuple):
+    """The images below a folder, in the order of their names."""
+
+    folder: Path
+    paths: list[str]
+    places: list[tuple[str, ...]]  # the folders between `folder` and each image
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(sorted({place[0] for place in self.places if place}))
+
+
+def _find_splits(root: Path) -> dict[Split, Path]:
+    entries = _list_visible(root)
+    subfolders = [Path(entry.path) for entry in entries if _is_folder(entry)]
+    folders: dict[Split, Path] = {}
+    for split, names in _SPLIT_NAMES.items():
+        matches = [folder for folder in subfolders if folder.name.lower() in names]
+        if len(matches) > 1:
+            raise ValueError(f"{matches[0]} and {matches[1]} are both the {split} split; keep one, or merge them")
+        if matches:
+            folders[split] = matches[0]
+    if not folders and len(entries) == 1 and entries[0].is_dir(follow_symlinks=False):
+        return _find_splits(subfolders[0])
+    if folders and "train" not in folders:
+        raise ValueError(
+            f"{root} has the folder {' and '.join(folder.name for folder in folders.values())} but no folder train; "
+            "put the training images in one"
+        )
+    return folders or {"train": root}
+
+
+def _find_images(folder: Path) -> _FoundImages:
+    ignored: Counter[str] = Counter()
+    images = list(_walk(str(folder), (), frozenset(), ignored))
+    listing = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
+    if not images:
+        raise ValueError(
+            f"no image below {folder} ({f'only {listing}' if ignored else 'no file at all'}); "
+            f"expected files named .{', .'.join(sorted(IMAGE_SUFFIXES))}"
+        )
+    if ignored:
+        _log.info("ignored %d files below %s that are not named like images: %s", ignored.total(), folder, listing)
+    return _FoundImages(folder, [path for path, _ in images], [place for _, place in images])
+
+
+def _walk(
+    folder: str, place: tuple[str, ...], above: frozenset[tuple[int, int]], ignored: Counter[str]
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yields each image with the folders that lead to it; counts the other files by the ending of their names."""
+    status = Path(folder).stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise ValueError(f"symlink cycle: {folder} leads back to a folder it lies in; remove the link")
+    for entry in _list_visible(folder):
+        _, dot, suffix = entry.name.lower().rpartition(".")
+        if _is_folder(entry):
+            yield from _walk(entry.path, (*place, entry.name), above | {identity}, ignored)
+        elif dot and suffix in IMAGE_SUFFIXES:
+            yield entry.path, place
+        else:
+            ignored[f".{suffix}" if dot else "without ending"] += 1
+
+
+def _list_visible(folder: str | Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as listing:
+            entries = [entry for entry in listing if not entry.name.startswith(".") and entry.name != "__MACOSX"]
+    except OSError as error:
+        raise ValueError(f"cannot read the folder {folder} ({error.strerror})") from error
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    if entry.is_symlink() and not Path(entry.path).exists():
+        raise ValueError(f"broken link {entry.path} -> {Path(entry.path).readlink()}; repair or remove it")
+    return entry.is_dir()
+
+
+def _require_class_folders(found: _FoundImages) -> None:
+    """Raises a ValueError unless each image lies in a class folder and each class folder holds an image."""
+    for path, place in zip(found.paths, found.places, strict=True):
+        if not place:
+            raise ValueError(
+                f"{path} lies in no class folder of {found.folder}; move it into one, or set data.labels=none"
+            )
+    subfolders = [entry.name for entry in _list_visible(found.folder) if _is_folder(entry)]
+    empty = sorted(set(subfolders) - set(found.classes))
+    if empty:
+        raise ValueError(
+            f"no image in {_enumerate(empty)} of {found.folder}, which would be a class; "
+            "add its images, remove it, or set data.labels=none"
+        )
+
+
+def _require_same_classes(found: _FoundImages, classes: tuple[str, ...], train: Path) -> None:
+    here, there = set(found.classes) - set(classes), set(classes) - set(found.classes)
+    if here or there:
+        raise ValueError(
+            f"the classes differ: {_enumerate(here)} only in {found.folder}, {_enumerate(there)} only in {train}; "
+            "give both the same class folders, or set data.labels=none"
+        )
+
+
+def _number(found: _FoundImages, classes: tuple[str, ...]) -> Int[Tensor, " n"]:
+    numbers = {name: number for number, name in enumerate(classes)}
+    return torch.tensor([numbers[place[0]] for place in found.places])
+
+
+def _enumerate(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 5} more" if len(ordered) > 5 else ""
+    return ", ".join(map(repr, ordered[:5])) + more if ordered else "none"

@@ -1,0 +1,56 @@
+"""Accuracy in percent and how far chance in the choice of test images may move it."""
+
+import math
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_NORMAL_QUANTILE = 1.959964  # 97.5 %
+
+
+def count_hits(scores: Float[Tensor, "b classes"], labels: Int[Tensor, " b"], rank: int = 1) -> Int[Tensor, ""]:
+    """Counts the images whose class is among the `rank` best scored; a score that is not finite never hits.
+
+    Of equal scores the lower class wins for `rank` 1.
+    """
+    if rank == 1:
+        best, classes = scores.max(dim=1, keepdim=True)
+    else:
+        best, classes = scores.topk(rank, dim=1)
+    return ((classes == labels[:, None]) & best.isfinite()).any(dim=1).sum()
+
+
+def reported_ranks(num_classes: int) -> tuple[int, ...]:
+    """Chooses top-1 and top-5, the latter only where it says something."""
+    return (1, 5) if num_classes > 5 else (1,)
+
+
+def accuracy_metrics(scores: Float[Tensor, "b classes"], labels: Int[Tensor, " b"]) -> dict[str, float]:
+    """Measures top-1 with its interval and, from more than five classes on, top-5, in percent."""
+    num_images, num_classes = scores.shape
+    hits = {rank: int(count_hits(scores, labels, rank)) for rank in reported_ranks(num_classes)}
+    accuracies = {f"top{rank}": 100.0 * count / num_images for rank, count in hits.items()}
+    return accuracies | top1_interval(accuracies["top1"], num_images)
+
+
+def top1_interval(top1: float, num_images: int) -> dict[str, float]:
+    """Names the 95 % interval of a top-1 accuracy, all in percent."""
+    low, high = wilson_interval(round(top1 / 100.0 * num_images), num_images)
+    return {"top1_ci95_low": 100.0 * low, "top1_ci95_high": 100.0 * high}
+
+
+def wilson_interval(hits: int, num_images: int) -> tuple[float, float]:
+    """Bounds the share of hits with 95 % confidence (Wilson, 1927).
+
+    It covers the choice of test images alone; repeated training spreads further. With p the share, n the images and
+    z the quantile: `(p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n)`.
+
+    Raises:
+        ValueError: There is no image, or more hits than images.
+    """
+    if not 0 <= hits <= num_images or num_images == 0:
+        raise ValueError(f"an interval needs at least one image and no more hits than images, got {hits}/{num_images}")
+    share, shrink = hits / num_images, _NORMAL_QUANTILE**2 / num_images
+    spread = math.sqrt(shrink * share * (1.0 - share) + shrink**2 / 4)
+    centre = share + shrink / 2
+    return max(0.0, (centre - spread) / (1.0 + shrink)), min(1.0, (centre + spread) / (1.0 + shrink))

@@ -1,0 +1,85 @@
+"""What notebooks and other programs call; `import unmask` offers these by name."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from lightning import LightningModule
+from torch import Tensor
+
+from unmask.backbones.base import MaskedBackbone
+from unmask.callbacks.panel import Reconstruction, reconstruction_pixels
+from unmask.methods.base import Method
+from unmask.runtime.builders import build, build_method as build_configured
+from unmask.runtime.config import compose_config
+from unmask.types import Images
+
+Pool = Literal["mean"]
+
+
+def build_method(overrides: Sequence[str]) -> LightningModule:
+    """Builds a method with random weights from what one would type after `run.py`.
+
+    Args:
+        overrides: Such as `["method=mae", "model=vit_tiny", "image_size=224"]`.
+    """
+    config = compose_config("run", overrides)
+    return build_configured(config.method, build(config.data))
+
+
+def extract_features(backbone: MaskedBackbone, images: Images, pool: Pool = "mean") -> Float[Tensor, "b d"]:
+    """Computes the features of full images that every evaluation reads.
+
+    Args:
+        backbone: Put in eval mode and left there.
+        images: RGB in 0..1 of the backbone's `image_size`; normalised inside.
+        pool: "mean" averages the final tokens.
+
+    Raises:
+        ValueError: The images have another size or another range, or the pooling is unknown.
+    """
+    if pool != "mean":
+        raise ValueError(f"pool must be 'mean', got {pool!r}")
+    with torch.inference_mode():
+        return backbone.eval().forward_pooled(_normalise(backbone, images)).float()
+
+
+def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction:
+    """Hides patches of images and lets a method complete them.
+
+    Args:
+        method: Put in eval mode and left there.
+        images: RGB in 0..1 of the backbone's `image_size`; normalised inside.
+        seed: Key of the masks.
+
+    Returns:
+        Image, masked input, prediction and composite in 0..1, and the mask. Where a method predicts patches
+        normalised by their own statistics (MAE), the true ones are put back (`method.prediction_note`).
+
+    Raises:
+        ValueError: As `extract_features`, or the method predicts no pixels.
+    """
+    backbone = method.exported_backbone
+    normalised = _normalise(backbone, images)
+    method.eval()
+    mask = method.mask_generator(normalised, torch.arange(len(images), device=images.device) + (seed << 32))
+    with torch.inference_mode():
+        prediction = method(normalised, mask).prediction
+    if prediction is None:
+        raise ValueError(f"{type(method).__name__} predicts no pixels; there is nothing to reconstruct")
+    return reconstruction_pixels(
+        normalised, mask, prediction, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std
+    )
+
+
+def _normalise(backbone: MaskedBackbone, images: Images) -> Images:
+    if tuple(images.shape[2:]) != backbone.image_size:
+        raise ValueError(
+            f"images are {images.shape[2]}x{images.shape[3]} px, this backbone takes "
+            f"{backbone.image_size[0]}x{backbone.image_size[1]}; resize them"
+        )
+    if images.min() < 0.0 or images.max() > 1.0:
+        raise ValueError("images must lie in 0..1; divide bytes by 255, and do not normalise beforehand")
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (backbone.pixel_mean, backbone.pixel_std))
+    return (images - mean) / std

@@ -1,0 +1,102 @@
+"""The commands: `run.py` and `eval.py`, installed as `unmask-run` and `unmask-eval`.
+
+Kept light: shell completion imports this module at every press of the tab key.
+"""
+
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+EXIT_FIXABLE = 2  # the user can mend it
+_TRACEBACK_SWITCH = "UNMASK_TRACEBACK"  # =1 shows where an error was raised
+
+
+def run() -> None:
+    """Pre-trains: `python run.py method=mae model=vit_tiny data=cifar10 data.root=DIR`."""
+    _command("run", _pretrain)
+
+
+def evaluate() -> None:
+    """Evaluates: `python eval.py eval=knn ckpt_path=FILE`."""
+    _command("eval", _evaluate)
+
+
+def _pretrain(config: DictConfig) -> Any:
+    from unmask.runtime.pretrain import pretrain
+
+    return pretrain(config)
+
+
+def _evaluate(config: DictConfig) -> Any:
+    from unmask.runtime.evaluate import evaluate
+
+    return evaluate(config)
+
+
+def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    from unmask.runtime.config import config_directory
+    from unmask.runtime.resolvers import register_resolvers
+
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
+    main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))
+    if os.environ.get(_TRACEBACK_SWITCH) == "1":
+        main()
+        return
+    try:
+        main()
+    except _user_errors() as error:
+        sys.exit(_explain(error, config_name))
+
+
+def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Prepares the process for the task and, if the user's settings stop it, removes the folder it was given."""
+
+    def prepared(config: DictConfig) -> Any:
+        from unmask.runtime.console import calm_libraries
+
+        calm_libraries()
+        run_dir = Path(config.paths.run_dir)
+        is_fresh = all(entry.name == ".hydra" or entry.suffix == ".log" for entry in run_dir.iterdir())
+        try:
+            return task(config)
+        except _user_errors():
+            if is_fresh and not (run_dir / "checkpoints").exists():
+                logging.shutdown()
+                shutil.rmtree(run_dir)
+            raise
+        finally:
+            _finish_wandb()
+
+    return prepared
+
+
+def _user_errors() -> tuple[type[BaseException], ...]:
+    """What settings, files and data can cause; anything else is a defect and keeps its traceback."""
+    from hydra.errors import HydraException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return HydraException, OmegaConfBaseException, MisconfigurationException, ValueError, FileNotFoundError
+
+
+def _explain(error: BaseException, config_name: str) -> int:
+    from unmask.runtime.config import configuration_names
+    from unmask.runtime.console import one_sentence
+
+    keys, groups = configuration_names(config_name)
+    sys.stderr.write(f"error: {one_sentence(error, keys, groups)}\n({_TRACEBACK_SWITCH}=1 shows where)\n")
+    return EXIT_FIXABLE
+
+
+def _finish_wandb() -> None:
+    """Ends the W&B run, or the next job of a sweep would write into it."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()

@@ -1,0 +1,48 @@
+"""Finds and composes the configuration."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import unmask
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from unmask.runtime.resolvers import register_resolvers
+
+
+def config_directory() -> Path:
+    """The folder `conf`: inside an installed package, else at the top of the repository."""
+    package = Path(unmask.__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parents[1] / "conf"
+
+
+def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Composes `run` or `eval` as the command line would."""
+    register_resolvers()
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return compose(name, overrides=list(overrides), return_hydra_config=False)
+
+
+def configuration_names(name: str) -> tuple[list[str], list[str]]:
+    """Lists the keys of the default configuration, dotted, and the groups: what a misspelt name is compared with."""
+    with_checkpoint = ["ckpt_path=none"] if name == "eval" else []
+    config = compose_config(name, with_checkpoint)
+    groups = [path.relative_to(config_directory()).as_posix() for path in config_directory().iterdir() if path.is_dir()]
+    return _dotted_keys(config), sorted(groups)
+
+
+def list_experiments() -> list[str]:
+    """The names under `conf/experiment`, for `experiment=NAME`."""
+    return sorted(path.stem for path in (config_directory() / "experiment").glob("*.yaml"))
+
+
+def _dotted_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in config:
+        name = f"{prefix}{key}"
+        keys.append(name)
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            keys += _dotted_keys(node, f"{name}.")
+    return keys

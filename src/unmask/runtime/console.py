@@ -1,0 +1,115 @@
+"""What a run tells its user: the plan at the start, one sentence for a mistake."""
+
+import difflib
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+
+from lightning import LightningModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+from unmask.data.datamodule import ImageDataModule
+
+_log = logging.getLogger("unmask")
+_OLD_NAMES = {  # what other programs of this kind call it
+    "datamodule": "data",
+    "gpus": "devices",
+    "module": "model",
+    "epochs": "max_epochs",
+    "batch_size": "global_batch_size",
+}
+_OMEGACONF_DETAILS = ("full_key:", "object_type=", "reference_type=")
+_EXPECTED_WARNINGS = (
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler continues where it stopped
+    "The '.*' does not have many workers",  # images in memory need none
+    "The number of training batches",  # fewer than log_every_n_steps
+    "Checkpoint directory .* exists and is not empty",  # two checkpoint callbacks share it
+    ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning on torch 2.14
+)
+
+
+def print_plan(
+    config: DictConfig, learning_rate: str, method: LightningModule, data: ImageDataModule, trainer: Trainer
+) -> None:
+    """States what is about to run, derived values included."""
+    backbone = method.exported_backbone
+    total = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
+    own = sum(parameter.numel() for parameter in backbone.parameters())
+    height, width = backbone.image_size
+    parts = trainer.world_size * trainer.accumulate_grad_batches
+    steps = len(data.samples("train")) // config.global_batch_size
+    lines = {
+        "method": f"{type(method).__name__}, {total / 1e6:.2f} M trainable parameters, backbone {own / 1e6:.2f} M",
+        "images": f"{len(data.samples('train')):,} to train on, {len(data.samples('val')):,} held out, "
+        f"{height}x{width} px",
+        "batch": f"{config.global_batch_size} = {config.global_batch_size // parts} x {trainer.world_size} device(s) x "
+        f"{trainer.accumulate_grad_batches} accumulated; {steps:,} steps an epoch, {trainer.max_epochs} epochs",
+        "learning rate": learning_rate,
+        "device": f"{trainer.num_devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}, "
+        f"precision {trainer.precision}, seed {config.seed}",
+        "output": str(config.paths.run_dir),
+    }
+    for name, value in lines.items():
+        _log.info(f"{name:>13}  {value}")
+
+
+def describe_learning_rate(config: DictConfig) -> str:
+    """Says how the peak rate came about; to be asked before anything is built, which replaces rules by their values."""
+    peak = config.optimizer.lr
+    raw = OmegaConf.to_container(config.optimizer, resolve=False)
+    if isinstance(raw, dict) and str(raw["lr"]).startswith("${scale_lr:"):
+        rule = f"base_lr {config.base_lr:g} x {config.global_batch_size} / {config.base_batch_size}"
+        return f"{peak:.3g} at its peak = {rule} (linear scaling)"
+    return f"{peak:.3g} at its peak, as given"
+
+
+def one_sentence(error: BaseException, known_keys: Iterable[str], groups: Sequence[str]) -> str:
+    """Says what a user got wrong, with the nearest valid names where a name is unknown."""
+    text = _innermost(error)
+    unknown_key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    if unknown_key:
+        return _unknown_key(unknown_key[1], known_keys, groups)
+    unknown_choice = re.search(r"(?:Could not find|In '[^']+': Could not find) '([^']+)/([^'/]+)'", text)
+    if unknown_choice:
+        return _unknown_choice(unknown_choice[1], unknown_choice[2], text)
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        return f"{missing[1]} must be given; add {missing[1]}=VALUE to the command"
+    lines = (line.strip() for line in text.splitlines())
+    return " ".join(line for line in lines if line and not line.startswith(_OMEGACONF_DETAILS))
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def _unknown_key(key: str, known_keys: Iterable[str], groups: Sequence[str]) -> str:
+    known = [*known_keys, *groups]
+    head, _, leaf = key.rpartition(".")
+    renamed = ".".join(_OLD_NAMES.get(part, part) for part in key.split("."))
+    near = [renamed] if renamed != key and renamed in known else []
+    near += difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    near += [name for name in known if name.rpartition(".")[2] == leaf and head]
+    hint = f"; nearest: {', '.join(dict.fromkeys(near[:4]))}" if near else ""
+    return f"unknown key {key!r}{hint}. Add a new key with +{key}=..., list keys with --cfg job"
+
+
+def _unknown_choice(group: str, choice: str, text: str) -> str:
+    available = re.search(r"Available options in '[^']*':\s*(.*)", text, flags=re.DOTALL)
+    options = re.findall(r"[\w.-]+", available[1].split("Config search path")[0]) if available else []
+    near = difflib.get_close_matches(choice, options, n=3, cutoff=0.4) or options
+    return f"{group}={choice} does not exist; nearest: {', '.join(near)} (of {', '.join(options)})"
+
+
+def calm_libraries() -> None:
+    """Keeps what libraries say by default off the screen: hints, adverts, and every process but the first."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "torch.distributed", "fsspec", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        logging.getLogger().setLevel(logging.WARNING)
+    for message in _EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,100 @@
+"""Evaluates a checkpoint and writes its report."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from omegaconf import DictConfig
+
+from unmask.backbones.base import MaskedBackbone
+from unmask.callbacks.provenance import Provenance, describe_git
+from unmask.data.datamodule import ImageDataModule
+from unmask.evaluation.base import EvalReport
+from unmask.evaluation.report import report_dict, report_table
+from unmask.runtime.builders import as_plain, build, build_entries, build_trainer, build_untrusted
+from unmask.runtime.checkpoint import build_backbone, load_backbone, load_method, read_checkpoint
+
+_log = logging.getLogger("unmask")
+
+
+def evaluate(config: DictConfig) -> float | None:
+    """Runs one protocol on a checkpoint, and on a random backbone beside where the protocol asks for it.
+
+    Writes `report.json` and `report.md` into the run's folder and prints the table.
+
+    Returns:
+        The top-1 accuracy in percent, which a sweep may maximise; None for a protocol without one.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    evaluator = build(config.eval)
+    if hasattr(evaluator, "evaluate_module"):
+        module = load_method(config.ckpt_path)
+        data = _build_data(config, module.exported_backbone)
+        reports = {"checkpoint": evaluator.evaluate_module(module, data, _trainers(config, data, "checkpoint"))}
+    else:
+        backbone = load_backbone(config.ckpt_path)
+        data = _build_data(config, backbone)
+        reports = {"checkpoint": evaluator.evaluate(backbone, data, _trainers(config, data, "checkpoint"))}
+        if evaluator.baseline:
+            seed_everything(config.seed, workers=True, verbose=False)
+            untrained = build_backbone(backbone.settings)
+            reports["random"] = evaluator.evaluate(untrained, data, _trainers(config, data, "random"))
+    _write(config, reports)
+    return reports["checkpoint"].metrics.get("top1")
+
+
+def _build_data(config: DictConfig, backbone: MaskedBackbone) -> ImageDataModule:
+    """Builds the configured data, or the checkpoint's own, served as the backbone was trained to see it."""
+    served = {
+        "image_size": backbone.image_size,
+        "pixel_mean": backbone.pixel_mean,
+        "pixel_std": backbone.pixel_std,
+    }
+    configured = config.get("data")
+    if configured is not None:
+        data: ImageDataModule = build(configured, **served)
+        return data
+    if Path(config.ckpt_path).suffix == ".safetensors":
+        raise ValueError(
+            f"{config.ckpt_path} is an exported backbone, which remembers no data; add data=NAME data.root=DIR"
+        )
+    own = dict(read_checkpoint(config.ckpt_path).config["data"])
+    own |= {"global_batch_size": config.global_batch_size, "seed": config.seed} | served
+    augmentation = build(config.augmentation)
+    data = build_untrusted(own | {"augmentation": None})
+    data.augmentation = augmentation
+    return data
+
+
+def _trainers(config: DictConfig, data: ImageDataModule, name: str) -> Callable[..., Trainer]:
+    """Makes trainers for one backbone; a classifier they fit is kept under `checkpoints/<name>`."""
+    run_dir = Path(config.paths.run_dir)
+    record = {"config": as_plain(config), "num_classes": data.num_classes}
+    record["config"]["method"] = record["config"]["eval"].get("classifier")
+
+    def make_trainer(**arguments: Any) -> Trainer:
+        kept = ModelCheckpoint(dirpath=run_dir / "checkpoints" / name, filename="last", enable_version_counter=False)
+        callbacks = [Provenance(record=record), *build_entries(config.callbacks), kept]
+        return build_trainer(config, **{"callbacks": callbacks, **arguments})
+
+    return make_trainer
+
+
+def _write(config: DictConfig, reports: dict[str, EvalReport]) -> None:
+    run_dir = Path(config.paths.run_dir)
+    table = report_table(reports)
+    content = {
+        "reports": {name: report_dict(report) for name, report in reports.items()},
+        "ckpt_path": str(config.ckpt_path),
+        "git": describe_git(),
+    }
+    (run_dir / "report.json").write_text(json.dumps(content, indent=2) + "\n")
+    (run_dir / "report.md").write_text(table + "\n")
+    _log.info(f"\n{table}\n")
+    _log.info(f"report written to {run_dir / 'report.json'} and report.md")
+
+

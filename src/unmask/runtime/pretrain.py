@@ -1,0 +1,54 @@
+"""Pre-trains, or trains from scratch, as one configuration says."""
+
+import logging
+from pathlib import Path
+
+from lightning import LightningModule, Trainer, seed_everything
+from omegaconf import DictConfig
+
+from unmask.callbacks.provenance import Provenance
+from unmask.data.datamodule import ImageDataModule
+from unmask.runtime.builders import as_plain, build, build_entries, build_method, build_trainer
+from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
+from unmask.runtime.console import describe_learning_rate, print_plan
+
+_log = logging.getLogger("unmask")
+
+
+def pretrain(config: DictConfig) -> float | None:
+    """Trains and exports the backbone.
+
+    Returns:
+        The last loss on held-out images, which a sweep may minimise; None where there was no validation.
+    """
+    learning_rate = describe_learning_rate(config)
+    seed_everything(config.seed, workers=True, verbose=False)
+    data: ImageDataModule = build(config.data)
+    method = build_method(config.method, data)
+    if config.ckpt_path is not None:
+        require_same_backbone(method, config.ckpt_path)
+    provenance = Provenance(record={"config": as_plain(config), "num_classes": data.num_classes})
+    trainer = build_trainer(config, callbacks=[provenance, *build_entries(config.callbacks)])
+    trainer.datamodule = data  # type: ignore[attr-defined]
+    if trainer.is_global_zero:
+        print_plan(config, learning_rate, method, data, trainer)
+    _log_settings(trainer, config)
+
+    trainer.fit(method, datamodule=data, ckpt_path=config.ckpt_path)
+
+    if trainer.is_global_zero and trainer.state.finished and not trainer.fast_dev_run:
+        _export(method, Path(config.paths.run_dir))
+    loss = trainer.callback_metrics.get("val/loss")
+    return None if loss is None else float(loss)
+
+
+def _log_settings(trainer: Trainer, config: DictConfig) -> None:
+    settings = {name: value for name, value in as_plain(config).items() if name != "callbacks"}
+    for logger in trainer.loggers:
+        logger.log_hyperparams(settings)
+
+
+def _export(method: LightningModule, run_dir: Path) -> None:
+    exported = export_weights(method.exported_backbone, run_dir / EXPORT_NAME)
+    _log.info(f"backbone exported to {exported}")
+    _log.info(f"next: python eval.py eval=knn ckpt_path={exported.parent / 'checkpoints' / 'last.ckpt'}")

@@ -1,0 +1,78 @@
+"""Values a configuration computes: `${name:arguments}`."""
+
+import os
+from collections.abc import Sequence
+
+import torch
+from omegaconf import OmegaConf
+
+from unmask.optim.scaling import scale_lr
+
+_UNITS_ACROSS = 8  # patches or mask units along the side of an image too small for the usual ones
+_SMALL_FOR_UNITS = 160  # px: below, 16 px patches would leave fewer than 10 to a side
+_SMALL_FOR_SWIN = 128  # px: below, 4 px tokens would leave less than 4x4 in the last of four stages
+
+
+def register_resolvers() -> None:
+    """Makes the resolvers known to OmegaConf; safe to call again."""
+    resolvers = {
+        "scale_lr": scale_lr,
+        "share": share,
+        "fit_patch": fit_patch,
+        "fit_swin_patch": fit_swin_patch,
+        "fit_window": fit_window,
+        "auto_precision": auto_precision,
+        "auto_workers": auto_workers,
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def share(part: float, whole: float | None) -> float:
+    """Takes a part in 0..1 of a length; nothing of a length that is not set (None or -1 in Lightning)."""
+    return part * whole if whole is not None and whole > 0 else 0.0
+
+
+def fit_patch(size: int, image_size: int | Sequence[int]) -> int:
+    """Keeps the usual patch for usual images and takes an eighth of the side of smaller ones."""
+    side = _shorter_side(image_size)
+    return size if side >= _SMALL_FOR_UNITS else max(1, side // _UNITS_ACROSS)
+
+
+def fit_swin_patch(size: int, image_size: int | Sequence[int]) -> int:
+    """Keeps Swin's usual token for usual images and halves it for smaller ones."""
+    return size if _shorter_side(image_size) >= _SMALL_FOR_SWIN else max(1, size // 2)
+
+
+def fit_window(window: int, patch_size: int, image_size: int | Sequence[int], num_stages: int) -> int:
+    """Finds the window nearest to the usual one that tiles every stage; the usual one where none does.
+
+    A grid no larger than the window counts as one window. An image that fits no window is left for the backbone to
+    refuse, which says what would fit.
+    """
+    sides = [image_size] if isinstance(image_size, int) else list(image_size)
+    grids = [side // (patch_size * 2**stage) for side in sides for stage in range(num_stages)]
+    fitting = [w for w in range(2, 2 * window + 1) if all(grid % w == 0 or grid <= w for grid in grids)]
+    return min(fitting, key=lambda w: abs(w - window), default=window)
+
+
+def auto_precision(accelerator: str) -> str:
+    """Chooses bf16-mixed where the device computes in bfloat16, else 32-true."""
+    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    has_bfloat16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_computes_in_bfloat16()
+    return "bf16-mixed" if has_bfloat16 and accelerator != "mps" else "32-true"
+
+
+def auto_workers() -> int:
+    """One worker a core, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _cpu_computes_in_bfloat16() -> bool:
+    """Other processors emulate bfloat16 and get slower by it."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _shorter_side(image_size: int | Sequence[int]) -> int:
+    return image_size if isinstance(image_size, int) else min(image_size)

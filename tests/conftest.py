@@ -1,0 +1,80 @@
+"""Tiny networks and images.
+
+`unmask` is imported inside the fixtures: this file is read before the run-time shape checks are switched on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def make_swin() -> Callable[..., nn.Module]:
+    """Swin of 64 px: token grids of 16, 8 and 4; windows of 4, shifted in the first stage, global in the last."""
+
+    def make(**changes: Any) -> nn.Module:
+        from unmask.backbones.timm_swin import TimmSwin  # noqa: PLC0415
+
+        settings: dict[str, Any] = {
+            "name": "swin_tiny_patch4_window7_224",
+            "image_size": 64,
+            "window_size": 4,
+            "embed_dim": 24,
+            "depths": (2, 1, 1),
+            "num_heads": (3, 3, 3),
+        }
+        return TimmSwin(**settings | changes)
+
+    return make
+
+
+@pytest.fixture
+def make_vit() -> Callable[..., nn.Module]:
+    """ViT of 32 px: 4 x 4 patches of 8 px, four blocks."""
+
+    def make(**changes: Any) -> nn.Module:
+        from unmask.backbones.timm_vit import TimmViT  # noqa: PLC0415
+
+        settings: dict[str, Any] = {
+            "name": "vit_tiny_patch16_224",
+            "image_size": 32,
+            "patch_size": 8,
+            "embed_dim": 24,
+            "depth": 4,
+            "num_heads": 3,
+        }
+        return TimmViT(**settings | changes)
+
+    return make
+
+
+@pytest.fixture
+def randomise() -> Callable[[nn.Module], nn.Module]:
+    """Makes every trainable number count: fresh networks have zero biases, unit norms and tiny weights."""
+
+    @torch.no_grad()
+    def fill(module: nn.Module) -> nn.Module:
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        return module.eval()
+
+    return fill
+
+
+@pytest.fixture
+def refill_hidden() -> Callable[[Tensor, Any], Tensor]:
+    """Writes other pixels under a mask and leaves the visible ones alone."""
+
+    def refill(images: Tensor, mask: Any) -> Tensor:
+        return torch.where(mask.at_pixels(), 5.0 * torch.randn_like(images), images)
+
+    return refill

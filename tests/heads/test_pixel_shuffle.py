@@ -1,0 +1,27 @@
+import torch
+
+from unmask.heads.pixel_shuffle import PixelShuffleHead
+
+
+def test_an_output_channel_lands_on_its_colour_and_pixel_of_the_cell() -> None:
+    """Channel slowest, as in SimMIM's checkpoints: channel * stride**2 + row * stride + col."""
+    stride = 4
+    head = PixelShuffleHead(in_channels=2, stride=stride)
+    torch.nn.init.zeros_(head.project.weight)
+    for channel, row, col in [(0, 0, 1), (1, 2, 3), (2, 3, 0)]:
+        torch.nn.init.zeros_(head.project.bias)
+        with torch.no_grad():
+            head.project.bias[channel * stride**2 + row * stride + col] = 1.0
+        lit = head(torch.randn(1, 2, 2, 3)).nonzero().tolist()
+        assert lit == [[0, channel, i * stride + row, j * stride + col] for i in range(2) for j in range(3)]
+
+
+def test_each_cell_is_predicted_from_its_own_features() -> None:
+    head = PixelShuffleHead(in_channels=5, stride=2)
+    features = torch.randn(1, 5, 3, 4)
+    other = features.clone()
+    other[0, :, 1, 2] += 1.0
+    changed = (head(features) != head(other)).any(dim=1)[0]
+    expected = torch.zeros(6, 8, dtype=torch.bool)
+    expected[2:4, 4:6] = True
+    assert torch.equal(changed, expected)

@@ -1,0 +1,190 @@
+import re
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import ViTMAEConfig, ViTMAEForPreTraining
+
+from unmask.backbones.timm_vit import TimmViT
+from unmask.heads.mae_decoder import MAEDecoder
+from unmask.masking.random import RandomMaskGenerator
+from unmask.methods.mae import MAE
+from unmask.optim.schedules import constant
+from unmask.patches import PatchMask, patchify
+
+TINY_DECODER = partial(MAEDecoder, embed_dim=16, depth=2, num_heads=2)
+
+
+def make_mae(backbone: nn.Module, *, patch_size: int = 8, decoder=TINY_DECODER, normalise_targets: bool = True) -> MAE:
+    return MAE(
+        backbone=backbone,
+        decoder=decoder,
+        normalise_targets=normalise_targets,
+        mask_generator=RandomMaskGenerator(ratio=0.75, patch_size=patch_size),
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        schedule=constant,
+    )
+
+
+@pytest.fixture(params=[True, False], ids=["normalised", "raw"])
+def method(request, make_vit, randomise) -> MAE:
+    return randomise(make_mae(make_vit(), normalise_targets=request.param))
+
+
+# Either spelling of a transformers parameter, and our name for it; `#` is the part of the fused projection.
+_HF_TO_OURS: list[tuple[str, str]] = [
+    (r"^vit\.embeddings\.patch_embeddings\.projection\.", "backbone.vit.patch_embed.proj."),
+    (r"^vit\.embeddings\.position_embeddings$", "backbone.vit.pos_embed"),
+    (r"^vit\.embeddings\.cls_token$", "backbone.vit.cls_token"),
+    (r"^vit\.layernorm\.", "backbone.vit.norm."),
+    (r"^vit\.(?:encoder\.layer|layers)\.", "backbone.vit.blocks."),
+    (r"^decoder\.decoder_layers\.", "decoder.blocks."),
+    (r"^decoder\.decoder_embed\.", "decoder.embed."),
+    (r"^decoder\.decoder_norm\.", "decoder.norm."),
+    (r"^decoder\.decoder_pred\.", "decoder.predict."),
+    (r"^decoder\.decoder_pos_embed$", "decoder.pos_embed"),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.(?:attention\.query|q_proj)\.(\w+)$", r".attn.qkv.\1#0"),
+    (r"\.attention\.(?:attention\.key|k_proj)\.(\w+)$", r".attn.qkv.\1#1"),
+    (r"\.attention\.(?:attention\.value|v_proj)\.(\w+)$", r".attn.qkv.\1#2"),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.(?:intermediate\.dense|mlp\.fc1)\.", ".mlp.fc1."),
+    (r"\.(?:output\.dense|mlp\.fc2)\.", ".mlp.fc2."),
+]
+
+
+def hf_weight(key: str, method: MAE) -> Tensor:
+    """Finds what our method holds under a name of transformers."""
+    for pattern, replacement in _HF_TO_OURS:
+        key = re.sub(pattern, replacement, key)
+    name, _, third = key.partition("#")
+    weight = method.state_dict()[name]
+    return weight.chunk(3)[int(third)] if third else weight
+
+
+def as_transformers(method: MAE) -> ViTMAEForPreTraining:
+    config = ViTMAEConfig(
+        image_size=32,
+        patch_size=8,
+        hidden_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        intermediate_size=96,
+        decoder_hidden_size=16,
+        decoder_num_hidden_layers=2,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=64,
+        layer_norm_eps=1e-6,
+        norm_pix_loss=method.normalise_targets,
+        mask_ratio=0.75,
+    )
+    model = ViTMAEForPreTraining(config).eval()
+    model.load_state_dict({key: hf_weight(key, method) for key in model.state_dict()})
+    return model
+
+
+def test_loss_and_predictions_equal_transformers(method: MAE) -> None:
+    images = torch.randn(3, 3, 32, 32)
+    mask = method.mask_generator(images)
+    # transformers keeps the patches of the lowest noise, so the hidden ones get the higher.
+    noise = mask.masked.flatten(1) + 0.5 * torch.rand(3, 16)
+    with torch.no_grad():
+        ours = method(images, mask)
+        predicted = method.predict_patches(images, mask)
+        theirs = as_transformers(method)(images, noise=noise)
+    assert torch.equal(theirs.mask.bool(), mask.masked.flatten(1))
+    assert abs(ours.loss / theirs.loss - 1).item() < 1e-5
+    assert ((predicted - theirs.logits).abs().max() / theirs.logits.abs().max()).item() < 1e-5
+
+
+def test_loss_equals_a_loop_over_the_hidden_patches(method: MAE) -> None:
+    images = 2.0 * torch.randn(2, 3, 32, 32) + 1.0
+    mask = method.mask_generator(images)
+    predicted = method.predict_patches(images, mask)
+    errors = []
+    for image in range(2):
+        for row, col in mask.masked[image].nonzero().tolist():
+            target = images[image, :, 8 * row : 8 * row + 8, 8 * col : 8 * col + 8].permute(1, 2, 0).flatten()
+            if method.normalise_targets:
+                target = (target - target.mean()) / (target.var(correction=1) + 1e-6).sqrt()
+            errors.append((predicted[image, 4 * row + col] - target).square().mean())
+    output = method(images, mask)
+    torch.testing.assert_close(output.loss, torch.stack(errors).mean())
+    assert output.terms == {"pixel_mse": output.loss}
+
+
+def test_hidden_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: MAE, refill_hidden) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    mask = method.mask_generator(images)
+    predicted = method.predict_patches(images, mask)
+    assert torch.equal(method.predict_patches(refill_hidden(images, mask), mask), predicted)
+    visible = PatchMask(~mask.masked, mask.patch_size)
+    changed = method.predict_patches(refill_hidden(images, visible), mask)
+    assert (changed != predicted).any(dim=2).all()
+
+
+def test_visible_predictions_get_no_gradient(method: MAE) -> None:
+    predictions = []
+    method.decoder.register_forward_hook(lambda _, inputs, predicted: predictions.append(predicted))
+    output = method(torch.randn(2, 3, 32, 32))
+    (gradient,) = torch.autograd.grad(output.loss, predictions)
+    is_pulled = (gradient != 0).any(dim=2)
+    assert torch.equal(is_pulled, output.mask.masked.flatten(1))
+
+
+def test_encoder_sees_a_quarter_of_the_patches_and_the_class_token(method: MAE) -> None:
+    lengths = []
+    method.backbone.vit.blocks[0].register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    method(torch.randn(2, 3, 32, 32))
+    assert lengths == [1 + 4]
+
+
+def test_drawn_prediction_lies_in_the_space_of_the_image(method: MAE) -> None:
+    """A decoder that predicts the target exactly is drawn as the image, normalised targets or not."""
+    images = 2.0 * torch.randn(2, 3, 32, 32) + 1.0
+    patches = patchify(images, 8)
+    mean, deviation = patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()
+    perfect = (patches - mean) / deviation if method.normalise_targets else patches
+    method.decoder.register_forward_hook(lambda _, inputs, predicted: perfect)
+    output = method(images)
+    torch.testing.assert_close(output.prediction, images)
+    assert output.loss < 1e-10
+    assert bool(method.prediction_note) == method.normalise_targets
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size", "expected"),
+    [
+        ("vit_base_patch16_224", 16, 111_907_840),
+        ("vit_large_patch16_224", 16, 329_541_888),
+        ("vit_huge_patch14_224", 14, 657_074_508),
+    ],
+)
+def test_parameters_of_the_published_models_are_counted(name: str, patch_size: int, expected: int) -> None:
+    with torch.device("meta"):
+        backbone = TimmViT(name=name, image_size=224, patch_size=patch_size)
+        method = make_mae(backbone, patch_size=patch_size, decoder=MAEDecoder)
+    assert sum(parameter.numel() for parameter in method.parameters()) == expected
+
+
+def test_construction_initialises_as_mae(make_vit) -> None:
+    method = make_mae(make_vit())
+    for name, parameter in method.named_parameters():
+        if name.endswith(("qkv.weight", "fc1.weight", "decoder.embed.weight", "patch_embed.proj.weight")):
+            bound = (6 / sum(parameter.flatten(1).shape)) ** 0.5  # Xavier's uniform range
+            assert 0.95 * bound < parameter.abs().max() <= bound, name
+
+
+def test_mask_unit_must_be_the_backbones_patch(make_vit) -> None:
+    with pytest.raises(ValueError, match=r"mask unit is 16 px, patches are 8 px; set .*patch_size=8"):
+        make_mae(make_vit(), patch_size=16)
+    method = make_mae(make_vit())
+    with pytest.raises(ValueError, match=r"mask unit is 16 px"):
+        method(torch.zeros(1, 3, 32, 32), PatchMask(torch.tensor([[[True, False], [True, True]]]), 16))
+
+
+def test_a_backbone_that_cannot_skip_tokens_is_refused(make_swin) -> None:
+    with pytest.raises(ValueError, match="only a ViT can do; use model=vit_tiny"):
+        make_mae(make_swin(), patch_size=4)

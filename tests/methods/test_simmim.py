@@ -1,0 +1,160 @@
+import re
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import SwinConfig, SwinForMaskedImageModeling
+
+from unmask.backbones.timm_swin import TimmSwin
+from unmask.heads.pixel_shuffle import PixelShuffleHead
+from unmask.masking.random import RandomMaskGenerator
+from unmask.methods.simmim import SimMIM
+from unmask.optim.schedules import constant
+from unmask.patches import PatchMask
+
+
+def make_simmim(backbone: nn.Module, patch_size: int = 16) -> SimMIM:
+    return SimMIM(
+        backbone=backbone,
+        head=PixelShuffleHead,
+        mask_generator=RandomMaskGenerator(ratio=0.6, patch_size=patch_size),
+        optimizer=partial(torch.optim.AdamW, lr=1e-3),
+        schedule=constant,
+    )
+
+
+@pytest.fixture(params=["swin", "swin v2", "vit"])
+def method(request, make_swin, make_vit, randomise) -> SimMIM:
+    backbone = {
+        "swin": make_swin,
+        "swin v2": partial(make_swin, name="swinv2_tiny_window8_256"),
+        "vit": partial(make_vit, image_size=64, patch_size=16),
+    }[request.param]()
+    return randomise(make_simmim(backbone))
+
+
+# Either spelling of a transformers parameter, and where it comes from: timm's name, part of the fused projection.
+_HF_TO_TIMM: list[tuple[str, str]] = [
+    (r"^swin\.embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^swin\.embeddings\.norm\.", "patch_embed.norm."),
+    (r"^swin\.layernorm\.", "norm."),
+    (r"^swin\.encoder\.layers\.", "layers."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.attention\.(?:self\.query|q_proj)\.(\w+)$", r".attn.qkv.\1#0"),
+    (r"\.attention\.(?:self\.key|k_proj)\.(\w+)$", r".attn.qkv.\1#1"),
+    (r"\.attention\.(?:self\.value|v_proj)\.(\w+)$", r".attn.qkv.\1#2"),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (
+        r"\.attention\.(?:self|relative_position_bias)\.relative_position_bias_table$",
+        ".attn.relative_position_bias_table",
+    ),
+    (r"\.(?:intermediate\.dense|mlp\.fc1)\.", ".mlp.fc1."),
+    (r"\.(?:output\.dense|mlp\.fc2)\.", ".mlp.fc2."),
+]
+
+
+def hf_weight(key: str, method: SimMIM) -> Tensor:
+    """Finds what our method holds under a name of transformers."""
+    if key == "swin.embeddings.mask_token":
+        return method.mask_token.detach().view(1, 1, -1)
+    if key.startswith("decoder.0."):
+        return method.head.project.state_dict()[key.removeprefix("decoder.0.")]
+    for pattern, replacement in _HF_TO_TIMM:
+        key = re.sub(pattern, replacement, key)
+    # There a merging closes a stage; in timm it opens the next one.
+    key = re.sub(r"^layers\.(\d+)\.downsample", lambda found: f"layers.{int(found[1]) + 1}.downsample", key)
+    name, _, third = key.partition("#")
+    weight = method.backbone.swin.state_dict()[name]
+    return weight.chunk(3)[int(third)] if third else weight
+
+
+def as_transformers(method: SimMIM) -> SwinForMaskedImageModeling:
+    config = SwinConfig(
+        image_size=64,
+        patch_size=4,
+        embed_dim=24,
+        depths=[2, 1, 1],
+        num_heads=[3, 3, 3],
+        window_size=4,
+        drop_path_rate=0.0,
+        encoder_stride=16,
+        layer_norm_eps=1e-5,
+    )
+    model = SwinForMaskedImageModeling(config).eval()
+    keys = [key for key in model.state_dict() if not key.endswith("relative_position_index")]
+    missing, unexpected = model.load_state_dict({key: hf_weight(key, method) for key in keys}, strict=False)
+    assert not unexpected
+    assert all(key.endswith("relative_position_index") for key in missing)
+    return model
+
+
+def test_loss_and_prediction_equal_transformers(make_swin, randomise) -> None:
+    method = randomise(make_simmim(make_swin()))
+    images = torch.randn(3, 3, 64, 64)
+    mask = method.mask_generator(images)
+    with torch.no_grad():
+        ours = method(images, mask)
+        theirs = as_transformers(method)(images, bool_masked_pos=mask.at_stride(4).flatten(1))
+    assert abs(ours.loss / theirs.loss - 1).item() < 1e-5
+    largest = theirs.reconstruction.abs().max()
+    assert ((ours.prediction - theirs.reconstruction).abs().max() / largest).item() < 1e-5
+
+
+def test_loss_equals_a_loop_over_the_hidden_pixels(method: SimMIM) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    mask = method.mask_generator(images)
+    output = method(images, mask)
+    errors = []
+    for image in range(2):
+        for row, col in mask.masked[image].nonzero().tolist():
+            box = (image, slice(None), slice(16 * row, 16 * row + 16), slice(16 * col, 16 * col + 16))
+            errors.append((output.prediction[box] - images[box]).abs().mean())
+    torch.testing.assert_close(output.loss, torch.stack(errors).mean())
+    assert output.terms == {"pixel_l1": output.loss}
+
+
+def test_hidden_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: SimMIM, refill_hidden) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    mask = method.mask_generator(images)
+    prediction = method(images, mask).prediction
+    assert torch.equal(method(refill_hidden(images, mask), mask).prediction, prediction)
+    visible = PatchMask(~mask.masked, mask.patch_size)
+    changed = method(refill_hidden(images, visible), mask).prediction
+    assert (changed != prediction).any(dim=1).all()
+
+
+def test_visible_predictions_get_no_gradient(method: SimMIM) -> None:
+    output = method(torch.randn(2, 3, 64, 64))
+    output.prediction.retain_grad()
+    output.loss.backward()
+    is_pulled = output.prediction.grad != 0
+    assert torch.equal(is_pulled, output.mask.at_pixels().expand_as(is_pulled))
+
+
+def test_hidden_tokens_are_the_mask_token_as_they_enter(make_swin, randomise) -> None:
+    method = randomise(make_simmim(make_swin()))
+    images = torch.randn(2, 3, 64, 64)
+    entered = []
+    method.backbone.swin.layers[0].blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    output = method(images)
+    embedded = method.backbone.swin.patch_embed(images)
+    for image in range(2):
+        for row in range(16):
+            for col in range(16):
+                is_hidden = output.mask.masked[image, row // 4, col // 4]
+                expected = method.mask_token if is_hidden else embedded[image, row, col]
+                assert torch.equal(entered[0][image, row, col], expected)
+
+
+def test_parameters_of_the_published_swin_b_are_counted() -> None:
+    with torch.device("meta"):
+        backbone = TimmSwin(name="swin_base_patch4_window7_224", image_size=192, window_size=6)
+        method = make_simmim(backbone, patch_size=32)
+    assert sum(parameter.numel() for parameter in method.parameters()) == 89_874_104
+
+
+def test_mask_unit_must_hold_whole_tokens(make_swin) -> None:
+    with pytest.raises(ValueError, match=r"mask unit of 2 px .* 4 px tokens; use a multiple of 4"):
+        make_simmim(make_swin(), patch_size=2)

@@ -1,0 +1,100 @@
+"""The configuration files: every choice of every group composes and its parts can be built."""
+
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[1] / "conf"
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    from unmask.runtime.config import compose_config  # noqa: PLC0415
+
+    return compose_config(name, overrides)
+
+
+@pytest.mark.parametrize("model", choices("model"))
+@pytest.mark.parametrize("image_size", [32, 64, 224])
+def test_every_model_fits_small_and_usual_images(model: str, image_size: int) -> None:
+    import torch  # noqa: PLC0415
+
+    from unmask.runtime.builders import build  # noqa: PLC0415
+
+    config = composed("run", f"model={model}", f"image_size={image_size}")
+    with torch.device("meta"):
+        patch_size, stride = config.model.patch_size, _first_stride(build(config.model))
+
+    assert stride == patch_size
+    assert image_size % patch_size == 0
+
+
+def _first_stride(backbone: object) -> int:
+    return backbone.stages[0].stride  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", choices("method"))
+@pytest.mark.parametrize("model", ["vit_mini", "swin_mini"])
+def test_every_partial_of_a_method_completes(method: str, model: str) -> None:
+    from unmask.runtime.builders import build, build_method  # noqa: PLC0415
+
+    if (method, model) == ("mae", "swin_mini"):
+        pytest.skip("MAE needs a ViT; tests/methods/test_mae.py holds the refusal")
+    config = composed("run", f"method={method}", f"model={model}", "data.num_train=20", "data.num_val=2")
+    module = build_method(config.method, build(config.data))
+
+    groups = [{"params": list(module.parameters())}]
+    optimizer = module.optimizer_factory(groups)
+    schedule = module.schedule_factory(optimizer, total_steps=100, steps_per_epoch=10)
+    assert optimizer.defaults["lr"] == pytest.approx(config.base_lr * 256 / config.base_batch_size)
+    assert schedule.get_last_lr()[0] < optimizer.defaults["lr"]  # warm-up begins below the peak
+
+
+@pytest.mark.parametrize("optimizer", choices("optimizer"))
+@pytest.mark.parametrize("schedule", choices("schedule"))
+def test_any_optimizer_goes_with_any_schedule(optimizer: str, schedule: str) -> None:
+    import torch  # noqa: PLC0415
+
+    from unmask.runtime.builders import build  # noqa: PLC0415
+
+    config = composed("run", f"optimizer={optimizer}", f"schedule={schedule}")
+    built = build(config.optimizer)([torch.nn.Parameter(torch.zeros(2, 2))])
+    build(config.schedule)(built, total_steps=100, steps_per_epoch=10)
+
+
+@pytest.mark.parametrize("group", ["trainer", "strategy", "logger", "callbacks", "data", "debug", "experiment"])
+def test_every_choice_of_a_group_composes_without_a_missing_link(group: str) -> None:
+    for choice in choices(group):
+        config = composed("run", f"{group}={choice}", "+hydra.runtime.output_dir=x")
+        if OmegaConf.is_missing(config.get("data", {}), "root"):
+            config.data.root = "somewhere"
+        del config.name, config.paths
+        config.paths = {"run_dir": "x"}
+        config.name = "x"
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("protocol", choices("eval"))
+def test_every_evaluation_can_be_built(protocol: str) -> None:
+    from unmask.runtime.builders import build  # noqa: PLC0415
+
+    evaluator = build(composed("eval", f"eval={protocol}", "ckpt_path=x").eval)
+    assert hasattr(evaluator, "evaluate") != hasattr(evaluator, "evaluate_module")
+
+
+def test_a_misspelt_key_is_refused_not_added() -> None:
+    with pytest.raises(Exception, match="max_epoch"):
+        composed("run", "trainer.max_epoch=3")
+
+
+def test_methods_change_what_their_papers_change() -> None:
+    mae, simmim = composed("run", "method=mae"), composed("run", "method=simmim", "model=swin_mini")
+
+    assert (mae.base_lr, mae.base_batch_size, mae.optimizer.betas) == (1.5e-4, 256, [0.9, 0.95])
+    assert (simmim.base_lr, simmim.base_batch_size, simmim.optimizer.betas) == (2e-4, 512, [0.9, 0.999])
+    assert (mae.trainer.gradient_clip_val, simmim.trainer.gradient_clip_val) == (None, 5.0)
+    assert (mae.augmentation.scale, simmim.augmentation.scale) == ([0.2, 1.0], [0.67, 1.0])

@@ -1,0 +1,188 @@
+"""What every method under conf/method promises, whoever wrote it."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+CONF = Path(__file__).parents[1] / "conf"
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+MASKING_METHODS = [method for method in METHODS if method != "supervised"]
+TINY_DECODER = ["method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"]
+MODELS = {
+    "mae": ["model=vit_mini", "model.embed_dim=24", "model.depth=4", *TINY_DECODER],
+    "simmim": ["model=swin_mini", "model.embed_dim=24", "model.depths=[1,1,1]", "model.num_heads=[1,2,4]"],
+    "supervised": ["model=vit_mini", "model.embed_dim=24", "model.depth=4"],
+}
+DATA = ["data.num_train=40", "data.num_val=8", "data.num_test=8", "global_batch_size=8"]
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+def build(method: str, *overrides: str) -> tuple[LightningModule, Any]:
+    from lightning import seed_everything
+
+    from unmask.runtime.builders import build as build_node
+    from unmask.runtime.builders import build_method
+    from unmask.runtime.config import compose_config
+
+    seed_everything(0, verbose=False)
+    config = compose_config("run", [f"method={method}", *MODELS[method], *DATA, *overrides])
+    data = build_node(config.data)
+    return build_method(config.method, data), data
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("method", MASKING_METHODS)
+def test_hidden_pixels_cannot_reach_the_prediction(
+    method: str, images: torch.Tensor, refill_hidden: Callable[..., torch.Tensor]
+) -> None:
+    module, _ = build(method)
+    mask = module.eval().mask_generator(images)
+    scrambled = refill_hidden(images, mask)
+
+    # The raw network output: MAE's picture also shows the true statistics of the hidden patches, and says so.
+    with torch.no_grad():
+        torch.testing.assert_close(_output(module, scrambled, mask), _output(module, images, mask), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("method", MASKING_METHODS)
+def test_visible_pixels_do_reach_the_prediction(method: str, images: torch.Tensor) -> None:
+    module, _ = build(method)
+    mask = module.eval().mask_generator(images)
+    scrambled = torch.where(mask.at_pixels(), images, torch.randn_like(images))
+
+    with torch.no_grad():
+        assert not torch.allclose(_output(module, scrambled, mask), _output(module, images, mask))
+
+
+def _output(module: Any, images: torch.Tensor, mask: Any) -> torch.Tensor:
+    if hasattr(module, "predict_patches"):
+        return module.predict_patches(images, mask)
+    return module(images, mask).prediction
+
+
+@pytest.mark.parametrize("method", MASKING_METHODS)
+def test_the_same_mask_gives_the_same_loss(method: str, images: torch.Tensor) -> None:
+    module, _ = build(method)
+    mask = module.mask_generator(images)
+
+    assert torch.equal(module(images, mask).loss, module(images, mask).loss)
+    assert not torch.equal(module(images, mask).loss, module(images, module.mask_generator(images)).loss)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_trainable_parameter_gets_a_gradient(method: str) -> None:
+    module, data = build(method)
+    trainer = Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, **QUIET, enable_checkpointing=False)
+    gradients: dict[str, bool] = {}
+
+    def note_gradients(*_: Any) -> None:
+        gradients.update({name: p.grad is not None for name, p in module.named_parameters() if p.requires_grad})
+
+    module.on_before_optimizer_step = note_gradients
+    trainer.fit(module, datamodule=data)
+
+    assert [name for name, has_gradient in gradients.items() if not has_gradient] == []
+    assert gradients
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_overfits_eight_images(method: str) -> None:
+    overrides = ["data.num_train=8", "base_lr=0.1", "schedule=constant", "optimizer.weight_decay=0"]
+    overrides += ["augmentation.scale=[1,1]", "augmentation.flip=0"]
+    if method == "supervised":
+        overrides += ["method.mixup=0", "method.cutmix=0", "method.label_smoothing=0", "augmentation.erase=0"]
+        overrides += ["drop_path_rate=0"]
+    module, data = build(method, *overrides)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.0)
+    batch = data.finish(next(iter(data.train_dataloader())), augmented=False)
+    losses = []
+    for _ in range(150):
+        loss = _training_loss(module, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def _training_loss(module: Any, batch: Any) -> torch.Tensor:
+    if hasattr(module, "held_out_mask"):
+        return module(batch.image, module.held_out_mask(batch.image, batch.index)).loss
+    return torch.nn.functional.cross_entropy(module(batch.image), batch.label)
+
+
+class _StopAfter(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
+
+
+class _Recorder(Callback):
+    """Notes the loss and the samples of every step."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, tuple[str, tuple[int, ...]]] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        loss = float(outputs["loss"])
+        self.steps[trainer.global_step] = (loss.hex(), tuple(batch.index.tolist()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("interrupted_at", [3, 5, 7])  # five steps an epoch: within the first, at its end, in the second
+def test_a_resumed_run_is_the_uninterrupted_one(method: str, interrupted_at: int, tmp_path: Path) -> None:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from unmask.callbacks.keyed_steps import KeyedSteps
+
+    def run(recorder: _Recorder, *extra: Any, ckpt_path: Path | None = None) -> LightningModule:
+        module, data = build(method)
+        trainer = Trainer(max_epochs=3, callbacks=[KeyedSteps(seed=0), recorder, *extra], **QUIET)
+        trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
+        return module
+
+    whole, first, second = _Recorder(), _Recorder(), _Recorder()
+    uninterrupted = run(whole, ModelCheckpoint(dirpath=tmp_path / "unused", save_top_k=0))
+    saved = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=interrupted_at, save_top_k=-1)
+    run(first, saved, _StopAfter(interrupted_at))
+    (checkpoint,) = [path for path in tmp_path.glob("*.ckpt") if f"step={interrupted_at}." in path.name]
+    resumed = run(second, ModelCheckpoint(dirpath=tmp_path / "unused", save_top_k=0), ckpt_path=checkpoint)
+
+    assert {step: whole.steps[step] for step in second.steps} == second.steps
+    assert sorted(second.steps) == list(range(interrupted_at + 1, 16))
+    for name, weight in uninterrupted.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_exported_backbone_computes_the_same_features(method: str, images: torch.Tensor, tmp_path: Path) -> None:
+    from unmask.runtime.checkpoint import export_weights, load_backbone
+
+    module, _ = build(method)
+    backbone = module.exported_backbone.eval()
+    restored = load_backbone(export_weights(backbone, tmp_path / "backbone.safetensors"))
+
+    with torch.no_grad():
+        assert torch.equal(restored.forward_pooled(images), backbone.forward_pooled(images))
+    assert dict(restored.settings) == dict(backbone.settings)
