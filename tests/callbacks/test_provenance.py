@@ -104,7 +104,7 @@ def test_git_tells_the_commit_and_whether_files_differ_from_it(repository):
     assert describe_git() == {"commit": git("rev-parse", "HEAD"), "is_dirty": True}
 
 
-def test_without_a_repository_or_git_nothing_is_told(monkeypatch):
+def test_without_a_repository_or_git_nothing_is_told(repository, monkeypatch):
     assert describe_git() is None
     git("init", "--quiet")
     assert describe_git() is None  # no commit yet

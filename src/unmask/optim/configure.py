@@ -14,11 +14,15 @@ def configure_optimizer(
 
     `estimated_stepping_batches` already accounts for accumulation, devices and limits, so the schedule ends exactly
     with the run.
+
+    Raises:
+        ValueError: The run has no end.
     """
     trainer = module.trainer
-    total_steps = int(trainer.estimated_stepping_batches)
-    epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-    steps_per_epoch = total_steps / epochs if epochs else total_steps
+    total_steps = trainer.estimated_stepping_batches
+    if total_steps == float("inf"):
+        raise ValueError("a schedule needs an end; set trainer.max_epochs or trainer.max_steps")
+    steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     built = optimizer(groups)
-    built_schedule = schedule(built, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    built_schedule = schedule(built, total_steps=int(total_steps), steps_per_epoch=steps_per_epoch)
     return {"optimizer": built, "lr_scheduler": {"scheduler": built_schedule, "interval": "step"}}

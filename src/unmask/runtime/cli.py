@@ -15,11 +15,16 @@ import hydra
 from omegaconf import DictConfig
 
 EXIT_FIXABLE = 2  # the user can mend it
+_QUICKSTART = "experiment=quickstart"
+_WHAT_TO_RUN = ("method=", "model=", "data=", "experiment=")
+_ABOUT = ("--help", "-h", "--version", "--hydra-help", "--shell-completion", "-sc")
 _TRACEBACK_SWITCH = "UNMASK_TRACEBACK"  # =1 shows where an error was raised
 
 
 def run() -> None:
     """Pre-trains: `python run.py method=mae model=vit_tiny data=cifar10 data.root=DIR`."""
+    if not any(argument.startswith(_WHAT_TO_RUN) or argument in _ABOUT for argument in sys.argv[1:]):
+        sys.argv.append(_QUICKSTART)
     _command("run", _pretrain)
 
 
