@@ -69,12 +69,9 @@ def test_any_optimizer_goes_with_any_schedule(optimizer: str, schedule: str) -> 
 @pytest.mark.parametrize("group", ["trainer", "strategy", "logger", "callbacks", "data", "debug", "experiment"])
 def test_every_choice_of_a_group_composes_without_a_missing_link(group: str) -> None:
     for choice in choices(group):
-        config = composed("run", f"{group}={choice}", "+hydra.runtime.output_dir=x")
-        if OmegaConf.is_missing(config.get("data", {}), "root"):
+        config = composed("run", f"{group}={choice}", "name=x", "paths.run_dir=x")
+        if OmegaConf.is_missing(config.data, "root"):
             config.data.root = "somewhere"
-        del config.name, config.paths
-        config.paths = {"run_dir": "x"}
-        config.name = "x"
         OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 

@@ -150,7 +150,9 @@ class _Recorder(Callback):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("interrupted_at", [3, 5, 7])  # five steps an epoch: within the first, at its end, in the second
+@pytest.mark.parametrize(
+    "interrupted_at", [3, 5, 7]
+)  # five steps an epoch: within the first, at its end, in the second
 def test_a_resumed_run_is_the_uninterrupted_one(method: str, interrupted_at: int, tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 

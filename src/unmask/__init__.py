@@ -19,7 +19,14 @@ _HOMES = {
     "load_method": "unmask.runtime.checkpoint",
     "list_experiments": "unmask.runtime.config",
 }
-__all__ = sorted(_HOMES)
+__all__ = [
+    "build_method",
+    "extract_features",
+    "list_experiments",
+    "load_backbone",
+    "load_method",
+    "reconstruct",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,7 @@ class PatchMask:
         if coarse == "nearest":
             return self.masked[:, ::patches_per_cell, ::patches_per_cell]
         cells = self.masked.unflatten(2, (-1, patches_per_cell)).unflatten(1, (-1, patches_per_cell))
-        return cells.all(dim=4).all(dim=2)
+        return torch.all(torch.all(cells, dim=4), dim=2)
 
     def at_pixels(self) -> Bool[Tensor, "b 1 height width"]:
         """Repeats the mask to every pixel, with one channel that broadcasts over colours."""
@@ -79,7 +79,8 @@ def patchify(images: Float[Tensor, "b c height width"], patch_size: int) -> Floa
     _, _, height, width = images.shape
     require_whole_patches(height, width, patch_size)
     tiles = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # b c rows p cols p
-    return tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    vectors: Tensor = tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    return vectors
 
 
 def unpatchify(
@@ -88,7 +89,8 @@ def unpatchify(
     """Inverts `patchify` for a grid of (rows, cols) patches."""
     rows, cols = grid
     tiles = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (rows, cols))  # b rows cols p p c
-    return tiles.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+    images: Tensor = tiles.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+    return images
 
 
 def require_whole_patches(height: int, width: int, patch_size: int) -> None:

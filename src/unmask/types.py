@@ -18,7 +18,7 @@ from unmask.patches import PatchMask
 Images = Float[Tensor, "b 3 height width"]
 
 StageEdit = Callable[[int, Float[Tensor, "b h w c"]], Float[Tensor, "b h w c"]]
-"""(stage index, tokens entering that stage) -> the tokens that enter instead. The one seam where masks meet backbones."""
+"""(stage index, tokens entering that stage) -> the tokens that enter instead: the one seam of masks and backbones."""
 
 ParameterGroups = Iterable[Mapping[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], Optimizer]
@@ -31,7 +31,7 @@ class ImageBatch(NamedTuple):
 
     image: Images  # normalised by the data module, on device
     label: Int[Tensor, " b"]  # class index; -1 = unlabelled
-    index: Int[Tensor, " b"]  # the sample's number in its data set: the key of its randomness
+    index: Int[Tensor, " b"]  # type: ignore[assignment]  # the sample's number in its data set: the key of its randomness
 
 
 class FeatureStage(NamedTuple):

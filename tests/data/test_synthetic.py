@@ -68,7 +68,7 @@ def test_a_split_is_rendered_in_chunks_without_a_seam() -> None:
 
 def test_each_seed_split_and_index_has_a_picture_of_its_own() -> None:
     pictures = torch.cat(
-        [make_data(seed=s).load_split(split).images for s in (0, 1) for split in ("train", "val", "test")]
+        [make_data(picture_seed=s).load_split(split).images for s in (0, 1) for split in ("train", "val", "test")]
     )
     assert len(pictures.flatten(1).unique(dim=0)) == len(pictures) == 180
 

@@ -37,6 +37,9 @@ def make_backbone() -> Callable[..., nn.Module]:
             self.calls.append((images.clone(), self.training, torch.is_inference_mode_enabled()))
             return self.dropout(self.linear(images.flatten(1)))
 
+        def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
+            self.drop_path_rate = drop_path_rate
+
         def layer_id(self, parameter_name: str) -> int:
             return 0
 
@@ -51,6 +54,8 @@ def make_data() -> Callable[..., Any]:
     from unmask.data.transforms import Augmentation  # noqa: PLC0415
 
     class InMemory(ImageDataModule):
+        holds_images_in_memory = True
+
         def __init__(self, splits: dict[str, Any], num_classes: int, **shared: Any) -> None:
             super().__init__(**shared)
             self.splits, self.names = splits, [f"class {number}" for number in range(num_classes)]

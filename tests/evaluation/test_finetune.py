@@ -43,7 +43,7 @@ class BestInTheSecondEpoch(Supervised):
     def on_validation_start(self):
         said = 1 if self.current_epoch == 1 else 0
         nn.init.zeros_(self.head.linear.weight)
-        self.head.linear.bias.data = 9.0 * F.one_hot(torch.tensor(said), 3).float()
+        self.head.linear.bias.data.copy_(9.0 * F.one_hot(torch.tensor(said), 3))
 
     def validation_step(self, batch, batch_idx):
         is_second = bool(self.head.linear.bias[1] > 8.0)
@@ -111,7 +111,7 @@ def test_the_protocol_spells_the_recipe_out(make_vit, data, make_trainer):
     classifier = make_classifier(layer_decay=0.65)
     protocol = FineTune(classifier=classifier, epochs=1).evaluate(make_vit(), data, make_trainer).protocol
     assert protocol == (
-        "finetune: all weights, 1 epochs, last epoch, train (24), test (10), 32x32 px, "
+        "finetune: all weights, 1 epochs, last epoch, train (24), test (10), 32x32 px, drop path 0.1, "
         "Supervised(head=LinearClassifier(weight_std=0.02), optimizer=AdamW(lr=0.001), "
         "schedule=warmup_cosine(warmup_epochs=0), mixup=0, cutmix=0, layer_decay=0.65)"
     )

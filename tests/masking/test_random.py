@@ -94,7 +94,7 @@ def test_image_size_named_for_images_that_are_not_whole_patches_is_accepted() ->
 def test_ratio_named_where_all_patches_would_be_hidden_is_accepted(size: int) -> None:
     with pytest.raises(ValueError, match="would hide them all") as error:
         RandomMaskGenerator(ratio=0.9999, patch_size=32)(blank(1, size))
-    named = float(re.search(r"use at most ([\d.]+)", str(error.value))[1])
+    named = float(re.search(r"ratio of at most ([\d.]+)", str(error.value))[1])
     patches = (size // 32) ** 2
     assert RandomMaskGenerator(ratio=named, patch_size=32)(blank(1, size)).num_masked == patches - 1
 
@@ -102,4 +102,4 @@ def test_ratio_named_where_all_patches_would_be_hidden_is_accepted(size: int) ->
 def test_an_image_of_one_patch_is_not_told_to_use_a_ratio_of_zero() -> None:
     with pytest.raises(ValueError, match="patches smaller than 32 px") as error:
         RandomMaskGenerator(ratio=0.6, patch_size=32)(blank(1, 32))
-    assert "at most 0," not in str(error.value)
+    assert "at most" not in str(error.value)

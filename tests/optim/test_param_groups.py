@@ -111,5 +111,5 @@ def test_layer_decay_must_be_a_share(layer_decay: float) -> None:
 
 
 def test_layer_decay_without_a_rate_is_refused_and_not_ignored() -> None:
-    with pytest.raises(ValueError, match="lr"):
+    with pytest.raises(ValueError, match="needs the learning rate"):
         layer_decay_groups(nn.Linear(2, 2), layer_id=lambda _: 0, num_layers=1, layer_decay=0.5, lr=None)

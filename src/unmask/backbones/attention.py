@@ -13,4 +13,4 @@ def prefer_fast_attention(module: nn.Module, *, device: torch.device, is_bfloat1
     if device.type == "cpu" and is_bfloat16:
         for part in module.modules():
             if hasattr(part, "fused_attn"):
-                part.fused_attn = False
+                setattr(part, "fused_attn", False)  # noqa: B010 (a plain flag of timm's, unknown to torch's types)

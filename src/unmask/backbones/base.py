@@ -40,17 +40,19 @@ class MaskedBackbone(nn.Module, ABC):
 
     @abstractmethod
     def layer_id(self, parameter_name: str) -> int:
-        """Numbers a parameter by depth for layer-wise learning rates: 0 the stem, i + 1 block i, num_blocks + 1 the rest.
+        """Numbers a parameter by depth for layer-wise learning rates.
 
-        The numbering is the one SimMIM and MAE share; a merging of patches counts with the block before it.
+        0 is the stem, i + 1 block i, num_blocks + 1 the rest. The numbering is the one SimMIM and MAE share; a merging
+        of patches counts with the block before it.
         """
 
     @property
     def embed_dim(self) -> int:
         return self.stages[-1].channels
 
-    def begin_fine_tuning(self) -> None:
-        """Turns the pre-trained form into the one its paper fine-tunes. By default they are the same."""
+    @abstractmethod
+    def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
+        """Turns the pre-trained form into the one its paper fine-tunes, with stochastic depth of its own."""
 
 
 class VisibleTokenBackbone(MaskedBackbone):
@@ -74,3 +76,9 @@ def as_size(size: int | Sequence[int]) -> tuple[int, int]:
         return size, size
     height, width = size
     return height, width
+
+
+def as_rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    """Reads one number a colour."""
+    red, green, blue = values
+    return red, green, blue

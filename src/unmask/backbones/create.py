@@ -4,11 +4,10 @@ import difflib
 from typing import Any
 
 import timm
-from torch import nn
 
 
-def create_timm_model(name: str, *, family: str, **arguments: Any) -> nn.Module:
-    """Creates a timm model without its classifier and without weights.
+def create_timm_model(name: str, *, family: str, **arguments: Any) -> Any:
+    """Creates a timm model, an untyped `nn.Module`, without its classifier and without weights.
 
     Args:
         name: A timm model name.
@@ -23,5 +22,4 @@ def create_timm_model(name: str, *, family: str, **arguments: Any) -> nn.Module:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known[:3]
         raise ValueError(f"timm knows no model {name!r}; nearest: {', '.join(near)}")
     given = {key: value for key, value in arguments.items() if value is not None}
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **given)
-    return model
+    return timm.create_model(name, pretrained=False, num_classes=0, **given)

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, MaskedBackbone, as_size
+from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, MaskedBackbone, as_rgb, as_size
 from unmask.backbones.create import create_timm_model
+from unmask.backbones.drop_path import set_drop_path
 from unmask.types import FeatureStage, Images, StageEdit
 
 
@@ -32,6 +33,8 @@ class TimmSwin(MaskedBackbone):
         ValueError: The grid of some stage is not a whole number of windows (timm would pad in silence), or timm has
             no such model.
     """
+
+    swin: Any  # timm's model
 
     def __init__(
         self,
@@ -78,7 +81,7 @@ class TimmSwin(MaskedBackbone):
         self.depths = [len(stage.blocks) for stage in self.swin.layers]
         self.num_blocks = sum(self.depths)
         self.stages = tuple(FeatureStage(info["num_chs"], info["reduction"]) for info in self.swin.feature_info)
-        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        self.pixel_mean, self.pixel_std = as_rgb(pixel_mean), as_rgb(pixel_std)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -101,6 +104,11 @@ class TimmSwin(MaskedBackbone):
         """Averages the tokens of the final LayerNorm, as SimMIM's classifier does."""
         return self.forward_features(images)[-1].mean(dim=(2, 3))
 
+    def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
+        """Sets stochastic depth; SimMIM fine-tunes Swin in the form it pre-trains."""
+        set_drop_path([block for stage in self.swin.layers for block in stage.blocks], drop_path_rate)
+        self._settings["drop_path_rate"] = drop_path_rate
+
     def layer_id(self, parameter_name: str) -> int:
         name = parameter_name.removeprefix("swin.")
         if name.startswith("patch_embed."):
@@ -119,13 +127,17 @@ def _require_whole_windows(image_size: tuple[int, int], patch_size: int, window_
         return
     height, width = image_size
     one_window = patch_size * 2 ** (num_stages - 1) * window_size
-    sides = [side for side in range(1, 2 * max(*image_size, one_window) + 1) if _fits(side, patch_size, window_size, num_stages)]
+    sides = [
+        side
+        for side in range(1, 2 * max(*image_size, one_window) + 1)
+        if _fits(side, patch_size, window_size, num_stages)
+    ]
     nearest = sorted(sorted(sides, key=lambda side: abs(side - max(image_size)))[:2])
     windows = [w for w in range(2, 33) if all(_fits(side, patch_size, w, num_stages) for side in image_size)]
     window_hint = f"; at {height}x{width} window_size {_or(windows)} fits" if windows else ""
     raise ValueError(
-        f"image_size {height}x{width} with patch_size {patch_size} and window_size {window_size} leaves a stage that is "
-        f"not whole windows; use image_size {_or(nearest)}{window_hint}"
+        f"image_size {height}x{width} with patch_size {patch_size} and window_size {window_size} leaves a stage that "
+        f"is not whole windows; use image_size {_or(nearest)}{window_hint}"
     )
 
 

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, VisibleTokenBackbone, as_size
+from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, VisibleTokenBackbone, as_rgb, as_size
 from unmask.backbones.create import create_timm_model
-from unmask.positions import sincos_positions
+from unmask.backbones.drop_path import set_drop_path
 from unmask.patches import require_whole_patches
+from unmask.positions import sincos_positions
 from unmask.types import FeatureStage, Images, StageEdit
 
 _PLAIN = "vit_tiny_patch16_224"
@@ -40,6 +41,9 @@ class TimmViT(VisibleTokenBackbone):
         ValueError: The image is not whole patches, the depth not whole stages, timm has no such model, or it has other
             tokens than one class token in front of the patches.
     """
+
+    vit: Any  # timm's model
+    grid: tuple[int, int]  # patches: rows, columns
 
     def __init__(
         self,
@@ -87,7 +91,9 @@ class TimmViT(VisibleTokenBackbone):
             drop_path_rate=drop_path_rate,
         )
         if self.vit.cls_token is None or self.vit.num_prefix_tokens != 1:
-            raise ValueError(f"{name} has no class token alone in front of its patches; use a plain ViT such as {_PLAIN}")
+            raise ValueError(
+                f"{name} has no class token alone in front of its patches; use a plain ViT such as {_PLAIN}"
+            )
         self.num_blocks = len(self.vit.blocks)
         if num_stages is None:
             num_stages = next(count for count in (4, 3, 2, 1) if self.num_blocks % count == 0)
@@ -95,10 +101,10 @@ class TimmViT(VisibleTokenBackbone):
             raise ValueError(f"{self.num_blocks} blocks are not {num_stages} equal stages; change num_stages or depth")
         self.patch_size = patch_size
         self.num_prefix_tokens = self.vit.num_prefix_tokens
-        self.grid = tuple(self.vit.patch_embed.grid_size)
+        self.grid = self.image_size[0] // patch_size, self.image_size[1] // patch_size
         self.stages = (FeatureStage(self.vit.embed_dim, patch_size),) * num_stages
         self.norm_after_pooling = norm_after_pooling
-        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        self.pixel_mean, self.pixel_std = as_rgb(pixel_mean), as_rgb(pixel_std)
         if positions == "sincos":
             self._fix_positions()
 
@@ -137,11 +143,13 @@ class TimmViT(VisibleTokenBackbone):
         block = re.match(r"blocks\.(\d+)\.", name)
         return int(block[1]) + 1 if block else self.num_blocks + 1
 
-    def begin_fine_tuning(self) -> None:
+    def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
         """Frees the positions and puts a fresh norm behind the pooling (MAE's `fc_norm`); the old norm is dropped."""
         self.vit.pos_embed.requires_grad_(True)
         self.vit.norm.reset_parameters()
         self.norm_after_pooling = True
+        set_drop_path(self.vit.blocks, drop_path_rate)
+        self._settings["drop_path_rate"] = drop_path_rate
 
     def initialise_as_mae(self) -> None:
         for module in self.vit.modules():
@@ -182,7 +190,8 @@ class TimmViT(VisibleTokenBackbone):
 
     def _as_grid(self, tokens: Float[Tensor, "b n d"], *, has_prefix: bool = True) -> Float[Tensor, "b h w d"]:
         patches = tokens[:, self.num_prefix_tokens :] if has_prefix else tokens
-        return patches.unflatten(1, self.grid)
+        grid: Tensor = patches.unflatten(1, self.grid)
+        return grid
 
     def _fix_positions(self) -> None:
         positions = sincos_positions(self.vit.embed_dim, self.grid, num_prefix_tokens=self.num_prefix_tokens)

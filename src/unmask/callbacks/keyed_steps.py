@@ -1,7 +1,5 @@
 """Randomness of a training step that does not depend on the steps before it."""
 
-# ruff: noqa: ARG002  (the hooks' signatures are Lightning's)
-
 import random
 from typing import Any
 

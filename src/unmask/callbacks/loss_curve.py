@@ -1,7 +1,5 @@
 """The course of the loss as a picture."""
 
-# ruff: noqa: ARG002  (the hooks' signatures are Lightning's)
-
 import math
 from pathlib import Path
 from typing import Any

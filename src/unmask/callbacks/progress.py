@@ -1,7 +1,5 @@
 """How far a run is: plain lines for files, a bar for terminals."""
 
-# ruff: noqa: ARG002  (the hooks' signatures are Lightning's)
-
 import logging
 import sys
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Where a checkpoint comes from."""
 
-# ruff: noqa: ARG002  (the hooks' signatures are Lightning's)
-
 import os
 import subprocess
 from collections.abc import Mapping

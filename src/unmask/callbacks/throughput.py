@@ -1,7 +1,5 @@
 """Images trained on per second."""
 
-# ruff: noqa: ARG002  (the hooks' signatures are Lightning's)
-
 from time import perf_counter
 
 from lightning import Callback, LightningModule, Trainer

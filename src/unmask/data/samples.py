@@ -16,7 +16,7 @@ class SampleKey(NamedTuple):
     """Which sample a loader asks for, and in which epoch."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no one needs
 
 
 class RawBatch(NamedTuple):
@@ -24,7 +24,7 @@ class RawBatch(NamedTuple):
 
     image: UInt8[Tensor, "b 3 height width"]
     label: Int[Tensor, " b"]
-    index: Int[Tensor, " b"]
+    index: Int[Tensor, " b"]  # type: ignore[assignment]
     epoch: Int[Tensor, " b"]
 
 

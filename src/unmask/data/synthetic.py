@@ -54,8 +54,8 @@ _GRAIN_DEPTH = (0.02, 0.18)  # largest deviation of a channel
 class Synthetic(ImageDataModule):
     """Pictures of ten shapes, rendered when a split is first read; nothing is downloaded.
 
-    Picture i of a split shows shape i % 10. A picture is a function of (picture_seed, split, i), so a larger split begins
-    with the pictures of a smaller one, and no two splits share a picture.
+    Picture i of a split shows shape i % 10. A picture is a function of (picture_seed, split, i), so a larger split
+    begins with the pictures of a smaller one, and no two splits share a picture.
 
     Size, place, turn, colours, texture, distractors, shadow, light, blur and grain are drawn without regard to the
     shape, and all shapes of one size have one area. Measured once, at 32 px, seed 0, 4,000

@@ -83,10 +83,10 @@ class Augmentation:
         """Crops and flips one image of any size to whole values 0..255, ready to be sent to the device."""
         boxes, flipped = self._draw(key, image.shape[1], image.shape[2])
         top, left, height, width = (int(side) for side in boxes)
-        crop = TF.resized_crop(
+        crop: Tensor = TF.resized_crop(
             image, top, left, height, width, list(size), InterpolationMode(self.interpolation), antialias=True
         )
-        return TF.horizontal_flip(crop) if bool(flipped) else crop
+        return crop.flip(2) if bool(flipped) else crop
 
     def erase_batch(
         self, images: Float[Tensor, "b c height width"], keys: Int[Tensor, " b"]
@@ -117,9 +117,10 @@ class Augmentation:
 def resize_and_centre_crop(
     image: UInt8[Tensor, "*b c height width"], size: tuple[int, int], crop_share: float
 ) -> UInt8[Tensor, "*b c new_height new_width"]:
-    """Prepares an image, or a batch of one size, for evaluation: resize until a centred crop of `size` is `crop_share` of it, bicubic.
+    """Prepares an image, or a batch of one size, for evaluation.
 
-    With the usual 0.875 and 224 px the short side becomes 256.
+    It is resized (bicubic) until a centred crop of `size` is `crop_share` of it along the tighter side. With the usual
+    0.875 and 224 px the short side becomes 256.
     """
     target = [int(side / crop_share) for side in size]
     height, width = image.shape[-2:]
@@ -127,7 +128,8 @@ def resize_and_centre_crop(
     resized = [max(size[0], round(height * factor)), max(size[1], round(width * factor))]
     if resized != [height, width]:
         image = TF.resize(image, resized, InterpolationMode.BICUBIC, antialias=True)
-    return TF.center_crop(image, list(size))
+    cropped: Tensor = TF.center_crop(image, list(size))
+    return cropped
 
 
 def resize_boxes(

@@ -23,23 +23,32 @@ class FineTune:
     Args:
         classifier: Completed with `backbone` and `num_classes`; logs `val/top1`, `test/top1` and `test/top5`.
         epochs: Passes over the training split.
+        drop_path_rate: Stochastic depth of the last block while fine-tuning.
         baseline: Whether a random backbone is to be fine-tuned beside.
 
     Raises:
         ValueError: `epochs` is not positive; at evaluation, labels are missing, or no validation ran.
     """
 
-    def __init__(self, *, classifier: Callable[..., LightningModule], epochs: int, baseline: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        classifier: Callable[..., LightningModule],
+        epochs: int,
+        drop_path_rate: float = 0.1,
+        baseline: bool = False,
+    ) -> None:
         if epochs < 1:
             raise ValueError(f"eval.epochs must be at least 1, got {epochs}")
         self.classifier = classifier
         self.epochs = epochs
+        self.drop_path_rate = drop_path_rate
         self.baseline = baseline
 
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation="finetune")
         own_backbone = copy.deepcopy(backbone)
-        own_backbone.begin_fine_tuning()
+        own_backbone.begin_fine_tuning(drop_path_rate=self.drop_path_rate)
         module = self.classifier(backbone=own_backbone, num_classes=data.num_classes)
         best = _BestEpoch()
         trainer = make_trainer(max_epochs=self.epochs, check_val_every_n_epoch=1)
@@ -57,7 +66,8 @@ class FineTune:
         return EvalReport(
             protocol=(
                 f"finetune: all weights, {self.epochs} epochs, last epoch, train ({num_train}), test ({num_test}), "
-                f"{data.image_size[0]}x{data.image_size[1]} px, {_describe(self.classifier)}"
+                f"{data.image_size[0]}x{data.image_size[1]} px, drop path {self.drop_path_rate:g}, "
+                f"{_describe(self.classifier)}"
             ),
             metrics=last_metrics | {f"{name}_best_epoch": value for name, value in best_metrics.items()},
             num_train_images=num_train,

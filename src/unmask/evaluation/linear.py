@@ -137,7 +137,7 @@ class LinearProbe:
                 rows = order[step * batch_size : (step + 1) * batch_size]
                 losses = _losses(probe(train.features[rows]), train.labels[rows])
                 optimizer.zero_grad()
-                (losses @ rates).backward()  # type: ignore[no-untyped-call]
+                (losses @ rates).backward()
                 optimizer.step()
                 schedule.step()
         return probe.eval()

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class PixelShuffleHead(nn.Module):
-    """Predicts every pixel of a cell from the cell's features: a 1x1 convolution, then a pixel shuffle (SimMIM sec. 3.3).
+    """Predicts every pixel of a cell from the cell's features (SimMIM sec. 3.3): 1x1 convolution, then pixel shuffle.
 
     Args:
         in_channels: Width of the feature map.

@@ -64,7 +64,7 @@ class Method(LightningModule, ABC):
 
     @final
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Float[Tensor, ""]:
-        output = self(batch.image, self._mask(batch, "train-mask", self.current_epoch))
+        output: MethodOutput = self(batch.image, self._mask(batch, "train-mask", self.current_epoch))
         terms = {f"train/{name}": term.detach() for name, term in output.terms.items()}
         self.log_dict({"train/loss": output.loss.detach(), **terms}, batch_size=len(batch.image))
         return output.loss

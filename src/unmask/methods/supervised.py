@@ -108,7 +108,7 @@ class Supervised(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.optimizer_factory
-        peak = optimizer([torch.nn.Parameter(torch.empty(0))]).defaults["lr"]
+        peak = optimizer([{"params": [torch.nn.Parameter(torch.empty(0))]}]).defaults["lr"]
         groups = layer_decay_groups(
             self,
             layer_id=self._layer_id,

@@ -64,12 +64,12 @@ def warmup_then_cosine_from_start(
     return LambdaLR(optimizer, factor)
 
 
-def constant(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: float) -> LambdaLR:
-    """Keeps every group's rate."""
+def constant(optimizer: Optimizer, **_: float) -> LambdaLR:
+    """Keeps every group's rate, however long the run."""
     return LambdaLR(optimizer, _one)
 
 
-def _one(step: int) -> float:
+def _one(_: int) -> float:
     return 1.0
 
 
@@ -85,5 +85,3 @@ def _warmup_steps(warmup_epochs: float, steps_per_epoch: float, total_steps: int
             f"use less than {total_steps / steps_per_epoch:g}"
         )
     return warmup
-
-

@@ -5,20 +5,20 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from lightning import LightningModule
 from torch import Tensor
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.callbacks.panel import Reconstruction, reconstruction_pixels
 from unmask.methods.base import Method
-from unmask.runtime.builders import build, build_method as build_configured
+from unmask.runtime.builders import AnyMethod, build
+from unmask.runtime.builders import build_method as build_configured
 from unmask.runtime.config import compose_config
 from unmask.types import Images
 
 Pool = Literal["mean"]
 
 
-def build_method(overrides: Sequence[str]) -> LightningModule:
+def build_method(overrides: Sequence[str]) -> AnyMethod:
     """Builds a method with random weights from what one would type after `run.py`.
 
     Args:

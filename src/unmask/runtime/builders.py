@@ -1,18 +1,17 @@
 """Turns parts of a configuration into objects; the only place that calls Hydra's `instantiate`."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 from hydra.utils import instantiate
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.data.datamodule import ImageDataModule
+from unmask.methods.base import Method
+from unmask.methods.supervised import Supervised
 
-_log = logging.getLogger("unmask")
+AnyMethod = Method | Supervised
 
 _TRUSTED_TARGETS = (
     "unmask.backbones.",
@@ -43,20 +42,20 @@ def build_untrusted(config: Mapping[str, Any], **arguments: Any) -> Any:
     return build(config, **arguments)
 
 
-def build_method(config: Mapping[str, Any] | DictConfig, data: ImageDataModule, **arguments: Any) -> LightningModule:
+def build_method(config: DictConfig, data: ImageDataModule) -> AnyMethod:
     """Builds a method; one that needs the number of classes (`_partial_`) is completed from the data."""
-    if config.get("_partial_"):
-        method: LightningModule = build(config, **arguments)(num_classes=data.num_classes)
-        return method
-    method = build(config, **arguments)
+    built = build(config)
+    method: AnyMethod = built(num_classes=data.num_classes) if config.get("_partial_") else built
     return method
 
 
 def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
     """Builds the Trainer with its callbacks and loggers; keyword arguments replace configured ones."""
-    callbacks: list[Callback] = arguments.pop("callbacks", None) or build_entries(config.callbacks)
-    loggers: list[Logger] = build_entries(config.logger)
-    trainer: Trainer = build(config.trainer, callbacks=callbacks, logger=loggers or False, **arguments)
+    if "callbacks" not in arguments:
+        arguments["callbacks"] = build_entries(config.callbacks)
+    if "logger" not in arguments:
+        arguments["logger"] = build_entries(config.logger) or False
+    trainer: Trainer = build(config.trainer, **arguments)
     return trainer
 
 

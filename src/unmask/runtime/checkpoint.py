@@ -8,12 +8,11 @@ from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from lightning import LightningModule
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from unmask.backbones.base import MaskedBackbone
-from unmask.runtime.builders import build_untrusted
+from unmask.runtime.builders import AnyMethod, build_untrusted
 
 RECORD_KEY = "unmask"  # where a training checkpoint keeps its record, and a safetensors file its description
 EXPORT_NAME = "backbone.safetensors"
@@ -41,7 +40,9 @@ def read_checkpoint(path: str | Path) -> SavedRun:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise ValueError(f"{file} holds Python objects beside weights and is refused: {error}".split("\n")[0]) from error
+        raise ValueError(
+            f"{file} holds Python objects beside weights and is refused: {error}".split("\n")[0]
+        ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{file} cannot be read, it may be damaged: {error}".split("\n")[0]) from error
     if not isinstance(content, dict) or RECORD_KEY not in content or "state_dict" not in content:
@@ -51,13 +52,14 @@ def read_checkpoint(path: str | Path) -> SavedRun:
     return SavedRun(run["config"], run["num_classes"], written["backbone"], content["state_dict"])
 
 
-def load_method(path: str | Path) -> LightningModule:
+def load_method(path: str | Path) -> AnyMethod:
     """Rebuilds the method of a training checkpoint, heads included, from the file alone."""
     saved = read_checkpoint(path)
     config = dict(saved.config["method"])
     if config.pop("_partial_", False):
         config["num_classes"] = saved.num_classes
-    method: LightningModule = build_untrusted(config)
+    config["backbone"] = saved.backbone  # as it was when saved: fine-tuning changes its form
+    method: AnyMethod = build_untrusted(config)
     _load_weights(method, saved.state_dict, path)
     return method.eval()
 
@@ -89,7 +91,7 @@ def export_weights(backbone: MaskedBackbone, path: Path) -> Path:
     return path
 
 
-def require_same_backbone(method: LightningModule, path: str | Path) -> None:
+def require_same_backbone(method: AnyMethod, path: str | Path) -> None:
     """Refuses to resume from a checkpoint whose backbone has other settings than the configured one."""
     saved = read_checkpoint(path).backbone
     configured = method.exported_backbone.settings
@@ -124,7 +126,9 @@ def _load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the weights its description promises: {error}".split("\n")[0]) from error
+        raise ValueError(
+            f"{path} does not hold the weights its description promises: {error}".split("\n")[0]
+        ) from error
 
 
 def _require_file(path: str | Path) -> Path:

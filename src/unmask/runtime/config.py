@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import unmask
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+import unmask
 from unmask.runtime.resolvers import register_resolvers
 
 
@@ -40,7 +40,7 @@ def list_experiments() -> list[str]:
 def _dotted_keys(config: DictConfig, prefix: str = "") -> list[str]:
     keys = []
     for key in config:
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         keys.append(name)
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():

@@ -7,10 +7,11 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.data.datamodule import ImageDataModule
+from unmask.runtime.builders import AnyMethod
 
 _log = logging.getLogger("unmask")
 _OLD_NAMES = {  # what other programs of this kind call it
@@ -31,7 +32,7 @@ _EXPECTED_WARNINGS = (
 
 
 def print_plan(
-    config: DictConfig, learning_rate: str, method: LightningModule, data: ImageDataModule, trainer: Trainer
+    config: DictConfig, learning_rate: str, method: AnyMethod, data: ImageDataModule, trainer: Trainer
 ) -> None:
     """States what is about to run, derived values included."""
     backbone = method.exported_backbone

@@ -44,7 +44,8 @@ def evaluate(config: DictConfig) -> float | None:
             untrained = build_backbone(backbone.settings)
             reports["random"] = evaluator.evaluate(untrained, data, _trainers(config, data, "random"))
     _write(config, reports)
-    return reports["checkpoint"].metrics.get("top1")
+    top1: float | None = reports["checkpoint"].metrics.get("top1")
+    return top1
 
 
 def _build_data(config: DictConfig, backbone: MaskedBackbone) -> ImageDataModule:
@@ -73,8 +74,8 @@ def _build_data(config: DictConfig, backbone: MaskedBackbone) -> ImageDataModule
 def _trainers(config: DictConfig, data: ImageDataModule, name: str) -> Callable[..., Trainer]:
     """Makes trainers for one backbone; a classifier they fit is kept under `checkpoints/<name>`."""
     run_dir = Path(config.paths.run_dir)
-    record = {"config": as_plain(config), "num_classes": data.num_classes}
-    record["config"]["method"] = record["config"]["eval"].get("classifier")
+    plain = as_plain(config)
+    record = {"config": plain | {"method": plain["eval"].get("classifier")}, "num_classes": data.num_classes}
 
     def make_trainer(**arguments: Any) -> Trainer:
         kept = ModelCheckpoint(dirpath=run_dir / "checkpoints" / name, filename="last", enable_version_counter=False)
@@ -96,5 +97,3 @@ def _write(config: DictConfig, reports: dict[str, EvalReport]) -> None:
     (run_dir / "report.md").write_text(table + "\n")
     _log.info(f"\n{table}\n")
     _log.info(f"report written to {run_dir / 'report.json'} and report.md")
-
-

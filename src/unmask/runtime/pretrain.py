@@ -3,12 +3,12 @@
 import logging
 from pathlib import Path
 
-from lightning import LightningModule, Trainer, seed_everything
+from lightning import Trainer, seed_everything
 from omegaconf import DictConfig
 
 from unmask.callbacks.provenance import Provenance
 from unmask.data.datamodule import ImageDataModule
-from unmask.runtime.builders import as_plain, build, build_entries, build_method, build_trainer
+from unmask.runtime.builders import AnyMethod, as_plain, build, build_entries, build_method, build_trainer
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
 from unmask.runtime.console import describe_learning_rate, print_plan
 
@@ -36,7 +36,7 @@ def pretrain(config: DictConfig) -> float | None:
 
     trainer.fit(method, datamodule=data, ckpt_path=config.ckpt_path)
 
-    if trainer.is_global_zero and trainer.state.finished and not trainer.fast_dev_run:
+    if trainer.is_global_zero and trainer.state.finished and not config.trainer.get("fast_dev_run"):
         _export(method, Path(config.paths.run_dir))
     loss = trainer.callback_metrics.get("val/loss")
     return None if loss is None else float(loss)
@@ -48,7 +48,7 @@ def _log_settings(trainer: Trainer, config: DictConfig) -> None:
         logger.log_hyperparams(settings)
 
 
-def _export(method: LightningModule, run_dir: Path) -> None:
+def _export(method: AnyMethod, run_dir: Path) -> None:
     exported = export_weights(method.exported_backbone, run_dir / EXPORT_NAME)
     _log.info(f"backbone exported to {exported}")
     _log.info(f"next: python eval.py eval=knn ckpt_path={exported.parent / 'checkpoints' / 'last.ckpt'}")

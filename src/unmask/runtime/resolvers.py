@@ -1,7 +1,7 @@
 """Values a configuration computes: `${name:arguments}`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from omegaconf import OmegaConf
@@ -15,7 +15,7 @@ _SMALL_FOR_SWIN = 128  # px: below, 4 px tokens would leave less than 4x4 in the
 
 def register_resolvers() -> None:
     """Makes the resolvers known to OmegaConf; safe to call again."""
-    resolvers = {
+    resolvers: dict[str, Callable[..., object]] = {
         "scale_lr": scale_lr,
         "share": share,
         "fit_patch": fit_patch,
@@ -70,7 +70,7 @@ def auto_workers() -> int:
 
 def _cpu_computes_in_bfloat16() -> bool:
     """Other processors emulate bfloat16 and get slower by it."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
