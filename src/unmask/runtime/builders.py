@@ -5,6 +5,7 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.data.datamodule import ImageDataModule
@@ -55,6 +56,8 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
         arguments["callbacks"] = build_entries(config.callbacks)
     if "logger" not in arguments:
         arguments["logger"] = build_entries(config.logger) or False
+    if not arguments["logger"]:  # which Lightning's monitor of the learning rate refuses
+        arguments["callbacks"] = [c for c in arguments["callbacks"] if not isinstance(c, LearningRateMonitor)]
     trainer: Trainer = build(config.trainer, **arguments)
     return trainer
 

@@ -7,11 +7,13 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 EXIT_FIXABLE = 2  # the user can mend it
@@ -46,7 +48,7 @@ def _evaluate(config: DictConfig) -> Any:
 
 
 def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
-    from unmask.runtime.config import config_directory
+    from unmask.runtime.config import config_directory, configuration_names
     from unmask.runtime.resolvers import register_resolvers
 
     register_resolvers()
@@ -58,7 +60,7 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     try:
         main()
     except _user_errors() as error:
-        sys.exit(_explain(error, config_name))
+        sys.exit(_explain(error, *configuration_names(config_name)))
 
 
 def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -72,11 +74,14 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         is_fresh = all(entry.name == ".hydra" or entry.suffix == ".log" for entry in run_dir.iterdir())
         try:
             return task(config)
-        except _user_errors():
+        except _user_errors() as error:
             if is_fresh and not (run_dir / "checkpoints").exists():
                 logging.shutdown()
                 shutil.rmtree(run_dir)
-            raise
+            if os.environ.get(_TRACEBACK_SWITCH) == "1" or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            # Leaving by SystemExit keeps Hydra from printing a preface of its own.
+            sys.exit(_explain(error))
         finally:
             _finish_wandb()
 
@@ -92,12 +97,11 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     return HydraException, OmegaConfBaseException, MisconfigurationException, ValueError, FileNotFoundError
 
 
-def _explain(error: BaseException, config_name: str) -> int:
-    from unmask.runtime.config import configuration_names
+def _explain(error: BaseException, known_keys: Sequence[str] = (), groups: Sequence[str] = ()) -> int:
+    """Writes the sentence; the names are only needed for a configuration that did not compose."""
     from unmask.runtime.console import one_sentence
 
-    keys, groups = configuration_names(config_name)
-    sys.stderr.write(f"error: {one_sentence(error, keys, groups)}\n({_TRACEBACK_SWITCH}=1 shows where)\n")
+    sys.stderr.write(f"error: {one_sentence(error, known_keys, groups)}\n({_TRACEBACK_SWITCH}=1 shows where)\n")
     return EXIT_FIXABLE
 
 

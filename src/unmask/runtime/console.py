@@ -5,8 +5,9 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from hydra.errors import InstantiationException
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
@@ -66,13 +67,13 @@ def describe_learning_rate(config: DictConfig) -> str:
     return f"{peak:.3g} at its peak, as given"
 
 
-def one_sentence(error: BaseException, known_keys: Iterable[str], groups: Sequence[str]) -> str:
+def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequence[str]) -> str:
     """Says what a user got wrong, with the nearest valid names where a name is unknown."""
     text = _innermost(error)
-    unknown_key = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
+    unknown_key = re.search(r"Could not override '([^']+)'", text)
     if unknown_key:
         return _unknown_key(unknown_key[1], known_keys, groups)
-    unknown_choice = re.search(r"(?:Could not find|In '[^']+': Could not find) '([^']+)/([^'/]+)'", text)
+    unknown_choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if unknown_choice:
         return _unknown_choice(unknown_choice[1], unknown_choice[2], text)
     missing = re.search(r"Missing mandatory value: (\S+)", text)
@@ -83,20 +84,18 @@ def one_sentence(error: BaseException, known_keys: Iterable[str], groups: Sequen
 
 
 def _innermost(error: BaseException) -> str:
-    while error.__cause__ is not None:
+    """The text of the error, unpacked where Hydra wrapped a constructor's into its own."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
     return str(error) or type(error).__name__
 
 
-def _unknown_key(key: str, known_keys: Iterable[str], groups: Sequence[str]) -> str:
+def _unknown_key(key: str, known_keys: Sequence[str], groups: Sequence[str]) -> str:
     known = [*known_keys, *groups]
-    head, _, leaf = key.rpartition(".")
     renamed = ".".join(_OLD_NAMES.get(part, part) for part in key.split("."))
-    near = [renamed] if renamed != key and renamed in known else []
-    near += difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-    near += [name for name in known if name.rpartition(".")[2] == leaf and head]
-    hint = f"; nearest: {', '.join(dict.fromkeys(near[:4]))}" if near else ""
-    return f"unknown key {key!r}{hint}. Add a new key with +{key}=..., list keys with --cfg job"
+    near = [renamed] if renamed in known else difflib.get_close_matches(renamed, known, n=3, cutoff=0.5)
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    return f"unknown key {key!r}{hint}. A new key is added by +{key}=..., all keys are listed by --cfg job"
 
 
 def _unknown_choice(group: str, choice: str, text: str) -> str:

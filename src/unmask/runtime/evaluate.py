@@ -33,49 +33,61 @@ def evaluate(config: DictConfig) -> float | None:
     evaluator = build(config.eval)
     if hasattr(evaluator, "evaluate_module"):
         module = load_method(config.ckpt_path)
-        data = _build_data(config, module.exported_backbone)
-        reports = {"checkpoint": evaluator.evaluate_module(module, data, _trainers(config, data, "checkpoint"))}
+        data, settings = _build_data(config, module.exported_backbone)
+        make_trainer = _trainers(config, data, settings, "checkpoint")
+        reports = {"checkpoint": evaluator.evaluate_module(module, data, make_trainer)}
     else:
         backbone = load_backbone(config.ckpt_path)
-        data = _build_data(config, backbone)
-        reports = {"checkpoint": evaluator.evaluate(backbone, data, _trainers(config, data, "checkpoint"))}
+        data, settings = _build_data(config, backbone)
+        make_trainer = _trainers(config, data, settings, "checkpoint")
+        reports = {"checkpoint": evaluator.evaluate(backbone, data, make_trainer)}
         if evaluator.baseline:
             seed_everything(config.seed, workers=True, verbose=False)
             untrained = build_backbone(backbone.settings)
-            reports["random"] = evaluator.evaluate(untrained, data, _trainers(config, data, "random"))
+            make_trainer = _trainers(config, data, settings, "random")
+            reports["random"] = evaluator.evaluate(untrained, data, make_trainer)
     _write(config, reports)
     top1: float | None = reports["checkpoint"].metrics.get("top1")
     return top1
 
 
-def _build_data(config: DictConfig, backbone: MaskedBackbone) -> ImageDataModule:
-    """Builds the configured data, or the checkpoint's own, served as the backbone was trained to see it."""
+def _build_data(config: DictConfig, backbone: MaskedBackbone) -> tuple[ImageDataModule, dict[str, Any]]:
+    """Builds the configured data, or the checkpoint's own, served as the backbone was trained to see it.
+
+    Returns:
+        The data module and the plain settings that rebuild it.
+    """
     served = {
-        "image_size": backbone.image_size,
-        "pixel_mean": backbone.pixel_mean,
-        "pixel_std": backbone.pixel_std,
+        "image_size": list(backbone.image_size),
+        "pixel_mean": list(backbone.pixel_mean),
+        "pixel_std": list(backbone.pixel_std),
     }
-    configured = config.get("data")
-    if configured is not None:
-        data: ImageDataModule = build(configured, **served)
-        return data
-    if Path(config.ckpt_path).suffix == ".safetensors":
-        raise ValueError(
-            f"{config.ckpt_path} is an exported backbone, which remembers no data; add data=NAME data.root=DIR"
-        )
-    own = dict(read_checkpoint(config.ckpt_path).config["data"])
-    own |= {"global_batch_size": config.global_batch_size, "seed": config.seed} | served
-    augmentation = build(config.augmentation)
-    data = build_untrusted(own | {"augmentation": None})
-    data.augmentation = augmentation
-    return data
+    if config.get("data") is not None:
+        settings = as_plain(config.data) | served
+        return build(settings), settings
+    settings = _data_of_checkpoint(config.ckpt_path) | served
+    settings |= {
+        "augmentation": as_plain(config.augmentation),
+        "global_batch_size": config.global_batch_size,
+        "seed": config.seed,
+    }
+    return build_untrusted(settings), settings
 
 
-def _trainers(config: DictConfig, data: ImageDataModule, name: str) -> Callable[..., Trainer]:
+def _data_of_checkpoint(path: str) -> dict[str, Any]:
+    if Path(path).suffix == ".safetensors":
+        raise ValueError(f"{path} is an exported backbone, which remembers no data; add data=NAME data.root=DIR")
+    return dict(read_checkpoint(path).config["data"])
+
+
+def _trainers(
+    config: DictConfig, data: ImageDataModule, data_settings: dict[str, Any], name: str
+) -> Callable[..., Trainer]:
     """Makes trainers for one backbone; a classifier they fit is kept under `checkpoints/<name>`."""
     run_dir = Path(config.paths.run_dir)
     plain = as_plain(config)
-    record = {"config": plain | {"method": plain["eval"].get("classifier")}, "num_classes": data.num_classes}
+    kept_config = plain | {"method": plain["eval"].get("classifier"), "data": data_settings}
+    record = {"config": kept_config, "num_classes": data.num_classes}
 
     def make_trainer(**arguments: Any) -> Trainer:
         kept = ModelCheckpoint(dirpath=run_dir / "checkpoints" / name, filename="last", enable_version_counter=False)

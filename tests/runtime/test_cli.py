@@ -1,0 +1,150 @@
+"""What a user's mistakes lead to: one sentence, exit code 2, nothing left behind."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+
+TINY = ["model.embed_dim=24", "model.depth=2", "data.num_train=16", "data.num_val=4", "data.num_test=4"]
+DECODER = ["method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"]
+QUICK = [*TINY, *DECODER, "global_batch_size=8", "trainer.accelerator=cpu", "trainer.max_epochs=1", "logger=none"]
+
+
+@pytest.fixture(autouse=True)
+def _folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("UNMASK_TRACEBACK", raising=False)
+
+
+def refusal(script: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
+    from unmask.runtime import cli
+
+    monkeypatch.setattr("sys.argv", [f"{script}.py", *overrides, "hydra.run.dir=out"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stopped:
+        {"run": cli.run, "eval": cli.evaluate}[script]()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 2
+    assert not Path("out").exists()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["method=simmin"], "method=simmin does not exist; nearest: simmim"),
+        (["method=mae", "trainer.max_epoch=3"], "nearest: trainer.max_epochs"),
+        (["method=mae", "trainer.gpus=3"], "trainer.devices"),
+        (["method=mae", "datamodule.num_train=3"], "nearest: data.num_train"),
+        (["metod=mae", "data=synthetic"], "unknown key 'metod'; nearest: method"),
+        (["data=cifar10"], "data.root must be given"),
+        (["data=cifar10", "data.root=nowhere"], "no CIFAR-10 at data.root=nowhere"),
+        (["data=folder", "data.root=nowhere"], "nowhere"),
+        (["method=mae", "model=swin_mini"], "only a ViT can do; use model=vit_tiny"),
+        (["method=mae", "method.mask_generator.ratio=1.5"], "mask ratio must lie between 0 and 1"),
+        (["method=simmim", "method.mask_generator.patch_size=5"], "not whole 5 px patches"),
+        (["method=simmim", "model=swin_mini", "model.window_size=5"], "use image_size"),
+        (["method=mae", "global_batch_size=64", *TINY, *DECODER], "set global_batch_size=8 or less"),
+        (["method=mae", "trainer.accumulate_grad_batches=3", "global_batch_size=8", *TINY, *DECODER], "use 9"),
+        (["method=mae", "schedule.warmup_epochs=5", *QUICK], "schedule.warmup_epochs=5 takes 10 steps"),
+        (["method=mae", "ckpt_path=nowhere.ckpt", *QUICK], "ckpt_path=nowhere.ckpt does not exist"),
+    ],
+)
+def test_a_mistake_before_training_is_one_sentence(
+    overrides: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert sentence in refusal("run", overrides, monkeypatch, capsys)
+
+
+def test_an_empty_folder_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    Path("photos").mkdir()
+
+    assert "photos" in refusal("run", ["data=folder", "data.root=photos"], monkeypatch, capsys)
+
+
+def test_a_damaged_photo_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    Path("photos").mkdir()
+    for number in range(8):
+        Image.new("RGB", (40, 40)).save(f"photos/{number}.png")
+    Path("photos/4.png").write_bytes(b"<html>not found</html>")
+    overrides = ["method=mae", *[entry for entry in QUICK if not entry.startswith("data.")], "data=folder"]
+    overrides += ["data.root=photos", "image_size=32", "global_batch_size=2", "data.num_workers=0"]
+    overrides += ["data.val_share=0.2", "data.test_share=0.2"]
+
+    assert "photos/4.png" in refusal("run", overrides, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"weights", "not a complete checkpoint"),
+        (b"", "not a complete checkpoint"),
+        (pickle.dumps({"state_dict": {}}), "not a complete checkpoint"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused(
+    content: bytes, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    Path("file.ckpt").write_bytes(content)
+
+    assert sentence in refusal("eval", ["eval=knn", "ckpt_path=file.ckpt"], monkeypatch, capsys)
+
+
+class _Intruder:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("intruded"),)
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    torch.save({"state_dict": {}, "unmask": _Intruder()}, "evil.ckpt")
+
+    assert "refused" in refusal("eval", ["eval=knn", "ckpt_path=evil.ckpt"], monkeypatch, capsys)
+    assert not Path("intruded").exists()
+
+
+def test_a_foreign_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(2)}}, "foreign.ckpt")
+
+    said = refusal("eval", ["eval=knn", "ckpt_path=foreign.ckpt"], monkeypatch, capsys)
+    assert "was not written by this program" in said
+
+
+def test_a_missing_checkpoint_key_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    assert "ckpt_path" in refusal("eval", ["eval=knn"], monkeypatch, capsys)
+
+
+def test_resuming_another_model_names_the_difference(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from unmask.runtime import cli
+
+    monkeypatch.setattr("sys.argv", ["run.py", "method=mae", *QUICK, "hydra.run.dir=first"])
+    GlobalHydra.instance().clear()
+    cli.run()
+    capsys.readouterr()
+    other = [entry for entry in QUICK if entry != "model.depth=2"]
+    said = refusal("run", ["method=mae", *other, "ckpt_path=first/checkpoints/last.ckpt"], monkeypatch, capsys)
+
+    assert "depth 2 there, 6 here" in said
+
+
+def test_the_bare_command_is_the_quickstart_and_a_named_run_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.runtime import cli
+
+    seen = []
+    monkeypatch.setattr(cli, "_command", lambda *_: seen.append(list(cli.sys.argv)))
+    for arguments in ([], ["seed=1"], ["method=mae"], ["--help"]):
+        monkeypatch.setattr("sys.argv", ["run.py", *arguments])
+        cli.run()
+
+    assert [("experiment=quickstart" in arguments) for arguments in seen] == [True, True, False, False]
