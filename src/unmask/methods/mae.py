@@ -88,7 +88,10 @@ class MAE(Method):
     def prediction_note(self) -> str:
         if not self.normalise_targets:
             return ""
-        return "predictions are shown with the true mean and deviation of each patch"
+        return (
+            "Each predicted patch is shown with the true patch's mean and deviation; "
+            "visible patches are not part of the loss, so nothing is asked of their predictions."
+        )
 
     def _require_own_patches(self, mask: PatchMask) -> None:
         if mask.patch_size != self.backbone.patch_size:
