@@ -16,7 +16,7 @@ MASKING_METHODS = [method for method in METHODS if method != "supervised"]
 TINY_DECODER = ["method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"]
 MODELS = {
     "mae": ["model=vit_mini", "model.embed_dim=24", "model.depth=4", *TINY_DECODER],
-    "simmim": ["model=swin_mini", "model.embed_dim=24", "model.depths=[1,1,1]", "model.num_heads=[1,2,4]"],
+    "simmim": ["model=swin_mini", "model.embed_dim=24", "model.depths=[1,1]", "model.num_heads=[1,2]"],
     "supervised": ["model=vit_mini", "model.embed_dim=24", "model.depth=4"],
 }
 DATA = ["data.num_train=40", "data.num_val=8", "data.num_test=8", "global_batch_size=8"]

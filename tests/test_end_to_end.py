@@ -150,7 +150,7 @@ def test_weights_and_biases_offline_holds_losses_panels_and_configuration(tmp_pa
 def test_a_flat_folder_of_photos_needs_no_labels(tmp_path: Path) -> None:
     for number in range(12):
         Image.new("RGB", (40 + number, 50), (20 * number, 100, 50)).save(tmp_path / f"photo {number}.png")
-    small = ["model.embed_dim=24", "model.depths=[1,1,1]", "model.num_heads=[1,2,4]", "data.num_workers=1"]
+    small = ["model.embed_dim=24", "model.depths=[1,1]", "model.num_heads=[1,2]", "data.num_workers=1"]
     done = command(
         "run.py", "method=simmim", "model=swin_mini", *small, "data=folder", f"data.root={tmp_path}", "image_size=32",
         "global_batch_size=4", "trainer.max_epochs=1", "trainer.accelerator=cpu", "hydra.run.dir=run", cwd=tmp_path,
