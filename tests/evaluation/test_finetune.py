@@ -134,3 +134,22 @@ def test_a_run_without_validation_is_refused(make_vit, data, make_trainer):
 def test_impossible_settings_are_refused():
     with pytest.raises(ValueError, match=r"eval.epochs must be at least 1, got 0"):
         FineTune(classifier=make_classifier(), epochs=0)
+
+
+class ModeRecorder(Supervised):
+    """Notes whether its backbone trains or rests in each training step."""
+
+    def training_step(self, batch, batch_idx):
+        self.modes = {*getattr(self, "modes", set()), self.backbone.training}
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_backbone_loaded_at_rest_trains(make_vit, data, make_trainer):
+    built = []
+
+    def classifier(**arguments):
+        built.append(make_classifier(kind=ModeRecorder)(**arguments))
+        return built[0]
+
+    FineTune(classifier=classifier, epochs=1).evaluate(make_vit().eval(), data, make_trainer)
+    assert built[0].modes == {True}

@@ -49,7 +49,7 @@ class FineTune:
         require_labels(data, ("train", "val", "test"), evaluation="finetune")
         own_backbone = copy.deepcopy(backbone)
         own_backbone.begin_fine_tuning(drop_path_rate=self.drop_path_rate)
-        module = self.classifier(backbone=own_backbone, num_classes=data.num_classes)
+        module = self.classifier(backbone=own_backbone, num_classes=data.num_classes).train()  # it was loaded to rest
         best = _BestEpoch()
         trainer = make_trainer(max_epochs=self.epochs, check_val_every_n_epoch=1)
         trainer.callbacks.append(best)  # type: ignore[attr-defined]  # the configured callbacks stay

@@ -1,0 +1,142 @@
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from unmask.backbones.timm_swin import TimmSwin
+from unmask.runtime.resolvers import (
+    auto_precision,
+    auto_workers,
+    fit_patch,
+    fit_swin_patch,
+    fit_window,
+    register_resolvers,
+    share,
+)
+
+
+def is_accepted(window: int, patch_size: int, image_size: int | Sequence[int], num_stages: int = 4) -> bool:
+    settings: dict[str, Any] = {"depths": (1,) * num_stages, "num_heads": (1,) * num_stages, "embed_dim": 4}
+    try:
+        with torch.device("meta"):
+            TimmSwin(
+                name="swin_tiny_patch4_window7_224",
+                image_size=image_size,
+                patch_size=patch_size,
+                window_size=window,
+                **settings,
+            )
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "image_size", [16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 288, 384, [64, 128], [192, 256], [320, 160]]
+)
+def test_the_window_is_the_nearest_one_a_swin_accepts(image_size: int | list[int]) -> None:
+    patch_size = fit_swin_patch(4, image_size)
+    window = fit_window(7, patch_size, image_size, 4)
+    distance = abs(window - 7)
+    assert is_accepted(window, patch_size, image_size)
+    for nearer in range(7 - distance + 1, 7 + distance):
+        assert not is_accepted(nearer, patch_size, image_size), nearer
+
+
+@pytest.mark.parametrize("image_size", [24, 32, 48, 64, 96])
+def test_three_stages_find_their_own_window(image_size: int) -> None:
+    patch_size = fit_swin_patch(4, image_size)
+    assert is_accepted(fit_window(4, patch_size, image_size, 3), patch_size, image_size, num_stages=3)
+
+
+def test_the_usual_window_stays_where_it_fits_and_where_none_does() -> None:
+    assert fit_window(7, 4, 224, 4) == 7
+    assert fit_window(8, 4, 256, 4) == 8
+    assert fit_window(7, 4, 4 * 8 * 17, 4) == 7
+
+
+def test_small_images_get_an_eighth_of_their_side_as_patch() -> None:
+    assert [fit_patch(16, side) for side in (224, 160, 144, 96, 32, 8, 4)] == [16, 16, 18, 12, 4, 1, 1]
+    assert fit_patch(14, 224) == 14
+    assert fit_patch(16, (64, 224)) == fit_patch(16, (224, 64)) == 8  # by the shorter side
+    assert [fit_swin_patch(4, side) for side in (224, 128, 127, 32)] == [4, 4, 2, 2]
+    assert fit_swin_patch(1, 32) == 1
+    assert fit_swin_patch(4, (256, 64)) == 2
+
+
+def test_a_share_of_an_unlimited_run_is_nothing() -> None:
+    assert share(0.05, 800) == pytest.approx(40)
+    assert share(0.5, None) == share(0.5, -1) == share(0.5, 0) == 0.0
+
+
+def test_a_configuration_computes_them_by_name() -> None:
+    register_resolvers()
+    register_resolvers()
+    config = OmegaConf.create(
+        {
+            "image_size": [64, 128],
+            "epochs": None,
+            "patch": "${fit_patch:16,${image_size}}",
+            "token": "${fit_swin_patch:4,${image_size}}",
+            "window": "${fit_window:7,${token},${image_size},4}",
+            "warmup": "${share:0.1,${epochs}}",
+            "lr": "${scale_lr:1.5e-4,256,512}",
+        }
+    )
+    computed = OmegaConf.to_container(config, resolve=True)
+    assert computed == {
+        "image_size": [64, 128],
+        "epochs": None,
+        "patch": 8,
+        "token": 2,
+        "window": 8,
+        "warmup": 0.0,
+        "lr": pytest.approx(3e-4),
+    }
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes torch report another machine."""
+
+    def report(*, cpu: dict[str, bool], has_gpu: bool = False, gpu_bfloat16: bool = False) -> None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: gpu_bfloat16)
+
+    return report
+
+
+@pytest.mark.parametrize("instructions", ["avx512_bf16", "amx_bf16"])
+def test_a_cpu_computes_in_bfloat16_where_it_has_the_instructions(machine: Any, instructions: str) -> None:
+    machine(cpu={"avx512_bf16": False, "amx_bf16": False} | {instructions: True})
+    assert auto_precision("cpu") == auto_precision("auto") == "bf16-mixed"
+    assert auto_precision("mps") == "32-true"
+    machine(cpu={instructions: False, "avx512_f": True})
+    assert auto_precision("cpu") == auto_precision("auto") == "32-true"
+
+
+@pytest.mark.parametrize("accelerator", ["auto", "gpu", "cuda"])
+def test_a_gpu_decides_for_itself(machine: Any, accelerator: str) -> None:
+    machine(cpu={}, has_gpu=True, gpu_bfloat16=True)
+    assert auto_precision(accelerator) == "bf16-mixed"
+    assert auto_precision("cpu") == "32-true"  # the GPU beside it is not used
+    machine(cpu={"amx_bf16": True}, has_gpu=True, gpu_bfloat16=False)
+    assert auto_precision(accelerator) == "32-true"
+    assert auto_precision("cpu") == "bf16-mixed"
+
+
+def test_the_real_machine_gets_one_of_two_precisions() -> None:
+    assert auto_precision("cpu") in ("bf16-mixed", "32-true")
+    assert auto_precision("mps") == "32-true"
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (3, 3), (8, 8), (64, 8)])
+def test_workers_are_as_many_as_the_cores_up_to_eight(
+    monkeypatch: pytest.MonkeyPatch, cores: int, workers: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert auto_workers() == workers
