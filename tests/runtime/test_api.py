@@ -24,10 +24,10 @@ def by_hand(images: Tensor) -> Tensor:
 
 @pytest.fixture(params=["mae", "simmim"])
 def method(request: pytest.FixtureRequest, randomise: Callable[..., nn.Module]) -> Any:
-    """A method whose weights and pixel statistics are none that happen to come out even."""
+    """A method in training mode whose weights, pixel statistics and stochastic depth all make a difference."""
     overrides = {"mae": MAE, "simmim": SIMMIM}[request.param]
     statistics = [f"data.{name}={list(values)}" for name, values in STATISTICS.items()]
-    return randomise(unmask.build_method([*overrides, *statistics])).train()
+    return randomise(unmask.build_method([*overrides, *statistics, "drop_path_rate=0.5"])).train()
 
 
 @pytest.fixture
