@@ -132,5 +132,5 @@ class Supervised(LightningModule):
         count = len(images)
         if count % 2:
             images, labels = torch.cat([images, images[-1:]]), torch.cat([labels, labels[-1:]])
-        mixed, targets = self.mix(images, labels)
+        mixed, targets = self.mix(images.clone(), labels)  # timm writes into what it is given
         return mixed[:count], targets[:count]

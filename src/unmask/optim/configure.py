@@ -1,5 +1,6 @@
 """Joins optimizer and schedule for Lightning."""
 
+import math
 from typing import Any
 
 from lightning import LightningModule
@@ -22,7 +23,8 @@ def configure_optimizer(
     total_steps = trainer.estimated_stepping_batches
     if total_steps == float("inf"):
         raise ValueError("a schedule needs an end; set trainer.max_epochs or trainer.max_steps")
-    steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+    trainer.fit_loop.setup_data()  # counts the batches, which a run limited by steps alone has not done yet
+    steps_per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
     built = optimizer(groups)
     built_schedule = schedule(built, total_steps=int(total_steps), steps_per_epoch=steps_per_epoch)
     return {"optimizer": built, "lr_scheduler": {"scheduler": built_schedule, "interval": "step"}}

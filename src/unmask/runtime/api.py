@@ -60,6 +60,8 @@ def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction
     Raises:
         ValueError: As `extract_features`, or the method predicts no pixels.
     """
+    if not hasattr(method, "mask_generator"):
+        raise ValueError(f"{type(method).__name__} hides nothing; there is nothing to reconstruct")
     backbone = method.exported_backbone
     normalised = _normalise(backbone, images)
     method.eval()
@@ -79,7 +81,7 @@ def _normalise(backbone: MaskedBackbone, images: Images) -> Images:
             f"images are {images.shape[2]}x{images.shape[3]} px, this backbone takes "
             f"{backbone.image_size[0]}x{backbone.image_size[1]}; resize them"
         )
-    if images.min() < 0.0 or images.max() > 1.0:
+    if not images.is_floating_point() or not (images.min() >= 0.0 and images.max() <= 1.0):
         raise ValueError("images must lie in 0..1; divide bytes by 255, and do not normalise beforehand")
     mean, std = (images.new_tensor(values)[:, None, None] for values in (backbone.pixel_mean, backbone.pixel_std))
     return (images - mean) / std

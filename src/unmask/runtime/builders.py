@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import instantiate
+from hydra.errors import HydraException
+from hydra.utils import get_object, instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
@@ -38,7 +39,7 @@ def build_untrusted(config: Mapping[str, Any], **arguments: Any) -> Any:
         ValueError: The node names anything else.
     """
     for target in _targets(config):
-        if not target.startswith(_TRUSTED_TARGETS):
+        if not target.startswith(_TRUSTED_TARGETS) or not _defined_in(target).startswith(_TRUSTED_TARGETS):
             raise ValueError(f"the checkpoint's configuration names {target!r}, which is not run from a file; refused")
     return build(config, **arguments)
 
@@ -74,7 +75,18 @@ def as_plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
+def _defined_in(target: str) -> str:
+    """The place a name leads to: a trusted module also holds what it imports."""
+    try:
+        found = get_object(target)
+    except (HydraException, ImportError, ValueError):
+        return ""
+    return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+
+
 def _targets(node: Any) -> list[str]:
+    if isinstance(node, str) and "${" in node:  # would be resolved while building, to a node not looked at here
+        return [node]
     if isinstance(node, Mapping):
         own = [str(node["_target_"])] if "_target_" in node else []
         return own + [target for value in node.values() for target in _targets(value)]
