@@ -22,7 +22,7 @@ _TITLE, _COLUMN, _TEXT = 13.0, 9.5, 8.5  # points
 _INK, _FAINT = "#1a1a1a", "#6b6b6b"
 _MARGIN, _GAP = 20, 6  # pixels at that resolution
 _HEADER, _FOOTER_LINE = 78, 16
-_NOTE_CHARACTERS = 88  # a line of the note, over four of the smallest cells
+_NOTE_CHARACTERS = 76  # a line of the note, over four of the smallest cells
 
 
 @dataclass(frozen=True, kw_only=True)
