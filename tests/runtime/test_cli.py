@@ -82,6 +82,17 @@ def test_a_damaged_photo_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "photos/4.png" in refusal("run", overrides, monkeypatch, capsys)
 
 
+def test_supervised_training_asks_for_the_labels_of_held_out_images_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("train/cat/1", "train/cat/2", "train/dog/1", "train/dog/2", "val/1", "val/2"):
+        Path(f"photos/{name}").parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40)).save(f"photos/{name}.png")
+    overrides = ["method=supervised", "data=folder", "data.root=photos", "image_size=32", "global_batch_size=2"]
+
+    assert "the val split lacks some" in refusal("run", overrides, monkeypatch, capsys)
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [

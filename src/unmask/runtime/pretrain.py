@@ -25,6 +25,8 @@ def pretrain(config: DictConfig) -> float | None:
     seed_everything(config.seed, workers=True, verbose=False)
     data: ImageDataModule = build(config.data)
     method = build_method(config.method, data)
+    if config.method.get("_partial_"):  # it learns from labels
+        _require_labels(data)
     if config.ckpt_path is not None:
         require_same_backbone(method, config.ckpt_path)
     provenance = Provenance(record={"config": as_plain(config), "num_classes": data.num_classes})
@@ -40,6 +42,15 @@ def pretrain(config: DictConfig) -> float | None:
         _export(method, Path(config.paths.run_dir))
     loss = trainer.callback_metrics.get("val/loss")
     return None if loss is None else float(loss)
+
+
+def _require_labels(data: ImageDataModule) -> None:
+    unlabelled = [split for split in ("train", "val") if not data.samples(split).is_labelled]
+    if unlabelled:
+        raise ValueError(
+            f"training with labels needs one for every image, but the {' and '.join(unlabelled)} split lacks some; "
+            "sort its images into class folders, or pre-train without labels by method=mae or method=simmim"
+        )
 
 
 def _log_settings(trainer: Trainer, config: DictConfig) -> None:
