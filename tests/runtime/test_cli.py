@@ -64,6 +64,19 @@ def test_a_mistake_before_training_is_one_sentence(
     assert sentence in refusal("run", overrides, monkeypatch, capsys)
 
 
+def test_a_folder_that_held_something_is_never_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.runtime import cli
+
+    Path("mine").mkdir()
+    Path("mine/notes.log").write_text("kept")
+    monkeypatch.setattr("sys.argv", ["run.py", "data=folder", "data.root=nowhere", "hydra.run.dir=mine"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit):
+        cli.run()
+
+    assert Path("mine/notes.log").read_text() == "kept"
+
+
 def test_an_empty_folder_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     Path("photos").mkdir()
 

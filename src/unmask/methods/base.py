@@ -64,7 +64,7 @@ class Method(LightningModule, ABC):
 
     @final
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Float[Tensor, ""]:
-        output: MethodOutput = self(batch.image, self._mask(batch, "train-mask", self.current_epoch))
+        output: MethodOutput = self(batch.image, self._training_mask(batch))
         terms = {f"train/{name}": term.detach() for name, term in output.terms.items()}
         self.log_dict({"train/loss": output.loss.detach(), **terms}, batch_size=len(batch.image))
         return output.loss
@@ -90,8 +90,9 @@ class Method(LightningModule, ABC):
         """Draws the masks under which held-out images are always judged and drawn."""
         return self.mask_generator(images, sample_keys(self.seed, "held-out-mask", 0, index))
 
-    def _mask(self, batch: ImageBatch, stream: str, epoch: int) -> PatchMask:
-        return self.mask_generator(batch.image, sample_keys(self.seed, stream, epoch, batch.index))
+    def _training_mask(self, batch: ImageBatch) -> PatchMask:
+        keys = sample_keys(self.seed, "train-mask", self.current_epoch, batch.index)
+        return self.mask_generator(batch.image, keys)
 
     def _log_held_out(self, split: str, batch: ImageBatch) -> None:
         output = self(batch.image, self.held_out_mask(batch.image, batch.index))

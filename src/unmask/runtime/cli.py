@@ -71,7 +71,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
         calm_libraries()
         run_dir = Path(config.paths.run_dir)
-        is_fresh = all(entry.name == ".hydra" or entry.suffix == ".log" for entry in run_dir.iterdir())
+        is_fresh = all(entry.name == ".hydra" for entry in run_dir.iterdir())  # else it holds what a user made
         try:
             return task(config)
         except _user_errors() as error:
