@@ -15,6 +15,15 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 MASKING_METHODS = [method for method in METHODS if method != "supervised"]
 TINY_DECODER = ["method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"]
 MODELS = {
+    "ddmim": [
+        "model=swin_mini",
+        "model.embed_dim=24",
+        "model.depths=[1,1]",
+        "model.num_heads=[1,2]",
+        "method.mask_generator.ratios=[0.5,0.5]",
+        "method.mask_generator.patch_size=8",
+        "method.feature_weights=[1,0.1]",
+    ],
     "mae": ["model=vit_mini", "model.embed_dim=24", "model.depth=4", *TINY_DECODER],
     "simmim": ["model=swin_mini", "model.embed_dim=24", "model.depths=[1,1]", "model.num_heads=[1,2]"],
     "supervised": ["model=vit_mini", "model.embed_dim=24", "model.depth=4"],

@@ -68,6 +68,16 @@ class PatchMask:
         return visible_first[:, : masked.shape[1] - num_masked]
 
 
+@dataclass(frozen=True)
+class StageMask(PatchMask):
+    """A mask of the image together with what is hidden as tokens enter each stage of a backbone.
+
+    `masked` is what the encoder cannot see of the pixels: the union over the stages.
+    """
+
+    by_stage: tuple[PatchMask | None, ...] = ()  # one entry a stage; None = the stage is left alone
+
+
 def patchify(images: Float[Tensor, "b c height width"], patch_size: int) -> Float[Tensor, "b n d"]:
     """Cuts images into row-major patch vectors with the channel running fastest (MAE's layout).
 

@@ -5,7 +5,7 @@ Axis legend, valid in every signature: `b` batch, `c` channels, `height width` p
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from jaxtyping import Float, Int
@@ -18,7 +18,10 @@ from unmask.patches import PatchMask
 Images = Float[Tensor, "b 3 height width"]
 
 StageEdit = Callable[[int, Float[Tensor, "b h w c"]], Float[Tensor, "b h w c"]]
-"""(stage index, tokens entering that stage) -> the tokens that enter instead: the one seam of masks and backbones."""
+"""(stage index, tokens entering that stage) -> the tokens that enter instead: the one seam of masks and backbones.
+
+It is called once more with the number of stages as the index, on what the last stage put out, before the final norm.
+"""
 
 ParameterGroups = Iterable[Mapping[str, Any]]
 OptimizerFactory = Callable[[ParameterGroups], Optimizer]
@@ -49,3 +52,4 @@ class MethodOutput:
     terms: Mapping[str, Float[Tensor, ""]]  # unweighted, named as in the paper; logged as train/<name>
     mask: PatchMask
     prediction: Images | None  # in the space of ImageBatch.image; None = nothing to draw
+    monitors: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)  # logged beside the terms, no part of the loss

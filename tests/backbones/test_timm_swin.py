@@ -35,11 +35,12 @@ def test_edit_sees_the_tokens_entering_each_stage_after_merging(make_swin, rando
         return tokens
 
     maps = backbone.forward_features(images, record)
-    assert list(entering) == [0, 1, 2]
+    assert list(entering) == [0, 1, 2, 3]
     assert torch.equal(entering[0], backbone.swin.patch_embed(images))
     for stage in (1, 2):
         before = maps[stage - 1].permute(0, 2, 3, 1)
         assert torch.equal(entering[stage], backbone.swin.layers[stage].downsample(before))
+    assert torch.equal(maps[2].permute(0, 2, 3, 1), backbone.swin.norm(entering[3]))  # the last is not yet normalised
 
 
 @pytest.mark.parametrize("edited", [0, 1, 2])

@@ -88,6 +88,20 @@ def test_edit_at_the_first_stage_comes_before_positions(make_vit, randomise) -> 
         assert torch.equal(seen[stage].permute(0, 3, 1, 2), maps[stage - 1])
 
 
+def test_edit_sees_the_last_output_before_the_final_norm(make_vit, randomise) -> None:
+    backbone = randomise(make_vit())
+    seen = {}
+
+    def record(stage, tokens):
+        seen[stage] = tokens
+        return tokens
+
+    maps = backbone.forward_features(torch.randn(2, 3, 32, 32), record)
+    last = len(backbone.stages)
+    assert list(seen) == list(range(last + 1))
+    torch.testing.assert_close(maps[-1].permute(0, 2, 3, 1), backbone.vit.norm(seen[last]))
+
+
 @pytest.mark.parametrize("edited", [0, 1, 3])
 def test_what_an_edit_returns_is_what_enters_the_stage(make_vit, randomise, edited) -> None:
     backbone = randomise(make_vit())

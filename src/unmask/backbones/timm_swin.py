@@ -97,6 +97,8 @@ class TimmSwin(MaskedBackbone):
             for block in stage.blocks:
                 tokens = block(tokens)
             maps.append(tokens)
+        if edit is not None:
+            tokens = edit(len(maps), tokens)
         maps[-1] = self.swin.norm(tokens)
         return [feature_map.permute(0, 3, 1, 2).contiguous() for feature_map in maps]
 

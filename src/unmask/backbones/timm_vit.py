@@ -171,11 +171,17 @@ class TimmViT(VisibleTokenBackbone):
         maps = []
         for stage in range(len(self.stages)):
             if edit is not None and stage > 0:
-                prefix = tokens[:, : self.num_prefix_tokens]
-                tokens = torch.cat([prefix, edit(stage, self._as_grid(tokens)).flatten(1, 2)], dim=1)
+                tokens = self._edited(edit, stage, tokens)
             tokens = self.vit.blocks[stage * blocks_per_stage : (stage + 1) * blocks_per_stage](tokens)
             maps.append(tokens)
+        if edit is not None:
+            maps[-1] = self._edited(edit, len(self.stages), tokens)
         return maps
+
+    def _edited(self, edit: StageEdit, stage: int, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Edits the patches and leaves class and register tokens as they are."""
+        prefix = tokens[:, : self.num_prefix_tokens]
+        return torch.cat([prefix, edit(stage, self._as_grid(tokens)).flatten(1, 2)], dim=1)
 
     def _embed_patches_at(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         """Embeds the chosen patches alone: their pixels are laid side by side as one image a patch high."""

@@ -27,10 +27,7 @@ class RandomMaskGenerator:
     patch_size: int  # side of one maskable patch, pixels
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.ratio < 1.0:
-            raise ValueError(f"mask ratio must lie between 0 and 1, both excluded, got {self.ratio}")
-        if self.patch_size < 1:
-            raise ValueError(f"mask patch_size must be at least 1 pixel, got {self.patch_size}")
+        require_ratio(self.ratio, self.patch_size)
 
     def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
         batch, _, height, width = images.shape
@@ -51,3 +48,11 @@ class RandomMaskGenerator:
         hidden = noise.argsort(dim=1)[:, :num_masked]
         masked = torch.zeros(batch, rows * cols, dtype=torch.bool, device=images.device).scatter_(1, hidden, True)
         return PatchMask(masked.view(batch, rows, cols), self.patch_size, num_masked)
+
+
+def require_ratio(ratio: float, patch_size: int) -> None:
+    """Raises a ValueError unless the share and the size of the patches make sense."""
+    if not 0.0 < ratio < 1.0:
+        raise ValueError(f"mask ratio must lie between 0 and 1, both excluded, got {ratio}")
+    if patch_size < 1:
+        raise ValueError(f"mask patch_size must be at least 1 pixel, got {patch_size}")

@@ -65,8 +65,9 @@ class Method(LightningModule, ABC):
     @final
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Float[Tensor, ""]:
         output: MethodOutput = self(batch.image, self._training_mask(batch))
-        terms = {f"train/{name}": term.detach() for name, term in output.terms.items()}
-        self.log_dict({"train/loss": output.loss.detach(), **terms}, batch_size=len(batch.image))
+        readings = {**output.terms, **output.monitors}
+        logged = {f"train/{name}": reading.detach() for name, reading in readings.items()}
+        self.log_dict({"train/loss": output.loss.detach(), **logged}, batch_size=len(batch.image))
         return output.loss
 
     @final
@@ -96,5 +97,6 @@ class Method(LightningModule, ABC):
 
     def _log_held_out(self, split: str, batch: ImageBatch) -> None:
         output = self(batch.image, self.held_out_mask(batch.image, batch.index))
-        terms = {f"{split}/{name}": term for name, term in output.terms.items()}
-        self.log_dict({f"{split}/loss": output.loss, **terms}, batch_size=len(batch.image), sync_dist=True)
+        readings = {**output.terms, **output.monitors}
+        logged = {f"{split}/{name}": reading for name, reading in readings.items()}
+        self.log_dict({f"{split}/loss": output.loss, **logged}, batch_size=len(batch.image), sync_dist=True)

@@ -27,6 +27,9 @@ def run() -> None:
     """Pre-trains: `python run.py method=mae model=vit_tiny data=cifar10 data.root=DIR`."""
     if not any(argument.startswith(_WHAT_TO_RUN) or argument in _ABOUT for argument in sys.argv[1:]):
         sys.argv.append(_QUICKSTART)
+    from unmask.runtime.config import with_default_model
+
+    sys.argv[1:] = with_default_model(sys.argv[1:])
     _command("run", _pretrain)
 
 

@@ -10,6 +10,9 @@ import unmask
 from unmask.runtime.resolvers import register_resolvers
 
 
+_MODELS_OF_METHODS = {"ddmim": "swinv2_tiny"}  # where the usual default cannot show what the method is about
+
+
 def config_directory() -> Path:
     """The folder `conf`: inside an installed package, else at the top of the repository."""
     package = Path(unmask.__file__).parent
@@ -21,7 +24,16 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """Composes `run` or `eval` as the command line would."""
     register_resolvers()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return compose(name, overrides=list(overrides), return_hydra_config=False)
+        completed = with_default_model(overrides) if name == "run" else list(overrides)
+        return compose(name, overrides=completed, return_hydra_config=False)
+
+
+def with_default_model(overrides: Sequence[str]) -> list[str]:
+    """Adds the model a method is made for where the user names the method and nothing that brings a model."""
+    if any(override.startswith(("model=", "experiment=")) for override in overrides):
+        return list(overrides)
+    chosen = [model for method, model in _MODELS_OF_METHODS.items() if f"method={method}" in overrides]
+    return [*overrides, *(f"model={model}" for model in chosen)]
 
 
 def configuration_names(name: str) -> tuple[list[str], list[str]]:

@@ -28,6 +28,7 @@ _EXPECTED_WARNINGS = (
     "The '.*' does not have many workers",  # images in memory need none
     "The number of training batches",  # fewer than log_every_n_steps
     "Checkpoint directory .* exists and is not empty",  # two checkpoint callbacks share it
+    r"Found \d+ module\(s\) in eval mode",  # a teacher rests
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning on torch 2.14
 )
 

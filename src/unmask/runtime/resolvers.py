@@ -18,6 +18,7 @@ def register_resolvers() -> None:
     resolvers: dict[str, Callable[..., object]] = {
         "scale_lr": scale_lr,
         "share": share,
+        "times": times,
         "fit_patch": fit_patch,
         "fit_swin_patch": fit_swin_patch,
         "fit_window": fit_window,
@@ -31,6 +32,11 @@ def register_resolvers() -> None:
 def share(part: float, whole: float | None) -> float:
     """Takes a part in 0..1 of a length; nothing of a length that is not set (None or -1 in Lightning)."""
     return part * whole if whole is not None and whole > 0 else 0.0
+
+
+def times(factor: int, size: int) -> int:
+    """Multiplies a size by a whole number."""
+    return factor * size
 
 
 def fit_patch(size: int, image_size: int | Sequence[int]) -> int:

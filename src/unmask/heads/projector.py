@@ -1,0 +1,42 @@
+"""What stands between a backbone and a contrastive loss."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Projector(nn.Module):
+    """Maps pooled features to the space they are compared in: linear, GELU, linear.
+
+    Weights start from a truncated normal of deviation 0.02, biases at 0.
+
+    Args:
+        in_features: Width of the pooled features.
+        hidden_features: Width between the two layers.
+        out_features: Width of what is compared.
+        representation_features: Width of one more linear layer in front, with no activation behind it, as in the
+            original DDMIM, which calls its output the representation; None leaves it out.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_features: int,
+        hidden_features: int,
+        out_features: int,
+        representation_features: int | None = None,
+    ) -> None:
+        super().__init__()
+        widths = [in_features, hidden_features, out_features]
+        front: list[nn.Module] = []
+        if representation_features is not None:
+            front = [nn.Linear(in_features, representation_features)]
+            widths[0] = representation_features
+        self.layers = nn.Sequential(*front, nn.Linear(*widths[:2]), nn.GELU(), nn.Linear(*widths[1:]))
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
+        projected: Tensor = self.layers(pooled)
+        return projected

@@ -1,0 +1,49 @@
+"""Masking by a coin for each patch."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask.masking.random import require_ratio
+from unmask.patches import PatchMask, require_whole_patches
+from unmask.randomness import keyed_uniform
+from unmask.types import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class BernoulliMaskGenerator:
+    """Hides each patch with probability `ratio`, independently, so that the number hidden varies.
+
+    This is what dropping whole tokens with `dropout2d` does (DDMIM's original code).
+
+    Differs: an image never loses all its patches or none; the patch of the lowest draw is always hidden, that of the
+    highest never. On the original's 3,136 patches neither would ever happen.
+
+    Raises:
+        ValueError: `ratio` lies outside (0, 1); the images are not at least two whole patches.
+    """
+
+    ratio: float  # chance of a patch to be hidden, in (0, 1)
+    patch_size: int  # side of one maskable patch, pixels
+
+    def __post_init__(self) -> None:
+        require_ratio(self.ratio, self.patch_size)
+
+    def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
+        batch, _, height, width = images.shape
+        require_whole_patches(height, width, self.patch_size)
+        rows, cols = height // self.patch_size, width // self.patch_size
+        if rows * cols < 2:
+            raise ValueError(
+                f"one {self.patch_size} px patch is the whole {height}x{width} px image; use smaller patches"
+            )
+        if keys is None:
+            draws = torch.rand(batch, rows * cols, device=images.device)
+        else:
+            draws = keyed_uniform(keys, rows * cols)
+        masked = draws < self.ratio
+        masked.scatter_(1, draws.argmin(dim=1, keepdim=True), True)
+        masked.scatter_(1, draws.argmax(dim=1, keepdim=True), False)
+        return PatchMask(masked.view(batch, rows, cols), self.patch_size)

@@ -1,0 +1,429 @@
+import functools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import lightning
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from unmask.backbones.timm_swin import TimmSwin
+from unmask.heads.pixel_shuffle import PixelShuffleHead
+from unmask.heads.projector import Projector
+from unmask.masking.stages import StageMaskGenerator
+from unmask.methods.ddmim import DDMIM, effective_rank
+from unmask.optim.schedules import constant
+from unmask.patches import PatchMask
+from unmask.targets.ema_teacher import EMATeacher
+from unmask.types import ImageBatch, MethodOutput
+
+V2 = "swinv2_tiny_window8_256"
+FULL_MASK = PatchMask(torch.zeros(4, 4, 4, dtype=torch.bool), 16)
+
+
+def make_ddmim(backbone: nn.Module, *, masks: dict[str, Any] | None = None, **changes: Any) -> DDMIM:
+    """Three stages of 4, 8 and 16 px cells; all of them masked by units of 16 px."""
+    mask_settings = {"ratios": [0.5, 0.5, 0.5], "patch_size": 16, "token_size": 4} | (masks or {})
+    settings: dict[str, Any] = {
+        "mask_generator": StageMaskGenerator(**mask_settings),
+        "head": PixelShuffleHead,
+        "projector": partial(Projector, hidden_features=16, out_features=8),
+        "teacher": partial(EMATeacher, time_constant=100.0),
+        "feature_weights": [1.0, 1.0, 0.1],
+        "optimizer": partial(torch.optim.AdamW, lr=1e-2),
+        "schedule": constant,
+    }
+    return DDMIM(backbone=backbone, **settings | changes)
+
+
+@pytest.fixture(params=["swin", "swin v2"])
+def method(request, make_swin, randomise) -> DDMIM:
+    """Student and teacher differ, in evaluation mode."""
+    return randomise_both(make_ddmim(make_swin(**{"name": V2} if request.param == "swin v2" else {})))
+
+
+def randomise_both(method: DDMIM) -> DDMIM:
+    with torch.no_grad():
+        for parameter in method.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return method.eval()
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(4, 3, 64, 64)
+
+
+# --- the published formulation, written again from its equations, slowly ---
+
+
+def published_losses(method: DDMIM, images: Tensor, keep: Tensor, temperature: float) -> dict[str, Tensor]:
+    """`keep` is 1 for visible tokens of the first stage, (b, 56, 56) there, (b, 16, 16) here."""
+    student, teacher, projector = method.backbone.swin, method.teacher["backbone"].swin, method.projector
+    z = student.patch_embed(images)
+    stages = len(student.layers)
+
+    def stage_blocks(network: Any, stage: int, tokens: Tensor) -> Tensor:
+        for block in network.layers[stage].blocks:
+            tokens = block(tokens)
+        return tokens if stage == stages - 1 else network.layers[stage + 1].downsample(tokens)
+
+    u, t, losses = z, z, {}
+    for stage in range(stages):
+        k = keep[:, :: 2**stage, :: 2**stage].unsqueeze(-1)
+        u = stage_blocks(student, stage, u * k if stage < stages - 1 else u)
+        with torch.no_grad():
+            t = stage_blocks(teacher, stage, t)
+        errors = [0.5 * e * e if abs(e) < 1 else abs(e) - 0.5 for e in (u - t).flatten().tolist()]
+        losses[f"feature_stage_{stage}"] = torch.tensor(sum(errors) / len(errors))
+
+    def describe(tokens: Tensor) -> Tensor:
+        vectors = projector(student.norm(tokens).flatten(1, 2).mean(dim=1))
+        return vectors / vectors.norm(dim=1, keepdim=True)
+
+    s = describe(u) @ describe(t).T / temperature
+    per_query = [-s[a, a] + torch.log(1 + sum(torch.exp(s[a, b]) for b in range(len(s)))) for a in range(len(s))]
+    losses["contrastive"] = torch.stack(per_query).mean()
+    hidden = (1 - keep).repeat_interleave(4, 1).repeat_interleave(4, 2).unsqueeze(1)
+    rebuilt = method.head(student.norm(u).permute(0, 3, 1, 2))
+    losses["reconstruction"] = F.smooth_l1_loss(hidden * rebuilt, hidden * images)  # the mean over all pixels
+    return losses
+
+
+def test_the_published_terms_equal_their_equations(make_swin, images: Tensor) -> None:
+    method = make_ddmim(
+        make_swin(name=V2),
+        masks={"ratios": [0.5, 0.5, 0.0], "patch_size": 4, "distribution": "bernoulli"},
+        projector=partial(Projector, representation_features=20, hidden_features=16, out_features=8),
+        teacher=partial(EMATeacher, momentum=0.999, every_n_steps=32, is_stochastic=True),
+        teacher_scope="stages",
+        feature_norm="none",
+        reconstruction_mean="all",
+        phantom_negative=True,
+        temperature=0.5,
+    )
+    randomise_both(method)
+    method.teacher.update(method._students(), num_images=4, step_of_epoch=0)  # copies; then stages alone part ways
+    with torch.no_grad():
+        for name, parameter in method.backbone.named_parameters():
+            if ".blocks." in name or ".downsample." in name:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    mask = method.mask_generator(images)
+    expected = published_losses(method, images, (~mask.masked).float(), temperature=0.5)
+    output = method(images, mask)
+    assert set(output.terms) == set(expected)
+    for name, value in expected.items():
+        assert output.terms[name].item() == pytest.approx(value.item(), rel=1e-5), name
+    total = sum(weight * expected[f"feature_stage_{s}"] for s, weight in enumerate([1.0, 1.0, 0.1]))
+    total = total + expected["reconstruction"] + expected["contrastive"]
+    assert output.loss.item() == pytest.approx(total.item(), rel=1e-5)
+
+
+# --- the clean formulation ---
+
+
+def test_an_unmasked_student_that_is_its_teacher_has_nothing_to_learn_from_it(make_swin, images: Tensor) -> None:
+    method = make_ddmim(make_swin(name=V2)).eval()
+    output = method(images, FULL_MASK)
+    for stage in range(3):
+        assert output.terms[f"feature_stage_{stage}"] == 0
+        assert output.monitors[f"cosine_stage_{stage}"].item() == pytest.approx(1.0, abs=1e-6)
+    assert output.monitors["contrastive_accuracy"] == 1
+    queries = method.projector(method.backbone.forward_pooled(images))
+    similarities = F.cosine_similarity(queries[:, None], queries[None], dim=2) / 0.05
+    expected = (torch.logsumexp(similarities, dim=1) - 1 / 0.05).mean()
+    torch.testing.assert_close(output.terms["contrastive"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_pixels_reach_the_teacher_alone(method: DDMIM, images: Tensor, refill_hidden: Callable) -> None:
+    mask = method.mask_generator(images)
+    hidden = method._hidden_at_stages(mask)
+    scrambled = refill_hidden(images, mask)
+    before, after = (method._encode(method.backbone, pictures, hidden) for pictures in (images, scrambled))
+    assert all(torch.equal(a, b) for a, b in zip(before.taps, after.taps, strict=True))
+    assert torch.equal(method(images, mask).prediction, method(scrambled, mask).prediction)
+    teacher = method.teacher["backbone"]
+    before, after = (method._encode(teacher, pictures, None) for pictures in (images, scrambled))
+    assert not any(torch.equal(a, b) for a, b in zip(before.taps, after.taps, strict=True))
+
+
+@pytest.mark.parametrize("tap", ["post_merge", "stage_out"])
+def test_taps_are_what_the_stages_hand_on_before_it_is_masked(make_swin, images: Tensor, tap: str) -> None:
+    method = randomise_both(make_ddmim(make_swin(), tap=tap))
+    swin, mask = method.backbone.swin, method.mask_generator(images)
+    tokens, expected = swin.patch_embed(images), []
+    for stage, layer in enumerate(swin.layers):
+        if stage > 0:
+            if tap == "stage_out":
+                expected.append(tokens)
+            tokens = layer.downsample(tokens)
+            if tap == "post_merge":
+                expected.append(tokens)
+        tokens = tokens * ~mask.at_stride(4 * 2**stage).unsqueeze(-1)
+        tokens = layer.blocks(tokens)
+    expected.append(tokens)
+    stream = method._encode(method.backbone, images, method._hidden_at_stages(mask))
+    for found, wanted in zip(stream.taps, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_hidden_tokens_become_the_learned_token_of_their_stage(make_swin, images: Tensor) -> None:
+    method = randomise_both(make_ddmim(make_swin(), masks={"ratios": [0.0, 0.5, 0.5]}, fill="learned"))
+    entered = []
+    for layer in method.backbone.swin.layers:
+        layer.blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    mask = method(images).mask
+    assert sorted(method.fill_tokens) == ["1", "2"]
+    for stage in (1, 2):
+        hidden = mask.at_stride(4 * 2**stage)
+        assert (entered[stage][hidden] == method.fill_tokens[str(stage)]).all()
+        assert not (entered[stage][~hidden] == method.fill_tokens[str(stage)]).all(dim=1).any()
+    assert not (entered[0][mask.at_stride(4)] == 0).any()  # stage 0 has ratio 0
+
+
+def test_the_reconstruction_is_the_mean_over_hidden_pixels(method: DDMIM, images: Tensor) -> None:
+    output = method(images)
+    hidden = output.mask.at_pixels().expand_as(images)
+    expected = F.smooth_l1_loss(output.prediction[hidden], images[hidden])
+    torch.testing.assert_close(output.terms["reconstruction"], expected)
+    method.reconstruction_mean = "all"
+    over_all = method(images, output.mask).terms["reconstruction"]
+    torch.testing.assert_close(over_all, expected * hidden.float().mean())
+
+
+@pytest.mark.parametrize("positions", ["masked", "visible"])
+def test_features_can_be_compared_in_part(method: DDMIM, images: Tensor, positions: str) -> None:
+    mask = method.mask_generator(images)
+    student = method._encode(method.backbone, images, method._hidden_at_stages(mask))
+    teacher = method._encode(method.teacher["backbone"], images, None)
+    method.positions = positions
+    for stage, stride in enumerate([8, 16, 16]):
+        chosen = mask.at_stride(stride) if positions == "masked" else ~mask.at_stride(stride)
+        a, b = (F.layer_norm(s.taps[stage], s.taps[stage].shape[-1:], eps=1e-6)[chosen] for s in (student, teacher))
+        found = method(images, mask).terms[f"feature_stage_{stage}"]
+        torch.testing.assert_close(found, F.smooth_l1_loss(a, b))
+
+
+def test_the_loss_is_the_weighted_sum_of_terms_logged_unweighted(make_swin, images: Tensor) -> None:
+    weights = {"reconstruction_weight": 0.3, "feature_weights": [0.5, 2.0, 0.7], "contrastive_weight": 0.2}
+    method = randomise_both(make_ddmim(make_swin(), **weights))
+    mask = method.mask_generator(images)
+    output = method(images, mask)
+    factors = {"reconstruction": 0.3, "contrastive": 0.2}
+    factors |= {f"feature_stage_{stage}": weight for stage, weight in enumerate([0.5, 2.0, 0.7])}
+    assert set(output.terms) == set(factors)
+    torch.testing.assert_close(output.loss, sum(factors[name] * term for name, term in output.terms.items()))
+    plain = make_ddmim(method.backbone)
+    plain.load_state_dict(method.state_dict())
+    for name, term in plain.eval()(images, mask).terms.items():
+        assert torch.equal(term, output.terms[name])
+
+
+@pytest.mark.parametrize(
+    ("off", "gone", "without"),
+    [
+        ({"reconstruction_weight": 0.0}, ["reconstruction"], ["head"]),
+        ({"contrastive_weight": 0.0}, ["contrastive"], ["projector"]),
+        ({"feature_weights": [1.0, 0.0, 0.0]}, ["feature_stage_1", "feature_stage_2"], []),
+        (
+            {"feature_weights": [0.0, 0.0, 0.0], "contrastive_weight": 0.0},
+            ["feature_stage_0", "feature_stage_1", "feature_stage_2", "contrastive"],
+            ["projector", "teacher"],
+        ),
+    ],
+)
+def test_a_term_of_weight_zero_is_not_computed(make_swin, images: Tensor, off, gone, without) -> None:
+    method = make_ddmim(make_swin(), **off)
+    output: MethodOutput = method(images)
+    terms = {"reconstruction", "contrastive", *(f"feature_stage_{stage}" for stage in range(3))}
+    assert set(output.terms) == terms - set(gone)
+    for part in without:
+        assert getattr(method, part) is None
+    assert (output.prediction is None) == ("head" in without)
+    output.loss.backward()
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
+def test_no_gradient_reaches_the_teacher_or_the_keys(method: DDMIM, images: Tensor) -> None:
+    method.train()(images).loss.backward()
+    assert all(parameter.grad is None for parameter in method.teacher.parameters())
+    keys = method.teacher["projector"].layers[0].weight
+    assert not keys.requires_grad
+    assert all(p.grad is not None for p in method.backbone.parameters())
+
+
+def test_a_batch_of_one_is_refused_in_training(make_swin, images: Tensor) -> None:
+    method = make_ddmim(make_swin())
+    with pytest.raises(ValueError, match="tells an image from the others of its batch, and this batch has one image"):
+        method.train()(images[:1])
+    assert method.eval()(images[:1]).terms["contrastive"] == 0  # a last image left over in validation
+    make_ddmim(make_swin(), contrastive_weight=0.0).train()(images[:1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"feature_weights": [1.0, 1.0]}, "feature_weights.* has 2 numbers, but the backbone has 3 stages"),
+        ({"masks": {"ratios": [0.5, 0.5]}}, "ratios.* has 2 numbers, but the backbone has 3 stages"),
+        ({"tap": "middle"}, "method.tap=middle does not exist; use post_merge or stage_out"),
+        ({"contrastive_weight": -1.0}, "method.contrastive_weight=-1.0 is below 0"),
+        (
+            {"reconstruction_weight": 0.0, "contrastive_weight": 0.0, "feature_weights": [0.0, 0.0, 0.0]},
+            "all terms of method=ddmim are switched off",
+        ),
+        ({"masks": {"patch_size": 2, "distribution": "bernoulli"}}, "mask unit of 2 px .* use a multiple of 4"),
+    ],
+)
+def test_mistakes_are_refused(make_swin, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        make_ddmim(make_swin(), **changes)
+
+
+def test_effective_rank_counts_the_directions() -> None:
+    basis = torch.linalg.qr(torch.randn(64, 64)).Q
+    centred = torch.cat([basis[:5], -basis[:5]])
+    assert effective_rank(centred).item() == pytest.approx(5.0, rel=1e-4)
+    assert effective_rank(torch.ones(10, 8)).item() == pytest.approx(1.0)
+
+
+def test_a_collapsed_stream_is_seen(method: DDMIM, images: Tensor) -> None:
+    mask = method.mask_generator(images)
+    healthy = method(images, mask).monitors
+    with torch.no_grad():
+        method.teacher["backbone"].swin.norm.weight.zero_()
+    collapsed = method(images, mask).monitors
+    assert collapsed["teacher_std"] < 1e-6 < healthy["teacher_std"]
+    assert collapsed["teacher_rank_share"] < 0.5 < healthy["teacher_rank_share"]
+    assert collapsed["student_rank_share"] == healthy["student_rank_share"]
+
+
+# --- sizes of the published network ---
+
+
+def test_the_published_network_has_the_published_sizes() -> None:
+    with torch.device("meta"):
+        backbone = TimmSwin(name=V2, image_size=224, patch_size=4, window_size=7)
+        head = PixelShuffleHead(in_channels=768, stride=32)
+    assert sum(p.numel() for p in backbone.parameters()) == 27_578_154
+    assert sum(p.numel() for p in head.parameters()) == 2_362_368
+    assert sum(p.numel() for p in backbone.parameters()) + 787_456 == 28_365_610
+
+
+# --- in training ---
+
+
+class _Batches(lightning.LightningDataModule):
+    def __init__(self, images: Tensor, batch_size: int) -> None:
+        super().__init__()
+        self.images, self.batch_size = images, batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader()
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader()
+
+    def _loader(self) -> DataLoader:
+        samples = [(image, -1, index) for index, image in enumerate(self.images)]
+        return DataLoader(samples, batch_size=self.batch_size, collate_fn=_as_batch)
+
+
+def _as_batch(samples: list) -> ImageBatch:
+    images, labels, index = zip(*samples, strict=True)
+    return ImageBatch(torch.stack(images), torch.tensor(labels), torch.tensor(index))
+
+
+def fit(method: DDMIM, images: Tensor, *, batch_size: int, callbacks: list | None = None, **settings: Any) -> None:
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        **{"max_epochs": 1} | settings,
+    )
+    trainer.fit(method, datamodule=_Batches(images, batch_size))
+
+
+class _Weights(lightning.Callback):
+    """Keeps the student's first weight after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.history: dict[int, Tensor] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+        self.history[trainer.global_step] = _first_weight(module.backbone).clone()
+        assert module.training
+        assert not any(part.training for part in module.teacher.modules())
+
+
+def _first_weight(backbone: nn.Module) -> Tensor:
+    return backbone.swin.patch_embed.proj.weight.detach()
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(4, 1), (2, 2)])
+def test_the_teacher_follows_each_optimizer_step_by_its_images(make_swin, batch_size: int, accumulate: int) -> None:
+    method, weights = make_ddmim(make_swin()), _Weights()
+    images = torch.randn(16, 3, 64, 64)
+    fit(method, images, batch_size=batch_size, accumulate_grad_batches=accumulate, callbacks=[weights])
+    assert sorted(weights.history)[-1] == 4
+    kept = math.exp(-4 / 100.0)
+    expected = weights.history[1]
+    for step in (2, 3, 4):
+        expected = kept * expected + (1 - kept) * weights.history[step]
+    torch.testing.assert_close(_first_weight(method.teacher["backbone"]), expected)
+
+
+def _loss_of_rank(rank: int, world: int, method_state: dict, images: Tensor, port: int, results: Any) -> None:
+    import os  # noqa: PLC0415
+
+    import torch.distributed as dist  # noqa: PLC0415
+
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    method = method_state["build"]()
+    method.load_state_dict(method_state["weights"])
+    share = len(images) // world
+    mine = slice(rank * share, (rank + 1) * share)
+    mask = PatchMask(method_state["masked"][mine], 16, 8)
+    results[rank] = method.train()(images[mine], mask).loss.item()
+    dist.destroy_process_group()
+
+
+def _small_ddmim() -> DDMIM:
+    torch.manual_seed(0)
+    backbone = TimmSwin(
+        name="swin_tiny_patch4_window7_224",
+        image_size=64,
+        window_size=4,
+        embed_dim=24,
+        depths=(1, 1, 1),
+        num_heads=(3, 3, 3),
+    )
+    return make_ddmim(backbone, temperature=0.5)
+
+
+@pytest.mark.slow
+def test_the_loss_of_two_processes_is_that_of_one_on_the_whole_batch(images: Tensor) -> None:
+    import socket  # noqa: PLC0415
+
+    import torch.multiprocessing as mp  # noqa: PLC0415
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    method = randomise_both(_small_ddmim())
+    mask = method.mask_generator(images)
+    state = {"build": _small_ddmim, "weights": method.state_dict(), "masked": mask.masked}
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(functools.partial(_loss_of_rank), (2, state, images, port, results), nprocs=2)
+        of_two = sum(results.values()) / 2
+    assert of_two == pytest.approx(method.train()(images, mask).loss.item(), rel=1e-5)
