@@ -52,4 +52,6 @@ class MethodOutput:
     terms: Mapping[str, Float[Tensor, ""]]  # unweighted, named as in the paper; logged as train/<name>
     mask: PatchMask
     prediction: Images | None  # in the space of ImageBatch.image; None = nothing to draw
-    monitors: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)  # logged beside the terms, no part of the loss
+    monitors: Mapping[str, Float[Tensor, ""]] = field(
+        default_factory=dict
+    )  # logged beside the terms, no part of the loss

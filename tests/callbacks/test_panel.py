@@ -4,7 +4,7 @@ import torch
 
 from unmask.callbacks.panel import HIDDEN_GREY, reconstruction_panel, reconstruction_pixels
 from unmask.callbacks.pictures import figure_pixels
-from unmask.patches import PatchMask
+from unmask.patches import PatchMask, StageMask
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -106,3 +106,21 @@ def test_rows_stand_in_the_order_of_the_images():
     picture = figure_pixels(reconstruction_panel(shown, title="MAE"))
     red, blue = (np.flatnonzero((picture == np.array(colour)).all(axis=2).any(axis=1)) for colour in (RED, BLUE))
     assert red.max() < blue.min()
+
+
+def test_masks_of_stages_stand_in_columns_of_their_own():
+    first = top_half_hidden(8)
+    second = PatchMask(torch.tensor([[[True, False], [True, False]]]), 4)
+    mask = StageMask((first.masked | second.masked), 4, by_stage=(first, None, second))
+    images = torch.rand(1, 3, 8, 8)
+    shown = reconstruct(images, mask, torch.rand(1, 3, 8, 8))
+
+    assert list(shown.masked_by_stage) == ["stage 0 hides", "stage 2 hides"]
+    top, left = shown.masked_by_stage.values()
+    assert (top[:, :, :4] == HIDDEN_GREY).all()
+    assert (left[:, :, :, :4] == HIDDEN_GREY).all()
+    torch.testing.assert_close(top[:, :, 4:], images[:, :, 4:])
+    torch.testing.assert_close(left[:, :, :, 4:], images[:, :, :, 4:])
+    plain = figure_pixels(reconstruction_panel(reconstruct(images, first, images), title="x"))
+    staged = figure_pixels(reconstruction_panel(shown, title="x"))
+    assert staged.shape[1] - plain.shape[1] == 2 * (128 + 6)

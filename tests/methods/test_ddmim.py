@@ -108,7 +108,9 @@ def test_the_published_terms_equal_their_equations(make_swin, images: Tensor) ->
         temperature=0.5,
     )
     randomise_both(method)
-    method.teacher.update(method._students(), num_images=4, step_of_epoch=0)  # copies; then stages alone part ways
+    method.teacher.update(
+        method.student_networks(), num_images=4, step_of_epoch=0
+    )  # copies; then stages alone part ways
     with torch.no_grad():
         for name, parameter in method.backbone.named_parameters():
             if ".blocks." in name or ".downsample." in name:
@@ -381,16 +383,16 @@ def test_the_teacher_follows_each_optimizer_step_by_its_images(make_swin, batch_
     torch.testing.assert_close(_first_weight(method.teacher["backbone"]), expected)
 
 
-def _loss_of_rank(rank: int, world: int, method_state: dict, images: Tensor, port: int, results: Any) -> None:
+def _loss_of_rank(rank: int, method_state: dict, images: Tensor, port: int, results: Any) -> None:
     import os  # noqa: PLC0415
 
     import torch.distributed as dist  # noqa: PLC0415
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
     method = method_state["build"]()
     method.load_state_dict(method_state["weights"])
-    share = len(images) // world
+    share = len(images) // 2
     mine = slice(rank * share, (rank + 1) * share)
     mask = PatchMask(method_state["masked"][mine], 16, 8)
     results[rank] = method.train()(images[mine], mask).loss.item()
@@ -424,6 +426,6 @@ def test_the_loss_of_two_processes_is_that_of_one_on_the_whole_batch(images: Ten
     state = {"build": _small_ddmim, "weights": method.state_dict(), "masked": mask.masked}
     with mp.Manager() as manager:
         results = manager.dict()
-        mp.spawn(functools.partial(_loss_of_rank), (2, state, images, port, results), nprocs=2)
+        mp.spawn(functools.partial(_loss_of_rank), (state, images, port, results), nprocs=2)
         of_two = sum(results.values()) / 2
     assert of_two == pytest.approx(method.train()(images, mask).loss.item(), rel=1e-5)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from unmask.optim.scaling import scale_lr
-from unmask.optim.schedules import constant, warmup_cosine, warmup_then_cosine_from_start
+from unmask.optim.schedules import constant, step_decay, warmup_cosine, warmup_then_cosine_from_start
 
 PEAK = 0.4
 
@@ -98,3 +98,15 @@ def test_constant_keeps_the_rate() -> None:
 def test_published_rates_follow_from_the_scaling_rule() -> None:
     assert scale_lr(1.5e-4, 256, 4096) == pytest.approx(2.4e-3)  # MAE, pre-training
     assert scale_lr(1.25e-3, 512, 2048) == pytest.approx(5e-3)  # SimMIM, fine-tuning
+
+
+def test_the_rate_falls_by_a_factor_after_every_so_many_epochs() -> None:
+    lr = rates(step_decay, 60, steps_per_epoch=3, every_n_epochs=8, factor=0.1)
+    assert lr[0] == lr[23] == PEAK
+    assert lr[24] == lr[47] == pytest.approx(PEAK * 0.1)
+    assert lr[48] == pytest.approx(PEAK * 0.01)
+
+
+def test_a_decay_that_never_waits_is_refused() -> None:
+    with pytest.raises(ValueError, match="every_n_epochs must be above 0"):
+        rates(step_decay, 10, steps_per_epoch=3, every_n_epochs=0, factor=0.1)

@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from unmask.patches import PatchMask
+from unmask.patches import PatchMask, StageMask
 from unmask.types import Images
 
 HIDDEN_GREY = 0.5  # of white
@@ -34,6 +34,7 @@ class Reconstruction:
     prediction: Images
     composite: Images  # visible pixels of the image, hidden ones of the prediction
     mask: PatchMask
+    masked_by_stage: dict[str, Images] = field(default_factory=dict)  # the image as each masked stage hides it
 
 
 def reconstruction_pixels(
@@ -53,7 +54,8 @@ def reconstruction_pixels(
         mean, std = (torch.tensor(statistic)[:, None, None] for statistic in (pixel_mean, pixel_std))
         return (normalised.detach().float().cpu() * std + mean).clamp(0.0, 1.0)
 
-    mask = PatchMask(mask.masked.cpu(), mask.patch_size, mask.num_masked)
+    stages = mask.by_stage if isinstance(mask, StageMask) else ()
+    mask = _on_cpu(mask)
     hidden = mask.at_pixels()
     image, predicted = as_shown(images), as_shown(prediction)
     return Reconstruction(
@@ -62,11 +64,20 @@ def reconstruction_pixels(
         prediction=predicted,
         composite=torch.where(hidden, predicted, image),
         mask=mask,
+        masked_by_stage={
+            f"stage {number} hides": image.masked_fill(_on_cpu(stage).at_pixels(), HIDDEN_GREY)
+            for number, stage in enumerate(stages)
+            if stage is not None
+        },
     )
 
 
+def _on_cpu(mask: PatchMask) -> PatchMask:
+    return PatchMask(mask.masked.cpu(), mask.patch_size, mask.num_masked)
+
+
 def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle: str = "", note: str = "") -> Figure:
-    """Draws one row an image: original, masked input, prediction, composite.
+    """Draws one row an image: original, masked input, prediction, composite, and what each masked stage hides.
 
     Pixels are enlarged by a whole factor and never interpolated, so each stays the colour it has.
 
@@ -81,6 +92,7 @@ def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle
         "masked input": reconstruction.masked,
         "prediction": reconstruction.prediction,
         "composite": reconstruction.composite,
+        **reconstruction.masked_by_stage,
     }
     num_images, _, height, width = reconstruction.image.shape
     scale = max(1, math.ceil(_CELL / max(height, width)))

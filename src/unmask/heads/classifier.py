@@ -1,4 +1,4 @@
-"""The classifier that fine-tuning puts on a backbone."""
+"""Classifiers that fine-tuning puts on a backbone."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,4 +22,35 @@ class LinearClassifier(nn.Module):
 
     def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         logits: Tensor = self.linear(pooled)
+        return logits
+
+
+class BatchNormMLPClassifier(nn.Module):
+    """DDMIM's: linear to a representation, then batch norm, linear, GELU, linear.
+
+    Differs: the first layer is new; the original's was pre-trained as part of its projector, which a backbone that
+    travels alone does not carry.
+
+    Args:
+        in_features: Width of the pooled features.
+        num_classes: Number of classes.
+        hidden_features: Width of the representation and of the hidden layer.
+    """
+
+    def __init__(self, *, in_features: int, num_classes: int, hidden_features: int = 1024) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, hidden_features),
+            nn.BatchNorm1d(hidden_features),
+            nn.Linear(hidden_features, hidden_features),
+            nn.GELU(),
+            nn.Linear(hidden_features, num_classes),
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
+        logits: Tensor = self.layers(pooled)
         return logits

@@ -154,7 +154,7 @@ class DDMIM(Method):
         self.teacher: EMATeacher | None = None
         if contrastive_weight or any(feature_weights):
             is_averaged = self._is_of_a_stage if teacher_scope == "stages" else lambda _: True
-            self.teacher = teacher(self._students(), is_averaged=is_averaged)
+            self.teacher = teacher(self.student_networks(), is_averaged=is_averaged)
         self._images_in_step = 0
         self._hidden_at_stages(mask_generator(torch.empty(1, 3, *backbone.image_size)))
 
@@ -194,10 +194,10 @@ class DDMIM(Method):
         super().optimizer_step(epoch, batch_idx, *arguments, **settings)
         if self.teacher is not None:
             step_of_epoch = batch_idx // self.trainer.accumulate_grad_batches
-            self.teacher.update(self._students(), num_images=self._images_in_step, step_of_epoch=step_of_epoch)
+            self.teacher.update(self.student_networks(), num_images=self._images_in_step, step_of_epoch=step_of_epoch)
         self._images_in_step = 0
 
-    def _students(self) -> dict[str, nn.Module]:
+    def student_networks(self) -> dict[str, nn.Module]:
         networks: dict[str, nn.Module] = {"backbone": self.backbone}
         if self.projector is not None:
             networks["projector"] = self.projector
@@ -241,9 +241,7 @@ class DDMIM(Method):
             return (errors * mask.at_pixels()).mean()
         return masked_mean(errors, mask.at_pixels())
 
-    def _feature_distance(
-        self, stage: int, student: _Stream, teacher: _Stream, mask: PatchMask
-    ) -> Float[Tensor, ""]:
+    def _feature_distance(self, stage: int, student: _Stream, teacher: _Stream, mask: PatchMask) -> Float[Tensor, ""]:
         where = None
         if self.positions != "all":
             cell = _hidden_share(mask, student.taps[stage])
@@ -265,9 +263,7 @@ class DDMIM(Method):
                 )
         else:  # held-out batches may differ in size between processes
             positives = torch.arange(len(keys), device=keys.device)
-        return info_nce(
-            queries, keys, positives, temperature=self.temperature, phantom_negative=self.phantom_negative
-        )
+        return info_nce(queries, keys, positives, temperature=self.temperature, phantom_negative=self.phantom_negative)
 
     def _is_of_a_stage(self, name: str) -> bool:
         network, _, parameter = name.partition(".")
@@ -297,7 +293,8 @@ def _compare(student: _Stream, teacher: _Stream) -> dict[str, Float[Tensor, ""]]
 
 def effective_rank(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     """Counts the directions features spread over: exp of the entropy of the normalised singular values (Roy and
-    Vetterli 2007), means removed; 1 where all features are equal."""
+    Vetterli 2007), means removed; 1 where all features are equal.
+    """
     values = torch.linalg.svdvals(features.float() - features.float().mean(dim=0))
     shares = values / values.sum().clamp(min=1e-12)
     return torch.special.entr(shares).sum().exp()

@@ -8,12 +8,11 @@ from jaxtyping import Float, Int
 from lightning import LightningModule
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from unmask.backbones.attention import prefer_fast_attention
 from unmask.backbones.base import MaskedBackbone
-from unmask.heads.classifier import LinearClassifier
 from unmask.optim.configure import configure_optimizer
 from unmask.optim.param_groups import layer_decay_groups
 from unmask.types import ImageBatch, Images, OptimizerFactory, ScheduleFactory
@@ -46,7 +45,7 @@ class Supervised(LightningModule):
         *,
         backbone: MaskedBackbone,
         num_classes: int,
-        head: Callable[..., LinearClassifier],
+        head: Callable[..., nn.Module],
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         layer_decay: float = 1.0,

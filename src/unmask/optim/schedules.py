@@ -64,6 +64,19 @@ def warmup_then_cosine_from_start(
     return LambdaLR(optimizer, factor)
 
 
+def step_decay(
+    optimizer: Optimizer, *, steps_per_epoch: float, every_n_epochs: float, factor: float, **_: float
+) -> LambdaLR:
+    """Multiplies every rate by `factor` after each `every_n_epochs` epochs (the original DDMIM: 0.1 after 20).
+
+    Raises:
+        ValueError: `every_n_epochs` is not positive.
+    """
+    if every_n_epochs <= 0:
+        raise ValueError(f"schedule.every_n_epochs must be above 0, got {every_n_epochs}")
+    return LambdaLR(optimizer, lambda step: factor ** (step // round(every_n_epochs * steps_per_epoch)))
+
+
 def constant(optimizer: Optimizer, **_: float) -> LambdaLR:
     """Keeps every group's rate, however long the run."""
     return LambdaLR(optimizer, _one)

@@ -9,7 +9,6 @@ from omegaconf import DictConfig
 import unmask
 from unmask.runtime.resolvers import register_resolvers
 
-
 _MODELS_OF_METHODS = {"ddmim": "swinv2_tiny"}  # where the usual default cannot show what the method is about
 
 

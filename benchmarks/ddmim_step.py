@@ -1,0 +1,125 @@
+"""What a training step of DDMIM costs beside one of SimMIM: same backbone, batch, precision and optimizer.
+
+    python benchmarks/ddmim_step.py --model swinv2_tiny --image-size 224 --batch 16
+
+The two take turns in one process, so that whatever else the machine does falls on both; peak memory is that of a
+process of its own for each. Prints both and the ratios.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from unmask.backbones.attention import prefer_fast_attention
+from unmask.methods.base import Method
+from unmask.methods.ddmim import DDMIM
+from unmask.optim.param_groups import decay_groups
+from unmask.runtime.builders import build
+from unmask.runtime.config import compose_config
+
+METHODS = ("simmim", "ddmim")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="swinv2_mini")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=8, help="timed turns of each method")
+    parser.add_argument("--steps", type=int, default=3, help="steps a turn")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("overrides", nargs="*", help="of the DDMIM run, such as method.contrastive_weight=0")
+    settings = parser.parse_args()
+
+    memory = {name: peak_memory(name, settings) for name in METHODS}
+    steps = {name: make_step(name, settings) for name in METHODS}
+    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
+    for turn in range(settings.rounds + 1):
+        for name in METHODS if turn % 2 else reversed(METHODS):
+            elapsed = timed(steps[name], settings)
+            if turn:  # the first warms up
+                seconds[name].append(elapsed)
+
+    print(f"{settings.model}, {settings.image_size} px, batch {settings.batch}, {settings.device}, bfloat16 autocast")
+    print("| method | ms a step (median) | fastest | peak memory, MiB |\n|---|---|---|---|")
+    for name in METHODS:
+        times = seconds[name]
+        print(f"| {name} | {statistics.median(times):.1f} | {min(times):.1f} | {memory[name]:.0f} |")
+    ratios = [ddmim / simmim for simmim, ddmim in zip(*(seconds[name] for name in METHODS), strict=True)]
+    print(
+        f"| ratio | {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] | "
+        f"{min(seconds['ddmim']) / min(seconds['simmim']):.2f} | {memory['ddmim'] / memory['simmim']:.2f} |"
+    )
+
+
+def make_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
+    """A training step on one fixed batch, as the Trainer takes it."""
+    torch.manual_seed(0)
+    device = torch.device(settings.device)
+    stages = "2" if settings.model.endswith("mini") else "4"
+    small = {
+        "2": ["method.mask_generator.ratios=[0.5,0.5]", "method.feature_weights=[1,0.1]"],
+        "4": [],
+    }[stages]
+    unit = "method.mask_generator.patch_size=8" if stages == "2" else "method.mask_generator.patch_size=16"
+    overrides = [f"method={name}", f"model={settings.model}", f"image_size={settings.image_size}", unit]
+    overrides += [*small, *settings.overrides] if name == "ddmim" else []
+    config = compose_config("run", overrides)
+    method: Method = build(config.method).to(device).train()
+    prefer_fast_attention(method, device=device, is_bfloat16=True)
+    optimizer = torch.optim.AdamW(decay_groups(method), lr=1e-4)
+    images = torch.randn(settings.batch, 3, settings.image_size, settings.image_size, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = method(images).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(method.parameters(), 5.0)
+        optimizer.step()
+        if isinstance(method, DDMIM) and method.teacher is not None:
+            method.teacher.update(method.student_networks(), num_images=settings.batch, step_of_epoch=1)
+
+    return step
+
+
+def timed(step: Callable[[], None], settings: argparse.Namespace) -> float:
+    """Milliseconds a step."""
+    _wait(settings)
+    start = time.perf_counter()
+    for _ in range(settings.steps):
+        step()
+    _wait(settings)
+    return 1e3 * (time.perf_counter() - start) / settings.steps
+
+
+def peak_memory(name: str, settings: argparse.Namespace) -> float:
+    """MiB: on a GPU what tensors took, on a CPU what three steps added to the process."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(functools.partial(_measure_memory, name, settings))
+
+
+def _measure_memory(name: str, settings: argparse.Namespace) -> float:
+    step = make_step(name, settings)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    if settings.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def _wait(settings: argparse.Namespace) -> None:
+    if settings.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()

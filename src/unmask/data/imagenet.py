@@ -1,0 +1,44 @@
+"""ImageNet-1k as it is extracted: `train/<wnid>/` and `val/<wnid>/`."""
+
+from typing import Any
+
+from unmask.data.datamodule import Split
+from unmask.data.folder import ImageFolder
+from unmask.data.samples import ImageSamples
+from unmask.data.splits import hold_out_per_class
+
+
+class ImageNet(ImageFolder):
+    """ImageNet, or part of it, with the official validation images as the test split.
+
+    What chooses between epochs or learning rates must not be what is reported, so the val split is held out from the
+    training images: `held_out_per_class` of each class, by the rule of lightning-bolts (`hold_out_per_class`). 50 is
+    the split the original DDMIM used.
+
+    Args:
+        root: Holds the folders `train` and `val`, each with one folder a class.
+        held_out_per_class: Training images of each class that become the val split, at least 1.
+        shared: See `ImageFolder`.
+
+    Raises:
+        ValueError: `root` has no such folders, or a class too few images.
+    """
+
+    def __init__(self, *, root: str, held_out_per_class: int = 10, **shared: Any) -> None:
+        super().__init__(root=root, labels="folders", val_share=0.0, test_share=0.0, **shared)
+        if held_out_per_class < 1:
+            raise ValueError(f"data.held_out_per_class must be at least 1, got {held_out_per_class}")
+        self.held_out_per_class = held_out_per_class
+
+    def load_split(self, split: Split) -> ImageSamples:
+        missing = [name for name in ("train", "val") if name not in self._folders]
+        if missing:
+            raise ValueError(
+                f"{self.root} has no folder {' and no folder '.join(missing)}; data=imagenet expects train/<wnid>/ "
+                "and val/<wnid>/ as the archives are extracted and sorted. For other layouts use data=folder"
+            )
+        if split == "test":
+            return self._read_folder("val")
+        training = self._training_images
+        kept, held_out = hold_out_per_class(training.labels, self.held_out_per_class)
+        return training.subset(kept if split == "train" else held_out)
