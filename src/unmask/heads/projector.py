@@ -26,12 +26,13 @@ class Projector(nn.Module):
         representation_features: int | None = None,
     ) -> None:
         super().__init__()
-        widths = [in_features, hidden_features, out_features]
         front: list[nn.Module] = []
         if representation_features is not None:
             front = [nn.Linear(in_features, representation_features)]
-            widths[0] = representation_features
-        self.layers = nn.Sequential(*front, nn.Linear(*widths[:2]), nn.GELU(), nn.Linear(*widths[1:]))
+            in_features = representation_features
+        self.layers = nn.Sequential(
+            *front, nn.Linear(in_features, hidden_features), nn.GELU(), nn.Linear(hidden_features, out_features)
+        )
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

@@ -292,12 +292,14 @@ def _compare(student: _Stream, teacher: _Stream) -> dict[str, Float[Tensor, ""]]
 
 
 def effective_rank(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Counts the directions features spread over: exp of the entropy of the normalised singular values (Roy and
-    Vetterli 2007), means removed; 1 where all features are equal.
+    """Counts the directions features spread over, their mean removed; 1 where all are equal.
+
+    It is exp of the entropy of the singular values, divided by their sum (Roy and Vetterli, 2007).
     """
     values = torch.linalg.svdvals(features.float() - features.float().mean(dim=0))
     shares = values / values.sum().clamp(min=1e-12)
-    return torch.special.entr(shares).sum().exp()
+    rank: Tensor = torch.special.entr(shares).sum().exp()
+    return rank
 
 
 def _require_one_a_stage(name: str, values: Sequence[float], num_stages: int) -> None:
