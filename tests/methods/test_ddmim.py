@@ -108,9 +108,7 @@ def test_the_published_terms_equal_their_equations(make_swin, images: Tensor) ->
         temperature=0.5,
     )
     randomise_both(method)
-    method.teacher.update(
-        method.student_networks(), num_images=4, step_of_epoch=0
-    )  # copies
+    method.teacher.update(method.student_networks(), num_images=4, step_of_epoch=0)  # copies
     with torch.no_grad():
         for name, parameter in method.backbone.named_parameters():
             if ".blocks." in name or ".downsample." in name:

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.data.datamodule import ImageDataModule, Split
+from unmask.data.datamodule import Split
 from unmask.data.decoding import IMAGE_SUFFIXES, decode_image
-from unmask.data.samples import UNLABELLED, ImageFiles, ImageSamples
-from unmask.data.splits import hold_out
+from unmask.data.listed import ListedImages
+from unmask.data.samples import UNLABELLED, ImageFiles
 
 FolderLabels = Literal["auto", "folders", "none"]
 
@@ -28,7 +28,7 @@ _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 _log = logging.getLogger(__name__)
 
 
-class ImageFolder(ImageDataModule):
+class ImageFolder(ListedImages):
     """Image files below a folder, whose layout is recognised by looking.
 
     Splits: below a folder `train` stand the training images, below `val` (or `valid`, `validation`) and `test` beside
@@ -48,36 +48,23 @@ class ImageFolder(ImageDataModule):
     Args:
         root: The folder.
         labels: "auto"; "folders": the first folder below the split is the class, at any depth; "none": no labels.
-        val_share, test_share: Share of the training images, in [0, 1), held out where the split has no folder, at
-            least one image; 0 holds none out. Ours: 0.1 each.
-        split_seed: Key of what is held out.
-        shared: See `ImageDataModule`.
+        shared: See `ListedImages`; a split is the source's own where it has a folder.
 
     Raises:
         ValueError: A value is out of range or `root` is no folder; when a split is read, it has no image, a class
             folder is empty, classes differ between the splits, or a link is broken or leads back to a folder above it.
     """
 
-    holds_images_in_memory = False
-
     def __init__(
         self,
         *,
         root: str,
         labels: FolderLabels = "auto",
-        val_share: float = 0.1,
-        test_share: float = 0.1,
-        split_seed: int = 0,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         if labels not in get_args(FolderLabels):
             raise ValueError(f"data.labels must be 'auto', 'folders' or 'none', got {labels!r}")
-        if not (val_share >= 0.0 and test_share >= 0.0 and val_share + test_share < 1.0):
-            raise ValueError(
-                "data.val_share and data.test_share must be shares of the training images that leave some to train "
-                f"on, got {val_share} and {test_share}"
-            )
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             problem = "is not a folder" if self.root.exists() else "does not exist"
@@ -85,47 +72,26 @@ class ImageFolder(ImageDataModule):
                 f"data.root={root} {problem} (seen from {Path.cwd()}); set data.root to a folder of images"
             )
         self.labels = labels
-        self.shares: dict[Split, float] = {"test": test_share, "val": val_share}
-        self.split_seed = split_seed
 
-    def load_split(self, split: Split) -> ImageSamples:
-        has_folder = split in self._folders
-        samples = self._read_folder(split) if has_folder and split != "train" else self._divide(split)
-        classes = f"{len(samples.class_names)} classes" if samples.is_labelled else "no labels"
-        origin = self._folders[split] if has_folder else f"{self._folders['train']}, held out"
-        _log.info("%s split: %d images, %s, from %s", split, len(samples), classes, origin)
-        return samples
+    def origin(self, split: Split) -> str | None:
+        return str(self._folders[split]) if split in self._folders else None
 
-    def _divide(self, split: Split) -> ImageFiles:
-        """Takes the splits that have no folder out of the training images."""
-        everything = self._training_images
-        missing = {name: share for name, share in self.shares.items() if share > 0.0 and name not in self._folders}
-        counts = {name: max(1, round(share * len(everything))) for name, share in missing.items()}
-        if sum(counts.values()) >= len(everything):
-            raise ValueError(
-                f"{self._folders['train']} has too few images ({len(everything)}) to hold out "
-                f"{' and '.join(f'{count} for {name}' for name, count in counts.items())}; "
-                f"set {' and '.join(f'data.{name}_share=0' for name in counts)}, or add images"
-            )
-        parts: dict[Split, ImageFiles] = {"train": everything}
-        for name, count in counts.items():  # test first, so that it does not depend on val_share
-            kept, held_out = hold_out(parts["train"].labels, count, seed=self.split_seed)
-            parts[name] = parts["train"].subset(held_out)
-            parts["train"] = parts["train"].subset(kept)
-        if split not in parts:
-            raise ValueError(
-                f"{self.root} has no {split} folder and data.{split}_share=0; "
-                f"set a share above 0, or put a folder {split} beside train"
-            )
-        return parts[split]
+    def how_to_add(self, split: Split) -> str:
+        return f"put a folder {split} beside train"
+
+    def read_split(self, split: Split) -> ImageFiles:
+        classes = self._class_folders
+        found = self._found_training_images if split == "train" else _find_images(self._folders[split])
+        if not classes or (self.labels == "auto" and not any(found.places)):
+            labels = torch.full((len(found.paths),), UNLABELLED)
+            return ImageFiles(found.paths, labels, (), decode=decode_image)
+        _require_class_folders(found)
+        _require_same_classes(found, classes, self._folders["train"])
+        return ImageFiles(found.paths, _number(found, classes), classes, decode=decode_image)
 
     @cached_property
     def _folders(self) -> dict[Split, Path]:
         return _find_splits(self.root)
-
-    @cached_property
-    def _training_images(self) -> ImageFiles:
-        return self._read_folder("train")
 
     @cached_property
     def _found_training_images(self) -> "_FoundImages":
@@ -141,16 +107,6 @@ class ImageFolder(ImageDataModule):
             return ()
         _require_class_folders(found)
         return found.classes
-
-    def _read_folder(self, split: Split) -> ImageFiles:
-        classes = self._class_folders
-        found = self._found_training_images if split == "train" else _find_images(self._folders[split])
-        if not classes or (self.labels == "auto" and not any(found.places)):
-            labels = torch.full((len(found.paths),), UNLABELLED)
-            return ImageFiles(found.paths, labels, (), decode=decode_image)
-        _require_class_folders(found)
-        _require_same_classes(found, classes, self._folders["train"])
-        return ImageFiles(found.paths, _number(found, classes), classes, decode=decode_image)
 
 
 class _FoundImages(NamedTuple):

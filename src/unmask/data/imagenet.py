@@ -4,7 +4,7 @@ from typing import Any
 
 from unmask.data.datamodule import Split
 from unmask.data.folder import ImageFolder
-from unmask.data.samples import ImageSamples
+from unmask.data.samples import ImageFiles
 from unmask.data.splits import hold_out_per_class
 
 
@@ -30,7 +30,7 @@ class ImageNet(ImageFolder):
             raise ValueError(f"data.held_out_per_class must be at least 1, got {held_out_per_class}")
         self.held_out_per_class = held_out_per_class
 
-    def load_split(self, split: Split) -> ImageSamples:
+    def load_split(self, split: Split) -> ImageFiles:
         missing = [name for name in ("train", "val") if name not in self._folders]
         if missing:
             raise ValueError(
@@ -38,7 +38,7 @@ class ImageNet(ImageFolder):
                 "and val/<wnid>/ as the archives are extracted and sorted. For other layouts use data=folder"
             )
         if split == "test":
-            return self._read_folder("val")
-        training = self._training_images
+            return self.read_split("val")
+        training = self.training_images
         kept, held_out = hold_out_per_class(training.labels, self.held_out_per_class)
         return training.subset(kept if split == "train" else held_out)

@@ -1,0 +1,111 @@
+"""Images listed in text files, one line each."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unmask.data.datamodule import Split
+from unmask.data.decoding import IMAGE_SUFFIXES, decode_image
+from unmask.data.labels import number_labels
+from unmask.data.listed import ListedImages
+from unmask.data.samples import ImageFiles
+
+_log = logging.getLogger(__name__)
+_COMMENT = "#"
+
+
+class ListedImage(NamedTuple):
+    """What a line says."""
+
+    number: int  # of the line, from 1
+    path: str
+    label: str | None
+
+
+class FileList(ListedImages):
+    """Images named in text files, a line `path, label` each.
+
+    The label stands behind the last comma and may be left out: what follows the last comma is no label if it ends like
+    the name of an image. It is a class number from 0, or a name. Blank lines and lines that begin with `#` are
+    skipped; spaces, commas and any script in paths survive. Files are UTF-8, with or without a byte-order mark.
+
+    Args:
+        train: The list of training images.
+        val, test: The other lists; None holds the split out from the training images.
+        root: Folder that relative paths start from, and that no path may leave; None: the folder of each list, and any
+            path is taken.
+        shared: See `ListedImages`.
+
+    Raises:
+        ValueError: A list is missing, empty or not UTF-8, a line names no file or one outside `root`, or a label is
+            unknown; each with the list and the line.
+    """
+
+    def __init__(
+        self, *, train: str, val: str | None = None, test: str | None = None, root: str | None = None, **shared: Any
+    ) -> None:
+        super().__init__(**shared)
+        named: dict[Split, str | None] = {"train": train, "val": val, "test": test}
+        self.lists = {split: Path(path).expanduser() for split, path in named.items() if path is not None}
+        self.root = None if root is None else Path(root).expanduser()
+        for split, path in self.lists.items():
+            if not path.is_file():
+                raise ValueError(f"data.{split}={path} is not a file (seen from {Path.cwd()}); name a list of images")
+        if self.root is not None and not self.root.is_dir():
+            raise ValueError(f"data.root={root} is not a folder (seen from {Path.cwd()})")
+
+    def origin(self, split: Split) -> str | None:
+        return str(self.lists[split]) if split in self.lists else None
+
+    def how_to_add(self, split: Split) -> str:
+        return f"name a list of its own by data.{split}=FILE"
+
+    def read_split(self, split: Split) -> ImageFiles:
+        path = self.lists[split]
+        lines = list(self.read_list(path))
+        if not lines:
+            raise ValueError(f"{path} names no image")
+        paths = [str(_locate(line, path, self.root)) for line in lines]
+        repeated = len(paths) - len(set(paths))
+        if repeated:
+            _log.warning("%s names %d image(s) more than once; each mention is a sample", path, repeated)
+        classes = () if split == "train" else self.training_images.class_names
+        labels, classes = number_labels([line.label for line in lines], classes, source=str(path))
+        return ImageFiles(paths, labels, classes, decode=decode_image)
+
+    def read_list(self, path: Path) -> Iterator[ListedImage]:
+        """Reads what each line names, before any file is looked for."""
+        for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
+            text = decode_line(raw, path, number).strip()
+            if text and not text.startswith(_COMMENT):
+                yield _parse(number, text)
+
+
+def decode_line(raw: bytes, path: Path, number: int) -> str:
+    """Reads one line as UTF-8, a byte-order mark before the first left out."""
+    try:
+        return raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number}: not UTF-8 ({error.reason}); save the list as UTF-8") from error
+
+
+def _parse(number: int, text: str) -> ListedImage:
+    path, comma, label = text.rpartition(",")
+    _, dot, suffix = label.strip().lower().rpartition(".")
+    if not comma or (dot and suffix in IMAGE_SUFFIXES):
+        return ListedImage(number, text, None)
+    return ListedImage(number, path.strip(), label.strip() or None)
+
+
+def _locate(line: ListedImage, source: Path, root: Path | None) -> Path:
+    base = source.parent if root is None else root
+    path = base / line.path  # an absolute path stands for itself
+    if root is not None and not path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"{source}:{line.number}: {line.path} leads out of data.root={root}; "
+            "leave data.root out to take paths from anywhere"
+        )
+    if not path.is_file():
+        raise ValueError(f"{source}:{line.number}: no file {path}")
+    return path

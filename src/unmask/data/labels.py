@@ -1,0 +1,55 @@
+"""Labels as people write them: class numbers or class names."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from unmask.data.samples import UNLABELLED
+
+
+def number_labels(
+    written: Sequence[str | None], classes: Sequence[str] = (), *, source: str
+) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
+    """Turns labels into class indices.
+
+    Where all are whole numbers they are the indices, and the classes are named by their numbers from 0 to the
+    largest; else they are names, numbered in their order.
+
+    Args:
+        written: One label an image; None or blank = unlabelled, which becomes -1.
+        classes: Names found in the training split, which other splits must keep to; empty = find them here.
+        source: Where the labels were read, for messages.
+
+    Returns:
+        The indices and the names of the classes; no names where nothing is labelled.
+
+    Raises:
+        ValueError: A number is negative, or a label is not one of `classes`.
+    """
+    labels = [None if label is None or not label.strip() else label.strip() for label in written]
+    present = {label for label in labels if label is not None}
+    if not present:
+        return torch.full((len(labels),), UNLABELLED), ()
+    if not classes:
+        if all(_is_whole(label) for label in present):
+            numbers = {label: int(label) for label in present}
+            if min(numbers.values()) < 0:
+                raise ValueError(f"{source} has the label {min(numbers.values())}; classes are numbered from 0")
+            classes = tuple(str(number) for number in range(max(numbers.values()) + 1))
+        else:
+            classes = tuple(sorted(present))
+    by_name = {name: index for index, name in enumerate(classes)}
+    keys = {label: str(int(label)) if _is_whole(label) and label not in by_name else label for label in present}
+    unknown = sorted(label for label in present if keys[label] not in by_name)
+    if unknown:
+        raise ValueError(
+            f"{source} has {len(unknown)} label(s) that no training image has, the first {unknown[0]!r}; "
+            f"training has {len(classes)} classes: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
+        )
+    return torch.tensor([UNLABELLED if label is None else by_name[keys[label]] for label in labels]), tuple(classes)
+
+
+def _is_whole(label: str) -> bool:
+    return label.removeprefix("-").isdecimal()

@@ -1,0 +1,88 @@
+"""Sources that name their image files one by one, with splits of their own or held out by rule."""
+
+import logging
+from abc import abstractmethod
+from functools import cached_property
+from typing import Any
+
+from unmask.data.datamodule import ImageDataModule, Split
+from unmask.data.samples import ImageFiles
+from unmask.data.splits import hold_out
+
+_log = logging.getLogger(__name__)
+
+
+class ListedImages(ImageDataModule):
+    """Images in files, of which the splits that the source does not have are held out from its training images.
+
+    What is held out is spread evenly over the classes and depends on the files and `split_seed` alone, so that runs of
+    any seed, and their evaluation, agree on it. No test image is ever in another split.
+
+    Args:
+        val_share, test_share: Share of the training images, in [0, 1), held out where the source has no such split, at
+            least one image; 0 holds none out. Ours: 0.1 each.
+        split_seed: Key of what is held out.
+        shared: See `ImageDataModule`.
+
+    Raises:
+        ValueError: A share is out of range; when a split is read, there is none, or too few images to make one.
+    """
+
+    holds_images_in_memory = False
+
+    def __init__(self, *, val_share: float = 0.1, test_share: float = 0.1, split_seed: int = 0, **shared: Any) -> None:
+        super().__init__(**shared)
+        if not (val_share >= 0.0 and test_share >= 0.0 and val_share + test_share < 1.0):
+            raise ValueError(
+                "data.val_share and data.test_share must be shares of the training images that leave some to train "
+                f"on, got {val_share} and {test_share}"
+            )
+        self.shares: dict[Split, float] = {"test": test_share, "val": val_share}
+        self.split_seed = split_seed
+
+    @abstractmethod
+    def origin(self, split: Split) -> str | None:
+        """Names where a split of the source's own lies; None if the source has none. Always a name for "train"."""
+
+    @abstractmethod
+    def read_split(self, split: Split) -> ImageFiles:
+        """Reads a split of the source's own, whole."""
+
+    def load_split(self, split: Split) -> ImageFiles:
+        origin = self.origin(split)
+        samples = self.read_split(split) if origin is not None and split != "train" else self._divide(split)
+        classes = f"{len(samples.class_names)} classes" if samples.is_labelled else "no labels"
+        place = origin if origin is not None else f"{self.origin('train')}, held out"
+        _log.info("%s split: %d images, %s, from %s", split, len(samples), classes, place)
+        return samples
+
+    @cached_property
+    def training_images(self) -> ImageFiles:
+        """All of them, before anything is held out."""
+        return self.read_split("train")
+
+    def _divide(self, split: Split) -> ImageFiles:
+        everything = self.training_images
+        missing = {name: share for name, share in self.shares.items() if share > 0.0 and self.origin(name) is None}
+        counts = {name: max(1, round(share * len(everything))) for name, share in missing.items()}
+        if sum(counts.values()) >= len(everything):
+            raise ValueError(
+                f"{self.origin('train')} has too few images ({len(everything)}) to hold out "
+                f"{' and '.join(f'{count} for {name}' for name, count in counts.items())}; "
+                f"set {' and '.join(f'data.{name}_share=0' for name in counts)}, or add images"
+            )
+        parts: dict[Split, ImageFiles] = {"train": everything}
+        for name, count in counts.items():  # test first, so that it does not depend on val_share
+            kept, held_out = hold_out(parts["train"].labels, count, seed=self.split_seed)
+            parts[name] = parts["train"].subset(held_out)
+            parts["train"] = parts["train"].subset(kept)
+        if split not in parts:
+            raise ValueError(
+                f"{self.origin('train')} has no {split} split beside it and data.{split}_share=0; "
+                f"set a share above 0, or {self.how_to_add(split)}"
+            )
+        return parts[split]
+
+    @abstractmethod
+    def how_to_add(self, split: Split) -> str:
+        """Says how a user gives the source a split of its own."""
