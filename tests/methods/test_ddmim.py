@@ -284,6 +284,21 @@ def test_mistakes_are_refused(make_swin, changes: dict[str, Any], sentence: str)
         make_ddmim(make_swin(), **changes)
 
 
+def test_the_students_view_is_changed_in_training_alone(make_swin, images: Tensor) -> None:
+    method = randomise_both(make_ddmim(make_swin(), student_view=lambda pictures: 0.5 * pictures))
+    mask = method.mask_generator(images)
+    seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
+    for name, backbone in (("student", method.backbone), ("teacher", method.teacher["backbone"])):
+        backbone.swin.patch_embed.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0]))
+    output = method.train()(images, mask)
+    method.eval()(images, mask)
+    assert torch.equal(seen["student"][0], 0.5 * images)
+    assert all(torch.equal(pictures, images) for pictures in (seen["student"][1], *seen["teacher"]))
+    hidden = mask.at_pixels().expand_as(images)
+    expected = F.smooth_l1_loss(output.prediction[hidden], images[hidden])
+    torch.testing.assert_close(output.terms["reconstruction"], expected)
+
+
 def test_effective_rank_counts_the_directions() -> None:
     basis = torch.linalg.qr(torch.randn(64, 64)).Q
     centred = torch.cat([basis[:5], -basis[:5]])

@@ -86,6 +86,8 @@ class DDMIM(Method):
             student's own of the moment.
         reconstruction_mean: Mean over "masked" pixels, or over "all" pixels with zeros for the visible.
         phantom_negative: See `info_nce`.
+        student_view: Changes the student's images in training, pixel by pixel in place, such as their colours; teacher
+            and reconstruction keep the images as they are. None shows both the same.
         shared: See `Method`.
 
     Raises:
@@ -114,6 +116,7 @@ class DDMIM(Method):
         teacher_scope: str = "all",
         reconstruction_mean: str = "masked",
         phantom_negative: bool = False,
+        student_view: Callable[[Images], Images] | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(backbone=backbone, mask_generator=mask_generator, **shared)
@@ -141,6 +144,7 @@ class DDMIM(Method):
         self.positions = positions
         self.reconstruction_mean = reconstruction_mean
         self.phantom_negative = phantom_negative
+        self.student_view = student_view
         self.masked_stages = [stage for stage, ratio in enumerate(mask_generator.ratios) if ratio]
 
         last = backbone.stages[-1]
@@ -160,7 +164,8 @@ class DDMIM(Method):
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
-        student = self._encode(self.backbone, images, self._hidden_at_stages(mask))
+        seen = self.student_view(images) if self.student_view is not None and self.training else images
+        student = self._encode(self.backbone, seen, self._hidden_at_stages(mask))
         teacher = None
         if self.teacher is not None:
             with torch.no_grad():
