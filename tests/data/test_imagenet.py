@@ -66,13 +66,20 @@ def test_the_rule_is_that_of_lightning_bolts() -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"held_out_per_class": 4}, "a class has 4 image.* set data.held_out_per_class to at most 3"),
-        ({"held_out_per_class": 0}, "held_out_per_class must be at least 1"),
+        ({"held_out_per_class": 4}, "a class has 4 image.* set data.held_out_per_class=3 or less"),
+        ({"held_out_per_class": -1}, "held_out_per_class must not be below 0"),
     ],
 )
 def test_a_class_that_would_lose_all_its_images_is_refused(root: Path, change: dict, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make(root, **change).samples("train")
+
+
+def test_holding_none_out_trains_on_all_and_says_what_val_then_is(root: Path, caplog) -> None:
+    data = make(root, held_out_per_class=0)
+    assert len(data.samples("train")) == 12
+    assert data.samples("val").paths == data.samples("test").paths
+    assert "chosen on the test images" in caplog.text
 
 
 def test_another_layout_is_refused_with_the_one_expected(root: Path) -> None:
