@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.data import cifar10
-from unmask.data.cifar10 import CIFAR10
+from unmask.data.cifar10 import CIFAR10, CIFAR10_FILES
+from unmask.data.cifar100 import CIFAR100
 from unmask.data.samples import InMemoryImages
 from unmask.data.transforms import Augmentation
 
@@ -110,20 +110,20 @@ def test_the_folder_itself_may_be_the_root(root: Path) -> None:
 
 
 def test_a_missing_archive_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no CIFAR-10 at data.root=.*: expected the folder cifar-10-batches-py"):
+    with pytest.raises(ValueError, match=r"no CIFAR at data.root=.*: expected the folder cifar-10-batches-py"):
         open_cifar10(tmp_path)
 
 
 def test_a_missing_file_is_named(root: Path) -> None:
     (root / "cifar-10-batches-py" / "data_batch_3").unlink()
-    with pytest.raises(ValueError, match=r"cifar-10-batches-py lacks CIFAR-10's data_batch_3; extract"):
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py lacks data_batch_3; extract"):
         open_cifar10(root)
 
 
 def test_a_changed_file_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = root / "cifar-10-batches-py"
     digests = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in folder.iterdir()}
-    monkeypatch.setattr(cifar10, "_MD5", digests)
+    monkeypatch.setattr(CIFAR10, "files", CIFAR10_FILES._replace(md5=digests))
     assert len(read(open_cifar10(root, verify=True), "test")) == IMAGES_PER_FILE
 
     content = bytearray((folder / "test_batch").read_bytes())
@@ -157,5 +157,29 @@ def test_a_pickle_that_would_run_code_is_refused(root: Path, tmp_path: Path) -> 
 
 def test_a_pickle_of_something_else_is_refused(root: Path) -> None:
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(pickled([1, 2]))
-    with pytest.raises(ValueError, match=r"test_batch holds a list, expected CIFAR-10's dictionary"):
+    with pytest.raises(ValueError, match=r"test_batch holds a list, expected CIFAR's dictionary"):
         read(open_cifar10(root), "test")
+
+
+def test_cifar100_reads_its_own_files_and_fine_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name in ("train", "test"):
+        labels = {"fine_labels": [3, 2, 1, 0] * 2, "coarse_labels": [0] * 8}
+        (folder / name).write_bytes(pickled({"data": rows_of("test_batch"), **labels}))
+    (folder / "meta").write_bytes(pickled({"fine_label_names": CLASS_NAMES, "coarse_label_names": ["x"]}))
+    settings = {
+        "root": str(tmp_path),
+        "num_val": 4,
+        "image_size": 32,
+        "pixel_mean": (0.5, 0.5, 0.5),
+        "pixel_std": (0.5, 0.5, 0.5),
+        "augmentation": Augmentation(),
+        "global_batch_size": 2,
+    }
+    data = CIFAR100(verify=False, **settings)
+    assert data.class_names == tuple(CLASS_NAMES)
+    assert read(data, "test").labels.tolist() == [3, 2, 1, 0] * 2
+    assert [len(read(data, split)) for split in ("train", "val")] == [4, 4]
+    with pytest.raises(ValueError, match=r"is not the official file .* cifar-100-python.tar.gz"):
+        read(CIFAR100(**settings), "test")

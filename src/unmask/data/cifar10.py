@@ -3,9 +3,9 @@
 import hashlib
 import io
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -14,17 +14,36 @@ from unmask.data.datamodule import ImageDataModule, Split
 from unmask.data.samples import ImageSamples, InMemoryImages
 from unmask.data.splits import hold_out
 
-_FOLDER = "cifar-10-batches-py"
-_MD5 = {  # of the official archive's files, https://www.cs.toronto.edu/~kriz/cifar.html
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-}
-_TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
+
+class CIFARFiles(NamedTuple):
+    """What an official archive holds."""
+
+    folder: str
+    archive: str
+    md5: Mapping[str, str]  # of each file, https://www.cs.toronto.edu/~kriz/cifar.html
+    train: tuple[str, ...]
+    test: str
+    names: tuple[str, str]  # the file of the classes' names, and their key in it
+    label_key: str
+
+
+CIFAR10_FILES = CIFARFiles(
+    folder="cifar-10-batches-py",
+    archive="cifar-10-python.tar.gz",
+    md5={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    },
+    train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+    test="test_batch",
+    names=("batches.meta", "label_names"),
+    label_key="labels",
+)
 
 
 class CIFAR10(ImageDataModule):
@@ -45,44 +64,46 @@ class CIFAR10(ImageDataModule):
     """
 
     holds_images_in_memory = True
+    files: ClassVar[CIFARFiles] = CIFAR10_FILES
 
     def __init__(
         self, *, root: str, verify: bool = True, num_val: int = 5000, split_seed: int = 0, **shared: Any
     ) -> None:
         super().__init__(**shared)
-        self.folder = _find_folder(Path(root).expanduser())
+        self.folder = _find_folder(Path(root).expanduser(), self.files)
         self.verify = verify
         self.num_val = num_val
         self.split_seed = split_seed
 
     def load_split(self, split: Split) -> ImageSamples:
         if split == "test":
-            return self._read(["test_batch"])
-        training = self._read(_TRAIN_FILES)
+            return self._read([self.files.test])
+        training = self._read(self.files.train)
         kept, held_out = hold_out(training.labels, self.num_val, seed=self.split_seed)
         return training.subset(kept if split == "train" else held_out)
 
     def _read(self, names: Sequence[str]) -> InMemoryImages:
-        class_names = self._unpickle("batches.meta")["label_names"]
+        names_file, names_key = self.files.names
+        class_names = self._unpickle(names_file)[names_key]
         batches = [self._unpickle(name) for name in names]
         pixels = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)
-        labels = torch.tensor([label for batch in batches for label in batch["labels"]])
+        labels = torch.tensor([label for batch in batches for label in batch[self.files.label_key]])
         return InMemoryImages(torch.from_numpy(pixels), labels, class_names)
 
     def _unpickle(self, name: str) -> dict[str, Any]:
         path = self.folder / name
         content = path.read_bytes()
-        if self.verify and hashlib.md5(content, usedforsecurity=False).hexdigest() != _MD5[name]:
+        if self.verify and hashlib.md5(content, usedforsecurity=False).hexdigest() != self.files.md5[name]:
             raise ValueError(
-                f"{path} is not the official file (MD5 differs); download CIFAR-10 again, "
+                f"{path} is not the official file (MD5 differs); download {self.files.archive} again, "
                 "or set data.verify=false if you changed it on purpose"
             )
         try:
             loaded = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
         except (pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
-            raise ValueError(f"{path} cannot be read as a CIFAR-10 file: {error}") from error
+            raise ValueError(f"{path} cannot be read as a CIFAR file: {error}") from error
         if not isinstance(loaded, dict):
-            raise ValueError(f"{path} holds a {type(loaded).__name__}, expected CIFAR-10's dictionary")
+            raise ValueError(f"{path} holds a {type(loaded).__name__}, expected CIFAR's dictionary")
         return loaded
 
 
@@ -105,14 +126,14 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _find_folder(root: Path) -> Path:
-    for folder in (root, root / _FOLDER):
-        missing = [name for name in _MD5 if not (folder / name).is_file()]
+def _find_folder(root: Path, files: CIFARFiles) -> Path:
+    for folder in (root, root / files.folder):
+        missing = [name for name in files.md5 if not (folder / name).is_file()]
         if not missing:
             return folder
-        if len(missing) < len(_MD5):
-            raise ValueError(f"{folder} lacks CIFAR-10's {', '.join(missing)}; extract cifar-10-python.tar.gz again")
+        if len(missing) < len(files.md5):
+            raise ValueError(f"{folder} lacks {', '.join(missing)}; extract {files.archive} again")
     raise ValueError(
-        f"no CIFAR-10 at data.root={root}: expected the folder {_FOLDER} of cifar-10-python.tar.gz "
+        f"no CIFAR at data.root={root}: expected the folder {files.folder} of {files.archive} "
         "(https://www.cs.toronto.edu/~kriz/cifar.html) there"
     )
