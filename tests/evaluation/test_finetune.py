@@ -153,3 +153,31 @@ def test_a_backbone_loaded_at_rest_trains(make_vit, data, make_trainer):
 
     FineTune(classifier=classifier, epochs=1).evaluate(make_vit().eval(), data, make_trainer)
     assert built[0].modes == {True}
+
+
+def test_a_share_of_the_labels_is_even_over_the_classes_and_only_trains(data, make_backbone, make_trainer):
+    whole = data.samples("train")
+    seen = []
+
+    class Counting(Supervised):
+        def training_step(self, batch, batch_idx):
+            seen.extend(batch.label.tolist())
+            return super().training_step(batch, batch_idx)
+
+    backbone = make_backbone()
+    backbone.linear = nn.Linear(3 * 32 * 32, 8, bias=False)
+    evaluator = FineTune(classifier=make_classifier(kind=Counting), epochs=2, label_share=0.5)
+    data.global_batch_size = 4
+    for _ in range(2):  # a second evaluation, of the baseline say, gets the same half and not a quarter
+        seen.clear()
+        report = evaluator.evaluate(backbone, data, make_trainer)
+        assert sorted(seen) == [0] * 8 + [1] * 8 + [2] * 8
+        assert (report.num_train_images, report.num_test_images) == (12, 10)
+    assert "train (12 of seed 0)" in report.protocol
+    data.limit_training(1.0)
+    assert data.samples("train") is whole
+
+
+def test_a_share_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"label_share must lie above 0 and at most 1, got 0"):
+        FineTune(classifier=make_classifier(), epochs=1, label_share=0.0)

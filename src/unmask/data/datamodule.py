@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
 from unmask.data.sampler import KeyedBatchSampler
 from unmask.data.samples import ImageCrop, ImageSamples, LoaderSamples, RawBatch, SampleKey
+from unmask.data.splits import hold_out
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.types import ImageBatch
 
@@ -67,6 +68,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.seed = seed
         self.eval_crop_share = eval_crop_share
         self._splits: dict[Split, ImageSamples] = {}
+        self._whole_training: ImageSamples | None = None  # where a share of it is in use
 
     @abstractmethod
     def load_split(self, split: Split) -> ImageSamples:
@@ -77,6 +79,22 @@ class ImageDataModule(LightningDataModule, ABC):
         if split not in self._splits:
             self._splits[split] = self.load_split(split)
         return self._splits[split]
+
+    def limit_training(self, share: float, *, seed: int = 0) -> None:
+        """Keeps a share of the training images, evenly over the classes, for every later use of the train split.
+
+        Which ones is a function of the split, `share` and `seed`; calling it again starts from the whole split.
+
+        Args:
+            share: In (0, 1]; 1 keeps all.
+            seed: Key of the choice.
+        """
+        everything = self._whole_training if self._whole_training is not None else self.samples("train")
+        self._whole_training = everything
+        if share < 1.0:
+            _, kept = hold_out(everything.labels, max(1, round(share * len(everything))), seed=seed)
+            everything = everything.subset(kept)
+        self._splits["train"] = everything
 
     @property
     def class_names(self) -> tuple[str, ...]:

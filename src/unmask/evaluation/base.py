@@ -38,6 +38,10 @@ class EvaluationData(Protocol):
 
     def samples(self, split: Split) -> EvaluationSamples: ...
 
+    def limit_training(self, share: float, *, seed: int = 0) -> None:
+        """Keeps a share of the training images, evenly over the classes; 1 keeps all."""
+        ...
+
     def evaluation_loader(self, split: Split) -> Iterable[Any]:
         """Reads a split once, in stored order and without augmentation."""
         ...

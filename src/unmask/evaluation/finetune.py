@@ -24,10 +24,14 @@ class FineTune:
         classifier: Completed with `backbone` and `num_classes`; logs `val/top1`, `test/top1` and `test/top5`.
         epochs: Passes over the training split.
         drop_path_rate: Stochastic depth of the last block while fine-tuning.
+        label_share: Share of the training images used, evenly over the classes, in (0, 1]; `epochs` counts passes over
+            them. Validation and test splits stay whole.
+        label_seed: Key of their choice.
         baseline: Whether a random backbone is to be fine-tuned beside.
 
     Raises:
-        ValueError: `epochs` is not positive; at evaluation, labels are missing, or no validation ran.
+        ValueError: `epochs` is not positive or `label_share` out of range; at evaluation, labels are missing, or no
+            validation ran.
     """
 
     def __init__(
@@ -36,17 +40,24 @@ class FineTune:
         classifier: Callable[..., LightningModule],
         epochs: int,
         drop_path_rate: float = 0.1,
+        label_share: float = 1.0,
+        label_seed: int = 0,
         baseline: bool = False,
     ) -> None:
         if epochs < 1:
             raise ValueError(f"eval.epochs must be at least 1, got {epochs}")
+        if not 0.0 < label_share <= 1.0:
+            raise ValueError(f"eval.label_share must lie above 0 and at most 1, got {label_share}")
         self.classifier = classifier
         self.epochs = epochs
         self.drop_path_rate = drop_path_rate
+        self.label_share = label_share
+        self.label_seed = label_seed
         self.baseline = baseline
 
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation="finetune")
+        data.limit_training(self.label_share, seed=self.label_seed)
         own_backbone = copy.deepcopy(backbone)
         own_backbone.begin_fine_tuning(drop_path_rate=self.drop_path_rate)
         module = self.classifier(backbone=own_backbone, num_classes=data.num_classes).train()  # it was loaded to rest
@@ -62,11 +73,12 @@ class FineTune:
         last_metrics = run_test(trainer, module, data)
         module.load_state_dict(best.weights)
         best_metrics = run_test(trainer, module, data)
+        chosen = f" of seed {self.label_seed}" if self.label_share < 1.0 else ""
         num_train, num_test = len(data.samples("train")), len(data.samples("test"))
         return EvalReport(
             protocol=(
-                f"finetune: all weights, {self.epochs} epochs, last epoch, train ({num_train}), test ({num_test}), "
-                f"{data.image_size[0]}x{data.image_size[1]} px, drop path {self.drop_path_rate:g}, "
+                f"finetune: all weights, {self.epochs} epochs, last epoch, train ({num_train}{chosen}), "
+                f"test ({num_test}), {data.image_size[0]}x{data.image_size[1]} px, drop path {self.drop_path_rate:g}, "
                 f"{_describe(self.classifier)}"
             ),
             metrics=last_metrics | {f"{name}_best_epoch": value for name, value in best_metrics.items()},
