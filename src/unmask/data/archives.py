@@ -1,0 +1,66 @@
+"""Zip archives from strangers."""
+
+import shutil
+import stat
+import zipfile
+from pathlib import Path, PurePosixPath
+
+_MAX_EXPANSION = 200  # times; images hardly shrink in a zip
+_SMALL = 2**30  # bytes; below, any expansion is harmless
+
+
+def unpack_zip(archive: Path, target: Path) -> Path:
+    """Extracts an archive into a folder that does not exist yet, all of it or nothing.
+
+    A folder that is there already is taken as the archive's and left as it is. Where the archive holds nothing but one
+    folder of the target's name, that folder becomes the target.
+
+    Raises:
+        ValueError: The file is no zip archive or damaged; a member would be written outside the folder, or is a link;
+            the content expands suspiciously or does not fit on the disk. Nothing is left behind then.
+    """
+    if target.exists():
+        return target
+    if not zipfile.is_zipfile(archive):
+        raise ValueError(f"{archive} is not a zip archive ({archive.stat().st_size} bytes); download it again")
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # an interrupted extraction of ours
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+        for member in members:
+            _require_inside(member, archive, target)
+        _require_room(members, archive, target)
+        try:
+            opened.extractall(partial)
+        except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: a password is asked for
+            shutil.rmtree(partial, ignore_errors=True)
+            raise ValueError(f"{archive} cannot be extracted: {error}; nothing was kept") from error
+    inner = partial / target.name
+    if inner.is_dir() and len(list(partial.iterdir())) == 1:
+        inner.rename(target)
+        partial.rmdir()
+    else:
+        partial.rename(target)
+    return target
+
+
+def _require_inside(member: zipfile.ZipInfo, archive: Path, target: Path) -> None:
+    path = PurePosixPath(member.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts and path.parts[0].endswith(":")):
+        raise ValueError(
+            f"{archive}: member {member.filename!r} would be written outside {target}; nothing was extracted"
+        )
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise ValueError(f"{archive}: member {member.filename!r} is a link; nothing was extracted")
+
+
+def _require_room(members: list[zipfile.ZipInfo], archive: Path, target: Path) -> None:
+    needed, stored = sum(m.file_size for m in members), max(1, sum(m.compress_size for m in members))
+    if needed > _SMALL and needed > _MAX_EXPANSION * stored:
+        raise ValueError(f"{archive} expands {needed / stored:.0f} times, as an archive of images does not; refused")
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise ValueError(
+            f"{archive} needs {needed / 2**30:.1f} GiB at {target.parent}, which has {free / 2**30:.1f} free; "
+            "nothing was extracted"
+        )
