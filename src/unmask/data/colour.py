@@ -103,4 +103,5 @@ def _hue_rotation(turns: Float[Tensor, " b"], like: Tensor) -> Float[Tensor, "b 
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
     in_yiq = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], dim=1).unflatten(1, (3, 3))
     to_yiq = like.new_tensor(_TO_YIQ)
-    return torch.linalg.inv(to_yiq) @ in_yiq @ to_yiq
+    matrix: Tensor = torch.linalg.inv(to_yiq) @ in_yiq @ to_yiq
+    return matrix

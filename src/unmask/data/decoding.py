@@ -1,13 +1,15 @@
 """Image files of any common kind, read as RGB."""
 
+import io
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
+
+_OpenFile = io.BufferedReader | io.BytesIO
 
 IMAGE_SUFFIXES = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "avif"}
@@ -51,23 +53,34 @@ def decode_image(path: str) -> UInt8[Tensor, "3 height width"]:
     """
     try:
         with Path(path).open("rb") as file:
-            return _decode(file)
+            return _decode_named(file, path)
+    except OSError as error:
+        raise ValueError(f"bad image {path}: cannot be read ({error.strerror})") from error
+
+
+def decode_bytes(content: bytes, name: str) -> UInt8[Tensor, "3 height width"]:
+    """Reads the bytes of an image file as `decode_image` does; `name` is what messages call it."""
+    return _decode_named(io.BytesIO(content), name)
+
+
+def _decode_named(file: _OpenFile, name: str) -> UInt8[Tensor, "3 height width"]:
+    try:
+        return _decode(file)
     except _UnsupportedImageError as refusal:
-        raise ValueError(f"bad image {path}: {refusal}") from None
+        raise ValueError(f"bad image {name}: {refusal}") from None
     except UnidentifiedImageError as error:
-        raise ValueError(f"bad image {path}: {_describe_content(Path(path))}") from error
+        raise ValueError(f"bad image {name}: {_describe_content(file)}") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise ValueError(f"bad image {path}: more than {_MAX_MPX}, possibly a decompression bomb") from error
+        raise ValueError(f"bad image {name}: more than {_MAX_MPX}, possibly a decompression bomb") from error
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         if isinstance(error, OSError) and error.strerror:
-            raise ValueError(f"bad image {path}: cannot be read ({error.strerror})") from error
-        size = Path(path).stat().st_size
-        raise ValueError(f"bad image {path}: truncated or corrupt ({size} bytes; {error})") from error
+            raise ValueError(f"bad image {name}: cannot be read ({error.strerror})") from error
+        raise ValueError(f"bad image {name}: truncated or corrupt ({_size(file)} bytes; {error})") from error
 
 
-def _decode(file: BinaryIO) -> UInt8[Tensor, "3 height width"]:
+def _decode(file: _OpenFile) -> UInt8[Tensor, "3 height width"]:
     image = Image.open(file, formats=_FORMATS)
     _require_supported(image)
     image.load()
@@ -108,13 +121,17 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _describe_content(path: Path) -> str:
-    size = path.stat().st_size
+def _describe_content(file: _OpenFile) -> str:
+    size = _size(file)
     if size == 0:
         return "empty file"
-    with path.open("rb") as file:
-        head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    file.seek(0)
+    head = file.read(256).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     for start, name in _IMPOSTORS.items():
         if head.startswith(start):
             return f"content is {name}, not an image (failed download?)"
     return f"not a readable JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF image ({size} bytes)"
+
+
+def _size(file: _OpenFile) -> int:
+    return file.seek(0, io.SEEK_END)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from unmask.data.datamodule import Split
 from unmask.data.decoding import IMAGE_SUFFIXES, decode_image
+from unmask.data.divided import DividedImages
 from unmask.data.labels import number_labels
-from unmask.data.listed import ListedImages
 from unmask.data.samples import ImageFiles
 
 _log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class ListedImage(NamedTuple):
     label: str | None
 
 
-class FileList(ListedImages):
+class FileList(DividedImages):
     """Images named in text files, a line `path, label` each.
 
     The label stands behind the last comma and may be left out: what follows the last comma is no label if it ends like
@@ -35,7 +35,7 @@ class FileList(ListedImages):
         val, test: The other lists; None holds the split out from the training images.
         root: Folder that relative paths start from, and that no path may leave; None: the folder of each list, and any
             path is taken.
-        shared: See `ListedImages`.
+        shared: See `DividedImages`.
 
     Raises:
         ValueError: A list is missing, empty or not UTF-8, a line names no file or one outside `root`, or a label is

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.data.datamodule import Split
 from unmask.data.decoding import IMAGE_SUFFIXES, decode_image
-from unmask.data.listed import ListedImages
+from unmask.data.divided import DividedImages
 from unmask.data.samples import UNLABELLED, ImageFiles
 
 FolderLabels = Literal["auto", "folders", "none"]
@@ -28,7 +28,7 @@ _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
 _log = logging.getLogger(__name__)
 
 
-class ImageFolder(ListedImages):
+class ImageFolder(DividedImages):
     """Image files below a folder, whose layout is recognised by looking.
 
     Splits: below a folder `train` stand the training images, below `val` (or `valid`, `validation`) and `test` beside
@@ -48,7 +48,7 @@ class ImageFolder(ListedImages):
     Args:
         root: The folder.
         labels: "auto"; "folders": the first folder below the split is the class, at any depth; "none": no labels.
-        shared: See `ListedImages`; a split is the source's own where it has a folder.
+        shared: See `DividedImages`; a split is the source's own where it has a folder.
 
     Raises:
         ValueError: A value is out of range or `root` is no folder; when a split is read, it has no image, a class

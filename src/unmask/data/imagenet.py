@@ -5,7 +5,7 @@ from typing import Any
 
 from unmask.data.datamodule import Split
 from unmask.data.folder import ImageFolder
-from unmask.data.samples import ImageFiles
+from unmask.data.samples import ImageSamples
 from unmask.data.splits import hold_out_per_class
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class ImageNet(ImageFolder):
             raise ValueError(f"data.held_out_per_class must not be below 0, got {held_out_per_class}")
         self.held_out_per_class = held_out_per_class
 
-    def load_split(self, split: Split) -> ImageFiles:
+    def load_split(self, split: Split) -> ImageSamples:
         missing = [name for name in ("train", "val") if name not in self._folders]
         if missing:
             raise ValueError(

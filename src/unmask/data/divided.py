@@ -1,4 +1,4 @@
-"""Sources that name their image files one by one, with splits of their own or held out by rule."""
+"""Sources whose missing splits are held out by rule."""
 
 import logging
 from abc import abstractmethod
@@ -6,17 +6,17 @@ from functools import cached_property
 from typing import Any
 
 from unmask.data.datamodule import ImageDataModule, Split
-from unmask.data.samples import ImageFiles
+from unmask.data.samples import ImageSamples
 from unmask.data.splits import hold_out
 
 _log = logging.getLogger(__name__)
 
 
-class ListedImages(ImageDataModule):
-    """Images in files, of which the splits that the source does not have are held out from its training images.
+class DividedImages(ImageDataModule):
+    """Images read one by one; the splits that the source does not have are held out from its training images.
 
-    What is held out is spread evenly over the classes and depends on the files and `split_seed` alone, so that runs of
-    any seed, and their evaluation, agree on it. No test image is ever in another split.
+    What is held out is spread evenly over the classes and depends on the images' order and `split_seed` alone, so that
+    runs of any seed, and their evaluation, agree on it. No test image is ever in another split.
 
     Args:
         val_share, test_share: Share of the training images, in [0, 1), held out where the source has no such split, at
@@ -45,10 +45,10 @@ class ListedImages(ImageDataModule):
         """Names where a split of the source's own lies; None if the source has none. Always a name for "train"."""
 
     @abstractmethod
-    def read_split(self, split: Split) -> ImageFiles:
+    def read_split(self, split: Split) -> ImageSamples:
         """Reads a split of the source's own, whole."""
 
-    def load_split(self, split: Split) -> ImageFiles:
+    def load_split(self, split: Split) -> ImageSamples:
         origin = self.origin(split)
         samples = self.read_split(split) if origin is not None and split != "train" else self._divide(split)
         classes = f"{len(samples.class_names)} classes" if samples.is_labelled else "no labels"
@@ -57,11 +57,11 @@ class ListedImages(ImageDataModule):
         return samples
 
     @cached_property
-    def training_images(self) -> ImageFiles:
+    def training_images(self) -> ImageSamples:
         """All of them, before anything is held out."""
         return self.read_split("train")
 
-    def _divide(self, split: Split) -> ImageFiles:
+    def _divide(self, split: Split) -> ImageSamples:
         everything = self.training_images
         missing = {name: share for name, share in self.shares.items() if share > 0.0 and self.origin(name) is None}
         counts = {name: max(1, round(share * len(everything))) for name, share in missing.items()}
@@ -71,7 +71,7 @@ class ListedImages(ImageDataModule):
                 f"{' and '.join(f'{count} for {name}' for name, count in counts.items())}; "
                 f"set {' and '.join(f'data.{name}_share=0' for name in counts)}, or add images"
             )
-        parts: dict[Split, ImageFiles] = {"train": everything}
+        parts: dict[Split, ImageSamples] = {"train": everything}
         for name, count in counts.items():  # test first, so that it does not depend on val_share
             kept, held_out = hold_out(parts["train"].labels, count, seed=self.split_seed)
             parts[name] = parts["train"].subset(held_out)
