@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Trainer, seed_everything
+from lightning import seed_everything
 
 from unmask.backbones.attention import prefer_fast_attention
+from unmask.evaluation.features import extract_features
 from unmask.evaluation.knn import KNN
 from unmask.evaluation.linear import LinearProbe
 from unmask.methods.base import Method
@@ -80,12 +81,13 @@ def measure(variant: str, seed: int, settings: argparse.Namespace) -> dict[str, 
     method: Method = build(config.method)
     prefer_fast_attention(method, device=torch.device("cpu"), is_bfloat16=True)
     epochs, minutes = (0.0, 0.0) if variant == "untrained" else train(method, data, config, settings)
-    evaluators = {"top1_knn": KNN(), "top1_linear": LinearProbe(epochs=30)}
-    scores = {
-        name: evaluator.evaluate(method.exported_backbone, data, _trainer).metrics["top1"]
-        for name, evaluator in evaluators.items()
-    }
-    return {"epochs": epochs, "minutes": minutes, **scores}
+    backbone = method.exported_backbone
+    train_features, val, test = (
+        extract_features(backbone, data, split, device=torch.device("cpu")) for split in ("train", "val", "test")
+    )
+    knn = KNN().score(train_features, test, data.num_classes)
+    linear, _ = LinearProbe(epochs=30).score(train_features, val, test, data.num_classes)
+    return {"epochs": epochs, "minutes": minutes, "top1_knn": knn["top1"], "top1_linear": linear["top1"]}
 
 
 def train(method: Method, data: Any, config: Any, settings: argparse.Namespace) -> tuple[float, float]:
@@ -127,10 +129,6 @@ def _batches(seed: int, count: int, batch_size: int) -> Iterator[tuple[int, torc
         order = keyed_permutation(stream_key(seed, "order", epoch), count)
         for start in range(0, count - batch_size + 1, batch_size):
             yield epoch, order[start : start + batch_size]
-
-
-def _trainer(**_: Any) -> Trainer:
-    return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
 
 
 def _spread(values: list[float]) -> str:

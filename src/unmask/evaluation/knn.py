@@ -82,13 +82,14 @@ class KNN:
                 f"knn: cosine, k={self.k}, temperature {self.temperature:g}, bank train ({bank_size}), "
                 f"query test ({len(query.labels)}), {describe_features(backbone, data)}"
             ),
-            metrics=self._score(bank, query, data.num_classes),
+            metrics=self.score(bank, query, data.num_classes),
             num_train_images=bank_size,
             num_test_images=len(query.labels),
             settings={"left_out": f"k of {left_out}: the bank has {bank_size} images"} if left_out else {},
         )
 
-    def _score(self, bank: Features, query: Features, num_classes: int) -> dict[str, float]:
+    def score(self, bank: Features, query: Features, num_classes: int) -> dict[str, float]:
+        """Measures features that are at hand, in percent."""
         bank_size = len(bank.labels)
         weighted_k = [count for count in self.weighted_k if count <= bank_size]
         neighbours = nearest_neighbours(query.features, bank.features, min(max(*weighted_k, self.uniform_k), bank_size))

@@ -90,16 +90,15 @@ class LinearProbe:
         train, val, test = (
             extract_features(backbone, data, split, device=device) for split in ("train", "val", "test")
         )
-        probe = self.fit(train, data.num_classes)
-        val_top1 = self._val_top1(probe, val)
-        best = val_top1.index(max(val_top1))  # of equals the lowest rate
+        metrics, val_top1 = self.score(train, val, test, data.num_classes)
+        best = val_top1.index(max(val_top1))
         return EvalReport(
             protocol=(
                 f"linear: batch norm and linear layer, SGD, base_lr of {_join(self.base_lrs)} by top-1 on val "
                 f"({len(val.labels)}), batch {self._batch_size(train)}, {self.epochs} epochs, train "
                 f"({len(train.labels)}), test ({len(test.labels)}), {describe_features(backbone, data)}"
             ),
-            metrics=accuracy_metrics(probe.classify(test.features, best), test.labels) | {"val_top1": val_top1[best]},
+            metrics=metrics,
             num_train_images=len(train.labels),
             num_test_images=len(test.labels),
             settings={
@@ -109,6 +108,21 @@ class LinearProbe:
                 "is_at_edge_of_grid": "yes" if best in (0, len(self.base_lrs) - 1) else "no",
             },
         )
+
+    def score(
+        self, train: Features, val: Features, test: Features, num_classes: int
+    ) -> tuple[dict[str, float], list[float]]:
+        """Trains on features that are at hand, chooses the rate on `val` and measures it on `test`.
+
+        Returns:
+            The metrics in percent, and the top-1 on `val` of each rate, of which the best, and of equals the lowest
+            rate, was chosen.
+        """
+        probe = self.fit(train, num_classes)
+        val_top1 = self._val_top1(probe, val)
+        best = val_top1.index(max(val_top1))
+        metrics = accuracy_metrics(probe.classify(test.features, best), test.labels)
+        return metrics | {"val_top1": val_top1[best]}, val_top1
 
     def fit(self, train: Features, num_classes: int) -> ProbeGrid:
         """Trains all rates together.
