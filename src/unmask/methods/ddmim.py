@@ -56,7 +56,7 @@ class DDMIM(Method):
     `teacher.momentum`, `teacher.every_n_steps`, by default replaced by `teacher.time_constant`. lr, weight_decay: the
     optimizer's. encoder_stride: follows from the backbone. momentum and epsilon: nothing read them.
 
-    Differs (each can be had back by `experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px` unless said otherwise):
+    Differs (`experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px` takes the first six back; the rest is everywhere):
         - Whole units of several tokens are hidden, a fixed number in each image: single tokens are filled in from
           their neighbours, and their masks do not nest.
         - The teacher copies the whole student, projector included, and rests in evaluation mode; the original
@@ -65,10 +65,11 @@ class DDMIM(Method):
         - Taps are normalised over channels, so their scale cannot drift.
         - The reconstruction is averaged over hidden pixels, not over all.
         - The contrast has no negative of similarity 0, and the projector an activation behind its first layer.
-        - The tap of the last stage is its output before the final norm, as there. Taps of the others are the inputs
-          of the next stage, merged and not yet masked: timm merges where a stage begins, the original where it ends.
+        - timm merges patches where a stage begins, the original where it ends. The tensors compared are the same: what
+          enters the next stage, merged and not yet masked, and the last stage's output before the final norm.
+        - Evaluation reads the pooled features of the final norm, not the 1024 numbers behind one more linear layer.
         - The denominator of the reconstruction is the number of hidden values, without the 1e-5 usually added.
-        - Patch merging normalises after its projection in both; V2 blocks are timm's (no way back).
+        - Held-out images are judged under fixed masks; the original drew new ones at each validation.
 
     Args:
         mask_generator: Its ratios say which stages are masked.
