@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.heads.initialise import initialise_linear
+
 
 class LinearClassifier(nn.Module):
     """One linear layer on the pooled features.
@@ -17,8 +19,7 @@ class LinearClassifier(nn.Module):
     def __init__(self, *, in_features: int, num_classes: int, weight_std: float = 0.02) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, num_classes)
-        nn.init.trunc_normal_(self.linear.weight, std=weight_std)
-        nn.init.zeros_(self.linear.bias)
+        initialise_linear(self, std=weight_std)
 
     def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         logits: Tensor = self.linear(pooled)
@@ -46,10 +47,7 @@ class BatchNormMLPClassifier(nn.Module):
             nn.GELU(),
             nn.Linear(hidden_features, num_classes),
         )
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        initialise_linear(self)
 
     def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
         logits: Tensor = self.layers(pooled)

@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.heads.initialise import initialise_linear
+
 
 class Projector(nn.Module):
     """Maps pooled features to the space they are compared in: linear, GELU, linear.
@@ -33,10 +35,7 @@ class Projector(nn.Module):
         self.layers = nn.Sequential(
             *front, nn.Linear(in_features, hidden_features), nn.GELU(), nn.Linear(hidden_features, out_features)
         )
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        initialise_linear(self)
 
     def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:
         projected: Tensor = self.layers(pooled)
