@@ -4,7 +4,7 @@ from torch import nn
 
 
 def initialise_linear(module: nn.Module, *, std: float = 0.02) -> None:
-    """Draws the weights of every linear layer from a truncated normal and sets its bias to 0, as timm's backbones do."""
+    """Draws the weights of all linear layers from a truncated normal, as timm does, and sets their biases to 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.trunc_normal_(layer.weight, std=std)
