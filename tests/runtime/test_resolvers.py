@@ -55,7 +55,8 @@ def test_three_stages_find_their_own_window(image_size: int) -> None:
 def test_the_usual_window_stays_where_it_fits_and_where_none_does() -> None:
     assert fit_window(7, 4, 224, 4) == 7
     assert fit_window(8, 4, 256, 4) == 8
-    assert fit_window(7, 4, 4 * 8 * 17, 4) == 7
+    assert fit_window(7, 4, 4 * 8 * 17, 4) == 17  # the last grid, which tiles the others
+    assert fit_window(7, 4, 100, 4) == 7  # 12 and a half tokens in its second stage
 
 
 def test_small_images_get_an_eighth_of_their_side_as_patch() -> None:

@@ -58,7 +58,8 @@ def fit_window(window: int, patch_size: int, image_size: int | Sequence[int], nu
     """
     sides = [image_size] if isinstance(image_size, int) else list(image_size)
     grids = [side // (patch_size * 2**stage) for side in sides for stage in range(num_stages)]
-    fitting = [w for w in range(2, 2 * window + 1) if all(grid % w == 0 or grid <= w for grid in grids)]
+    largest = max(2 * window, min(grids))  # a window as large as the last grid always tiles the others
+    fitting = [w for w in range(2, largest + 1) if all(grid % w == 0 or grid <= w for grid in grids)]
     return min(fitting, key=lambda w: abs(w - window), default=window)
 
 
