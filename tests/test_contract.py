@@ -187,6 +187,25 @@ def test_a_resumed_run_is_the_uninterrupted_one(method: str, interrupted_at: int
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_a_checkpoint_rebuilds_the_method_with_its_weights(method: str, images: torch.Tensor, tmp_path: Path) -> None:
+    from unmask.callbacks.provenance import Provenance
+    from unmask.runtime.builders import as_plain
+    from unmask.runtime.checkpoint import load_method
+    from unmask.runtime.config import compose_config
+
+    module, data = build(method)
+    config = compose_config("run", [f"method={method}", *MODELS[method], *DATA, "name=x", "paths.run_dir=x"])
+    record = {"config": as_plain(config), "num_classes": data.num_classes}
+    trainer = Trainer(max_epochs=1, limit_val_batches=0, callbacks=[Provenance(record=record)], **QUIET)
+    trainer.fit(module, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    restored = load_method(tmp_path / "last.ckpt")
+
+    for name, weight in module.state_dict().items():
+        assert torch.equal(weight, restored.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_the_exported_backbone_computes_the_same_features(method: str, images: torch.Tensor, tmp_path: Path) -> None:
     from unmask.runtime.checkpoint import export_weights, load_backbone
 

@@ -22,6 +22,7 @@ _TRUSTED_TARGETS = (
     "unmask.masking.",
     "unmask.methods.",
     "unmask.optim.",
+    "unmask.targets.",
     "timm.optim.",
     "torch.optim.",
 )
