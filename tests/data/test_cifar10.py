@@ -110,13 +110,13 @@ def test_the_folder_itself_may_be_the_root(root: Path) -> None:
 
 
 def test_a_missing_archive_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no CIFAR at data.root=.*: expected the folder cifar-10-batches-py"):
+    with pytest.raises(ValueError, match=r"no CIFAR-10 at data.root=.*: expected the folder cifar-10-batches-py"):
         open_cifar10(tmp_path)
 
 
 def test_a_missing_file_is_named(root: Path) -> None:
     (root / "cifar-10-batches-py" / "data_batch_3").unlink()
-    with pytest.raises(ValueError, match=r"cifar-10-batches-py lacks data_batch_3; extract"):
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py lacks CIFAR-10's data_batch_3; extract"):
         open_cifar10(root)
 
 
@@ -157,7 +157,7 @@ def test_a_pickle_that_would_run_code_is_refused(root: Path, tmp_path: Path) -> 
 
 def test_a_pickle_of_something_else_is_refused(root: Path) -> None:
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(pickled([1, 2]))
-    with pytest.raises(ValueError, match=r"test_batch holds a list, expected CIFAR's dictionary"):
+    with pytest.raises(ValueError, match=r"test_batch holds a list, expected CIFAR-10's dictionary"):
         read(open_cifar10(root), "test")
 
 

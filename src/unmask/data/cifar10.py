@@ -18,6 +18,7 @@ from unmask.data.splits import hold_out
 class CIFARFiles(NamedTuple):
     """What an official archive holds."""
 
+    title: str
     folder: str
     archive: str
     md5: Mapping[str, str]  # of each file, https://www.cs.toronto.edu/~kriz/cifar.html
@@ -28,6 +29,7 @@ class CIFARFiles(NamedTuple):
 
 
 CIFAR10_FILES = CIFARFiles(
+    title="CIFAR-10",
     folder="cifar-10-batches-py",
     archive="cifar-10-python.tar.gz",
     md5={
@@ -101,9 +103,9 @@ class CIFAR10(ImageDataModule):
         try:
             loaded = _PlainUnpickler(io.BytesIO(content), encoding="latin1").load()
         except (pickle.UnpicklingError, EOFError, ValueError, KeyError, AttributeError, ImportError) as error:
-            raise ValueError(f"{path} cannot be read as a CIFAR file: {error}") from error
+            raise ValueError(f"{path} cannot be read as a {self.files.title} file: {error}") from error
         if not isinstance(loaded, dict):
-            raise ValueError(f"{path} holds a {type(loaded).__name__}, expected CIFAR's dictionary")
+            raise ValueError(f"{path} holds a {type(loaded).__name__}, expected {self.files.title}'s dictionary")
         return loaded
 
 
@@ -132,8 +134,8 @@ def _find_folder(root: Path, files: CIFARFiles) -> Path:
         if not missing:
             return folder
         if len(missing) < len(files.md5):
-            raise ValueError(f"{folder} lacks {', '.join(missing)}; extract {files.archive} again")
+            raise ValueError(f"{folder} lacks {files.title}'s {', '.join(missing)}; extract {files.archive} again")
     raise ValueError(
-        f"no CIFAR at data.root={root}: expected the folder {files.folder} of {files.archive} "
+        f"no {files.title} at data.root={root}: expected the folder {files.folder} of {files.archive} "
         "(https://www.cs.toronto.edu/~kriz/cifar.html) there"
     )

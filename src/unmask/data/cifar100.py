@@ -5,6 +5,7 @@ from typing import ClassVar
 from unmask.data.cifar10 import CIFAR10, CIFARFiles
 
 CIFAR100_FILES = CIFARFiles(
+    title="CIFAR-100",
     folder="cifar-100-python",
     archive="cifar-100-python.tar.gz",
     md5={

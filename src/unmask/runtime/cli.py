@@ -74,6 +74,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
 
         calm_libraries()
         run_dir = Path(config.paths.run_dir)
+        run_dir.mkdir(parents=True, exist_ok=True)  # Hydra makes its own folder alone, which it is by default
         is_fresh = all(entry.name == ".hydra" for entry in run_dir.iterdir())  # else it holds what a user made
         try:
             return task(config)
