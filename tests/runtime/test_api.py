@@ -123,7 +123,10 @@ def test_a_reconstruction_refuses_images_as_features_do(method: Any, images: Ten
 
 
 def test_experiments_are_listed_by_name() -> None:
-    assert unmask.list_experiments() == ["mae_cifar10", "quickstart", "simmim_cifar10"]
+    names = unmask.list_experiments()
+    assert names == sorted(names)
+    assert {"ddmim_cifar10", "mae_cifar10", "quickstart", "simmim_cifar10"} <= set(names)
+    assert not [name for name in names if name.endswith(".yaml")]
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
