@@ -196,7 +196,9 @@ def test_a_checkpoint_rebuilds_the_method_with_its_weights(method: str, images: 
     module, data = build(method)
     config = compose_config("run", [f"method={method}", *MODELS[method], *DATA, "name=x", "paths.run_dir=x"])
     record = {"config": as_plain(config), "num_classes": data.num_classes}
-    trainer = Trainer(max_epochs=1, limit_val_batches=0, callbacks=[Provenance(record=record)], **QUIET)
+    trainer = Trainer(
+        max_epochs=1, limit_val_batches=0, callbacks=[Provenance(record=record)], enable_checkpointing=False, **QUIET
+    )
     trainer.fit(module, datamodule=data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     restored = load_method(tmp_path / "last.ckpt")
