@@ -86,7 +86,7 @@ def measure(variant: str, seed: int, settings: argparse.Namespace) -> dict[str, 
         extract_features(backbone, data, split, device=torch.device("cpu")) for split in ("train", "val", "test")
     )
     knn = KNN().score(train_features, test, data.num_classes)
-    linear, _ = LinearProbe(epochs=30).score(train_features, val, test, data.num_classes)
+    linear = LinearProbe(epochs=30).score(train_features, val, test, data.num_classes).metrics
     return {"epochs": epochs, "minutes": minutes, "top1_knn": knn["top1"], "top1_linear": linear["top1"]}
 
 

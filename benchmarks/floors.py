@@ -31,7 +31,7 @@ def main() -> None:
     pixels = [Features(image.flatten(1), split.labels) for image, split in zip(images, samples, strict=True)]
     print(f"k-NN of raw pixels in 0..1: {_describe(KNN().score(pixels[0], pixels[2], data.num_classes))}")
     colours = [Features(colour_statistics(image), split.labels) for image, split in zip(images, samples, strict=True)]
-    metrics, _ = LinearProbe().score(*colours, data.num_classes)
+    metrics = LinearProbe().score(*colours, data.num_classes).metrics
     print(f"linear layer on mean, deviation and {BINS}-bin histogram of each channel: {_describe(metrics)}")
 
 

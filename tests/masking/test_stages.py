@@ -40,6 +40,13 @@ def test_poolings_disagree_for_a_unit_of_one_token() -> None:
     assert torch.equal(nearest, pixels[:, 0, ::16, ::16])  # the top-left token decides
 
 
+def test_what_a_coarse_stage_hides_is_what_its_mask_shows() -> None:
+    mask = make(patch_size=4, distribution="bernoulli")(IMAGES, KEYS)
+    assert [stage.patch_size for stage in mask.by_stage[:3]] == [4, 8, 16]
+    for stage, stride in enumerate([4, 8, 16]):
+        assert torch.equal(mask.by_stage[stage].masked, mask.masked[:, :: stride // 4, :: stride // 4])
+
+
 def test_only_stages_with_a_ratio_are_masked() -> None:
     mask = make(ratios=[0.0, 0.4, 0.4, 0.0])(IMAGES, KEYS)
     assert [stage is None for stage in mask.by_stage] == [True, False, False, True]

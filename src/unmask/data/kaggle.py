@@ -55,11 +55,7 @@ class Kaggle(ImageFolder):
         self.table, self.id_column, self.label_column = self.root / table, id_column, label_column
 
     def origin(self, split: Split) -> str | None:
-        if split == "test" and self._labels_by_name and "test" in self._folders:
-            is_labelled = any(_name(path) in self._labels_by_name for path in super().read_split("test").paths)
-            if not is_labelled:
-                return None
-        return super().origin(split)
+        return None if split == "test" and self._test_lacks_labels else super().origin(split)
 
     def read_split(self, split: Split) -> ImageFiles:
         found = super().read_split(split)
@@ -74,6 +70,12 @@ class Kaggle(ImageFolder):
         classes = () if split == "train" else self.training_images.class_names
         labels, classes = number_labels(written, classes, source=str(self.table))
         return ImageFiles(found.paths, labels, classes, decode=decode_image)
+
+    @cached_property
+    def _test_lacks_labels(self) -> bool:
+        if not self._labels_by_name or "test" not in self._folders:
+            return False
+        return not any(_name(path) in self._labels_by_name for path in super().read_split("test").paths)
 
     @cached_property
     def _labels_by_name(self) -> dict[str, str]:

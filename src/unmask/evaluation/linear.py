@@ -1,6 +1,7 @@
 """A linear probe on frozen features."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,14 @@ class ProbeGrid(nn.Module):
         """Scores with the classifier of one rate."""
         logits: Tensor = self.norm(features) @ self.weight[rate] + self.bias[rate]
         return logits
+
+
+class ProbeScore(NamedTuple):
+    """What a probe is worth; figures in percent."""
+
+    metrics: dict[str, float]
+    val_top1: list[float]  # of each rate
+    best: int  # the rate chosen by it
 
 
 class LinearProbe:
@@ -90,8 +99,7 @@ class LinearProbe:
         train, val, test = (
             extract_features(backbone, data, split, device=device) for split in ("train", "val", "test")
         )
-        metrics, val_top1 = self.score(train, val, test, data.num_classes)
-        best = val_top1.index(max(val_top1))
+        metrics, val_top1, best = self.score(train, val, test, data.num_classes)
         return EvalReport(
             protocol=(
                 f"linear: batch norm and linear layer, SGD, base_lr of {_join(self.base_lrs)} by top-1 on val "
@@ -109,20 +117,13 @@ class LinearProbe:
             },
         )
 
-    def score(
-        self, train: Features, val: Features, test: Features, num_classes: int
-    ) -> tuple[dict[str, float], list[float]]:
-        """Trains on features that are at hand, chooses the rate on `val` and measures it on `test`.
-
-        Returns:
-            The metrics in percent, and the top-1 on `val` of each rate, of which the best, and of equals the lowest
-            rate, was chosen.
-        """
+    def score(self, train: Features, val: Features, test: Features, num_classes: int) -> ProbeScore:
+        """Trains on features that are at hand, chooses the rate on `val` and measures it on `test`."""
         probe = self.fit(train, num_classes)
         val_top1 = self._val_top1(probe, val)
-        best = val_top1.index(max(val_top1))
+        best = val_top1.index(max(val_top1))  # of equals the lowest rate
         metrics = accuracy_metrics(probe.classify(test.features, best), test.labels)
-        return metrics | {"val_top1": val_top1[best]}, val_top1
+        return ProbeScore(metrics | {"val_top1": val_top1[best]}, val_top1, best)
 
     def fit(self, train: Features, num_classes: int) -> ProbeGrid:
         """Trains all rates together.

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.masking.random import require_ratio
-from unmask.patches import PatchMask, require_whole_patches
-from unmask.randomness import keyed_uniform
+from unmask.masking.random import draw_for_patches, require_ratio
+from unmask.patches import PatchMask
 from unmask.types import Images
 
 
@@ -32,18 +30,14 @@ class BernoulliMaskGenerator:
         require_ratio(self.ratio, self.patch_size)
 
     def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
-        batch, _, height, width = images.shape
-        require_whole_patches(height, width, self.patch_size)
-        rows, cols = height // self.patch_size, width // self.patch_size
-        if rows * cols < 2:
+        grid = draw_for_patches(images, self.patch_size, keys)
+        draws = grid.flatten(1)
+        if draws.shape[1] < 2:
+            _, _, height, width = images.shape
             raise ValueError(
                 f"one {self.patch_size} px patch is the whole {height}x{width} px image; use smaller patches"
             )
-        if keys is None:
-            draws = torch.rand(batch, rows * cols, device=images.device)
-        else:
-            draws = keyed_uniform(keys, rows * cols)
         masked = draws < self.ratio
         masked.scatter_(1, draws.argmin(dim=1, keepdim=True), True)
         masked.scatter_(1, draws.argmax(dim=1, keepdim=True), False)
-        return PatchMask(masked.view(batch, rows, cols), self.patch_size)
+        return PatchMask(masked.view_as(grid), self.patch_size)

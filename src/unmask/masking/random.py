@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask.patches import PatchMask, require_whole_patches
@@ -30,9 +30,8 @@ class RandomMaskGenerator:
         require_ratio(self.ratio, self.patch_size)
 
     def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
-        batch, _, height, width = images.shape
-        require_whole_patches(height, width, self.patch_size)
-        rows, cols = height // self.patch_size, width // self.patch_size
+        draws = draw_for_patches(images, self.patch_size, keys)
+        _, rows, cols = draws.shape
         num_masked = math.ceil(self.ratio * rows * cols)
         if num_masked == rows * cols:
             largest = math.floor(1e4 * (1 - 1 / num_masked)) / 1e4
@@ -41,13 +40,9 @@ class RandomMaskGenerator:
                 f"mask ratio {self.ratio} of {num_masked} patches would hide them all; "
                 f"use {smaller_ratio}patches smaller than {self.patch_size} px"
             )
-        if keys is None:
-            noise = torch.rand(batch, rows * cols, device=images.device)
-        else:
-            noise = keyed_uniform(keys, rows * cols)
-        hidden = noise.argsort(dim=1)[:, :num_masked]
-        masked = torch.zeros(batch, rows * cols, dtype=torch.bool, device=images.device).scatter_(1, hidden, True)
-        return PatchMask(masked.view(batch, rows, cols), self.patch_size, num_masked)
+        hidden = draws.flatten(1).argsort(dim=1)[:, :num_masked]
+        masked = torch.zeros(len(draws), rows * cols, dtype=torch.bool, device=images.device).scatter_(1, hidden, True)
+        return PatchMask(masked.view_as(draws), self.patch_size, num_masked)
 
 
 def require_ratio(ratio: float, patch_size: int) -> None:
@@ -56,3 +51,17 @@ def require_ratio(ratio: float, patch_size: int) -> None:
         raise ValueError(f"mask ratio must lie between 0 and 1, both excluded, got {ratio}")
     if patch_size < 1:
         raise ValueError(f"mask patch_size must be at least 1 pixel, got {patch_size}")
+
+
+def draw_for_patches(images: Images, patch_size: int, keys: Int[Tensor, " b"] | None) -> Float[Tensor, "b rows cols"]:
+    """Draws one number in [0, 1) for each patch, by key or, without keys, from torch's generator.
+
+    Raises:
+        ValueError: The images are not whole patches.
+    """
+    batch, _, height, width = images.shape
+    require_whole_patches(height, width, patch_size)
+    rows, cols = height // patch_size, width // patch_size
+    if keys is None:
+        return torch.rand(batch, rows, cols, device=images.device)
+    return keyed_uniform(keys, rows * cols).view(batch, rows, cols)

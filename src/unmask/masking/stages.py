@@ -71,7 +71,9 @@ class StageMaskGenerator:
         if self.nested:
             ratio = next(ratio for ratio in self.ratios if ratio != 0)
             mask = self._generator(0, ratio)(images, keys)
-            by_stage = tuple(mask if stage_ratio else None for stage_ratio in self.ratios)
+            by_stage = tuple(
+                self._as_hidden_at(stage, mask) if ratio else None for stage, ratio in enumerate(self.ratios)
+            )
             return StageMask(mask.masked, mask.patch_size, mask.num_masked, by_stage)
         masks = tuple(
             self._generator(stage, ratio)(images, None if keys is None else sample_keys(stage, "stage", 0, keys))
@@ -83,6 +85,12 @@ class StageMaskGenerator:
         finest = min(mask.patch_size for mask in drawn)
         union = torch.stack([mask.at_stride(finest) for mask in drawn]).any(dim=0)
         return StageMask(union, finest, by_stage=masks)
+
+    def _as_hidden_at(self, stage: int, mask: PatchMask) -> PatchMask:
+        cell = self.token_size * 2**stage
+        if stage == 0 or mask.patch_size % cell == 0:  # a unit below a token is for the method to refuse
+            return mask
+        return PatchMask(mask.at_stride(cell, coarse="nearest"), cell)
 
     def _generator(self, stage: int, ratio: float) -> MaskGenerator:
         patch_size = self.patch_size
