@@ -74,7 +74,8 @@ def step_decay(
     """
     if every_n_epochs <= 0:
         raise ValueError(f"schedule.every_n_epochs must be above 0, got {every_n_epochs}")
-    return LambdaLR(optimizer, lambda step: factor ** (step // round(every_n_epochs * steps_per_epoch)))
+    period = max(1, round(every_n_epochs * steps_per_epoch))  # optimizer steps
+    return LambdaLR(optimizer, lambda step: factor ** (step // period))
 
 
 def constant(optimizer: Optimizer, **_: float) -> LambdaLR:
