@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmask.callbacks.provenance import Provenance
+from unmask.data.synthetic import CLASS_NAMES
 from unmask.runtime.builders import as_plain, build, build_method
 from unmask.runtime.checkpoint import (
     export_weights,
@@ -38,7 +39,8 @@ def trained(method: str, folder: Path) -> tuple[Any, Path]:
     module = build_method(config.method, data)
     if method == "fine-tuned":
         module.backbone.begin_fine_tuning(drop_path_rate=0.25)
-    record = {"config": {"method": as_plain(config.method)}, "num_classes": data.num_classes}
+    names = list(data.class_names)
+    record = {"config": {"method": as_plain(config.method)}, "num_classes": len(names), "class_names": names}
     trainer = Trainer(
         accelerator="cpu",
         max_steps=2,
@@ -115,6 +117,9 @@ def test_a_checkpoint_tells_its_run(run: tuple[Any, Path]) -> None:
     method, path = run
     saved = read_checkpoint(str(path))
     assert saved.num_classes == 10
+    assert saved.class_names == CLASS_NAMES
+    assert saved.origin["images_seen"] == 8
+    assert saved.origin["steps"] == 2
     assert saved.config["method"]["optimizer"]["lr"] == 0.01
     for name, weight in method.state_dict().items():
         assert torch.equal(saved.state_dict[name], weight), name

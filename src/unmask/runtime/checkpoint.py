@@ -24,8 +24,10 @@ class SavedRun(NamedTuple):
 
     config: Mapping[str, Any]  # the run's, resolved
     num_classes: int  # of the run's data; 0 without labels
+    class_names: tuple[str, ...]  # in the order of the labels; empty without labels, or where an older file names none
     backbone: Mapping[str, Any]  # settings that rebuild it
     state_dict: Mapping[str, torch.Tensor]
+    origin: Mapping[str, Any]  # `versions`, `git`, `images_seen` as `Provenance` writes them, and `steps`
 
 
 def read_checkpoint(path: str | Path) -> SavedRun:
@@ -49,12 +51,25 @@ def read_checkpoint(path: str | Path) -> SavedRun:
         raise ValueError(f"{file} was not written by this program (it has no {RECORD_KEY!r} record)")
     written = content[RECORD_KEY]
     run = written["record"]
-    return SavedRun(run["config"], run["num_classes"], written["backbone"], content["state_dict"])
+    origin = {name: written.get(name) for name in ("versions", "git", "images_seen")}
+    origin["steps"] = content.get("global_step")  # of the optimizer
+    return SavedRun(
+        config=run["config"],
+        num_classes=run["num_classes"],
+        class_names=tuple(run.get("class_names", ())),
+        backbone=written["backbone"],
+        state_dict=content["state_dict"],
+        origin=origin,
+    )
 
 
 def load_method(path: str | Path) -> AnyMethod:
     """Rebuilds the method of a training checkpoint, heads included, from the file alone."""
-    saved = read_checkpoint(path)
+    return rebuild_method(read_checkpoint(path), path)
+
+
+def rebuild_method(saved: SavedRun, path: str | Path) -> AnyMethod:
+    """Rebuilds the method of a checkpoint already read from `path`, in eval mode."""
     config = dict(saved.config["method"])
     if config.pop("_partial_", False):
         config["num_classes"] = saved.num_classes

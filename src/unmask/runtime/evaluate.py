@@ -87,7 +87,9 @@ def _trainers(
     run_dir = Path(config.paths.run_dir)
     plain = as_plain(config)
     kept_config = plain | {"method": plain["eval"].get("classifier"), "data": data_settings}
-    record = {"config": kept_config, "num_classes": data.num_classes}
+    if name == "random":
+        kept_config["ckpt_path"] = None  # its weights started from nothing
+    record = {"config": kept_config, "num_classes": data.num_classes, "class_names": list(data.class_names)}
 
     def make_trainer(**arguments: Any) -> Trainer:
         kept = ModelCheckpoint(dirpath=run_dir / "checkpoints" / name, filename="last", enable_version_counter=False)

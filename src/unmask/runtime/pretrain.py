@@ -29,7 +29,8 @@ def pretrain(config: DictConfig) -> float | None:
         _require_labels(data)
     if config.ckpt_path is not None:
         require_same_backbone(method, config.ckpt_path)
-    provenance = Provenance(record={"config": as_plain(config), "num_classes": data.num_classes})
+    record = {"config": as_plain(config), "num_classes": data.num_classes, "class_names": list(data.class_names)}
+    provenance = Provenance(record)
     trainer = build_trainer(config, callbacks=[provenance, *build_entries(config.callbacks)])
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:
