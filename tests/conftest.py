@@ -57,6 +57,26 @@ def make_vit() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture
+def make_beit() -> Callable[..., nn.Module]:
+    """BEiT of 32 px: 4 x 4 patches of 8 px, four blocks."""
+
+    def make(**changes: Any) -> nn.Module:
+        from unmask.backbones.timm_beit import TimmBeit  # noqa: PLC0415
+
+        settings: dict[str, Any] = {
+            "name": "beit_base_patch16_224",
+            "image_size": 32,
+            "patch_size": 8,
+            "embed_dim": 24,
+            "depth": 4,
+            "num_heads": 3,
+        }
+        return TimmBeit(**settings | changes)
+
+    return make
+
+
+@pytest.fixture
 def randomise() -> Callable[[nn.Module], nn.Module]:
     """Makes every trainable number count: fresh networks have zero biases, unit norms and tiny weights."""
 

@@ -123,3 +123,24 @@ def _is_padded(backbone) -> bool:
 def test_near_names_are_suggested_for_a_misspelt_one() -> None:
     with pytest.raises(ValueError, match=r"no model 'swin_tiny_window7'; nearest: .*swin_tiny_patch4_window7_224"):
         TimmSwin(name="swin_tiny_window7", image_size=224)
+
+
+def test_offsets_count_in_the_windows_of_the_pretraining(make_swin) -> None:
+    v2 = {"name": "swinv2_tiny_window8_256", "mlp_ratio": 2.0}
+    pretrained = make_swin(**v2)
+    wider = make_swin(**v2, image_size=128, window_size=8, pretrained_window_sizes=(4, 4, 4))
+    settings = dict(wider.settings)
+    del settings["_target_"]
+    for backbone in (wider, TimmSwin(**settings)):
+        before, after = (each.swin.layers[0].blocks[0].attn.relative_coords_table for each in (pretrained, backbone))
+        assert torch.equal(after[:, 4:-4, 4:-4], before)  # offsets up to 3 of up to 7
+        assert backbone.swin.layers[0].blocks[0].mlp.fc1.out_features == 2 * 24
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pretrained_window_sizes": (4, 4, 4)}, {"name": "swinv2_tiny_window8_256", "pretrained_window_sizes": [4]}],
+)
+def test_pretrained_windows_are_for_each_stage_of_a_swin_v2(make_swin, changes) -> None:
+    with pytest.raises(ValueError, match="must be one window for each of 3 stages of a Swin V2"):
+        make_swin(**changes)

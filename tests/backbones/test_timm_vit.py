@@ -177,7 +177,8 @@ def test_stages_are_at_most_four_equal_groups_of_blocks(make_vit, depth, num_sta
 
 
 def test_settings_rebuild_the_same_network(make_vit, randomise) -> None:
-    backbone = make_vit(image_size=(24, 40), positions="learned", num_stages=2, drop_path_rate=0.2)
+    changes = {"positions": "learned", "num_stages": 2, "drop_path_rate": 0.2, "mlp_ratio": 2.0, "norm_eps": 0.01}
+    backbone = make_vit(image_size=(24, 40), **changes)
     backbone.begin_fine_tuning(drop_path_rate=0.0)
     randomise(backbone)
     settings = dict(backbone.settings)
@@ -185,6 +186,8 @@ def test_settings_rebuild_the_same_network(make_vit, randomise) -> None:
     rebuilt = TimmViT(**settings)
     rebuilt.load_state_dict(backbone.state_dict())
     assert str(rebuilt) == str(backbone.train())
+    assert {norm.eps for norm in rebuilt.modules() if isinstance(norm, nn.LayerNorm)} == {0.01}
+    assert rebuilt.vit.blocks[0].mlp.fc1.out_features == 2 * 24
     assert rebuilt.stages == backbone.stages
     images = torch.randn(1, 3, 24, 40)
     assert torch.equal(rebuilt.eval().forward_pooled(images), backbone.eval().forward_pooled(images))

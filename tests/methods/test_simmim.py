@@ -24,12 +24,13 @@ def make_simmim(backbone: nn.Module, patch_size: int = 16) -> SimMIM:
     )
 
 
-@pytest.fixture(params=["swin", "swin v2", "vit"])
-def method(request, make_swin, make_vit, randomise) -> SimMIM:
+@pytest.fixture(params=["swin", "swin v2", "vit", "beit"])
+def method(request, make_swin, make_vit, make_beit, randomise) -> SimMIM:
     backbone = {
         "swin": make_swin,
         "swin v2": partial(make_swin, name="swinv2_tiny_window8_256"),
         "vit": partial(make_vit, image_size=64, patch_size=16),
+        "beit": partial(make_beit, image_size=64, patch_size=16),
     }[request.param]()
     return randomise(make_simmim(backbone))
 
@@ -158,3 +159,11 @@ def test_parameters_of_the_published_swin_b_are_counted() -> None:
 def test_mask_unit_must_hold_whole_tokens(make_swin) -> None:
     with pytest.raises(ValueError, match=r"mask unit of 2 px .* 4 px tokens; use a multiple of 4"):
         make_simmim(make_swin(), patch_size=2)
+
+
+def test_every_weight_of_the_official_vit_learns(make_beit, randomise) -> None:
+    method = randomise(make_simmim(make_beit(image_size=64, patch_size=16)))
+    method(torch.randn(2, 3, 64, 64)).loss.backward()
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name

@@ -25,13 +25,16 @@ class TimmSwin(MaskedBackbone):
         patch_size: Side of a token of the first stage, pixels.
         window_size: Tokens along the side of an attention window. A stage whose grid is no larger than the window
             attends globally.
-        embed_dim, depths, num_heads: Replace the values of `name`; `embed_dim` is the width of the first stage.
+        embed_dim, depths, num_heads, mlp_ratio: Replace the values of `name`; `embed_dim` is the width of the first
+            stage, `mlp_ratio` the width of an MLP's hidden layer over that of its stage.
+        pretrained_window_sizes: Swin V2 alone: the window of each stage in pre-training, where that was another than
+            `window_size`; positions are then measured in those windows (arXiv:2111.09883, sec. 3.3).
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         pixel_mean, pixel_std: RGB statistics, in 0..1, its images are normalised with.
 
     Raises:
-        ValueError: The grid of some stage is not a whole number of windows (timm would pad in silence), or timm has
-            no such model.
+        ValueError: The grid of some stage is not a whole number of windows (timm would pad in silence), timm has no
+            such model, or `pretrained_window_sizes` are not one a stage of a Swin V2.
     """
 
     swin: Any  # timm's model
@@ -46,6 +49,8 @@ class TimmSwin(MaskedBackbone):
         embed_dim: int | None = None,
         depths: Sequence[int] | None = None,
         num_heads: Sequence[int] | None = None,
+        mlp_ratio: float | None = None,
+        pretrained_window_sizes: Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
         pixel_std: Sequence[float] = IMAGENET_STD,
@@ -60,6 +65,8 @@ class TimmSwin(MaskedBackbone):
             "embed_dim": embed_dim,
             "depths": None if depths is None else list(depths),
             "num_heads": None if num_heads is None else list(num_heads),
+            "mlp_ratio": mlp_ratio,
+            "pretrained_window_sizes": None if pretrained_window_sizes is None else list(pretrained_window_sizes),
             "drop_path_rate": drop_path_rate,
             "pixel_mean": list(pixel_mean),
             "pixel_std": list(pixel_std),
@@ -67,6 +74,13 @@ class TimmSwin(MaskedBackbone):
         self.image_size = as_size(image_size)
         num_stages = 4 if depths is None else len(depths)
         _require_whole_windows(self.image_size, patch_size, window_size, num_stages)
+        if pretrained_window_sizes is not None and not (
+            name.startswith("swinv2_") and len(pretrained_window_sizes) == num_stages
+        ):
+            raise ValueError(
+                f"pretrained_window_sizes={list(pretrained_window_sizes)} must be one window for each of {num_stages} "
+                f"stages of a Swin V2; the model is {name}"
+            )
         self.swin = create_timm_model(
             name,
             family="swin",
@@ -76,6 +90,8 @@ class TimmSwin(MaskedBackbone):
             embed_dim=embed_dim,
             depths=None if depths is None else tuple(depths),
             num_heads=None if num_heads is None else tuple(num_heads),
+            mlp_ratio=mlp_ratio,
+            pretrained_window_sizes=None if pretrained_window_sizes is None else tuple(pretrained_window_sizes),
             drop_path_rate=drop_path_rate,
         )
         self.depths = [len(stage.blocks) for stage in self.swin.layers]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, VisibleTokenBackbone, as_rgb, as_size
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
+from unmask.backbones.sequence import NUM_PREFIX_TOKENS, as_grid, as_map, blocks_per_stage, run_stages
 from unmask.patches import require_whole_patches
 from unmask.positions import sincos_positions
 from unmask.types import FeatureStage, Images, StageEdit
@@ -28,7 +29,9 @@ class TimmViT(VisibleTokenBackbone):
         name: timm's name, which sets width, depth, heads; no weights are loaded.
         image_size: Side, or (height, width), in pixels.
         patch_size: Side of a patch, pixels.
-        embed_dim, depth, num_heads: Replace the values of `name`.
+        embed_dim, depth, num_heads, mlp_ratio: Replace the values of `name`; the last is the width of an MLP's hidden
+            layer over `embed_dim`.
+        norm_eps: Added to variances by every LayerNorm; None is timm's 1e-6. Weights of other programs may need theirs.
         positions: "sincos" fixes MAE's 2-D sine-cosine positions, "learned" trains them.
         num_stages: Equal groups of blocks that count as stages; None takes 4, or the next smaller number that divides
             the depth.
@@ -54,6 +57,8 @@ class TimmViT(VisibleTokenBackbone):
         embed_dim: int | None = None,
         depth: int | None = None,
         num_heads: int | None = None,
+        mlp_ratio: float | None = None,
+        norm_eps: float | None = None,
         positions: Literal["sincos", "learned"] = "sincos",
         num_stages: int | None = None,
         drop_path_rate: float = 0.0,
@@ -70,6 +75,8 @@ class TimmViT(VisibleTokenBackbone):
             "embed_dim": embed_dim,
             "depth": depth,
             "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "norm_eps": norm_eps,
             "positions": positions,
             "num_stages": num_stages,
             "drop_path_rate": drop_path_rate,
@@ -88,21 +95,20 @@ class TimmViT(VisibleTokenBackbone):
             embed_dim=embed_dim,
             depth=depth,
             num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            norm_eps=norm_eps,
             drop_path_rate=drop_path_rate,
         )
-        if self.vit.cls_token is None or self.vit.num_prefix_tokens != 1:
+        if self.vit.cls_token is None or self.vit.num_prefix_tokens != NUM_PREFIX_TOKENS:
             raise ValueError(
                 f"{name} has no class token alone in front of its patches; use a plain ViT such as {_PLAIN}"
             )
         self.num_blocks = len(self.vit.blocks)
-        if num_stages is None:
-            num_stages = next(count for count in (4, 3, 2, 1) if self.num_blocks % count == 0)
-        if self.num_blocks % num_stages:
-            raise ValueError(f"{self.num_blocks} blocks are not {num_stages} equal stages; change num_stages or depth")
+        self._blocks_per_stage = blocks_per_stage(self.num_blocks, num_stages)
         self.patch_size = patch_size
-        self.num_prefix_tokens = self.vit.num_prefix_tokens
+        self.num_prefix_tokens = NUM_PREFIX_TOKENS
         self.grid = self.image_size[0] // patch_size, self.image_size[1] // patch_size
-        self.stages = (FeatureStage(self.vit.embed_dim, patch_size),) * num_stages
+        self.stages = (FeatureStage(self.vit.embed_dim, patch_size),) * (self.num_blocks // self._blocks_per_stage)
         self.norm_after_pooling = norm_after_pooling
         self.pixel_mean, self.pixel_std = as_rgb(pixel_mean), as_rgb(pixel_std)
         if positions == "sincos":
@@ -115,7 +121,7 @@ class TimmViT(VisibleTokenBackbone):
     def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
         maps = self._stage_tokens(images, edit)
         maps[-1] = self.vit.norm(maps[-1])
-        return [self._as_grid(tokens).permute(0, 3, 1, 2).contiguous() for tokens in maps]
+        return [as_map(tokens, self.grid) for tokens in maps]
 
     def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
         """Averages the patch tokens, the class token left out (MAE's `global_pool`)."""
@@ -165,23 +171,11 @@ class TimmViT(VisibleTokenBackbone):
     def _stage_tokens(self, images: Images, edit: StageEdit | None) -> list[Float[Tensor, "b n d"]]:
         tokens = self.vit.patch_embed(images)
         if edit is not None:
-            tokens = edit(0, self._as_grid(tokens, has_prefix=False)).flatten(1, 2)
+            tokens = edit(0, as_grid(tokens, self.grid)).flatten(1, 2)
         tokens = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
-        blocks_per_stage = self.num_blocks // len(self.stages)
-        maps = []
-        for stage in range(len(self.stages)):
-            if edit is not None and stage > 0:
-                tokens = self._edited(edit, stage, tokens)
-            tokens = self.vit.blocks[stage * blocks_per_stage : (stage + 1) * blocks_per_stage](tokens)
-            maps.append(tokens)
-        if edit is not None:
-            maps[-1] = self._edited(edit, len(self.stages), tokens)
-        return maps
-
-    def _edited(self, edit: StageEdit, stage: int, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        """Edits the patches and leaves class and register tokens as they are."""
-        prefix = tokens[:, : self.num_prefix_tokens]
-        return torch.cat([prefix, edit(stage, self._as_grid(tokens)).flatten(1, 2)], dim=1)
+        starts = range(0, self.num_blocks, self._blocks_per_stage)
+        stages = [self.vit.blocks[start : start + self._blocks_per_stage] for start in starts]
+        return run_stages(tokens, stages, grid=self.grid, edit=edit)
 
     def _embed_patches_at(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         """Embeds the chosen patches alone: their pixels are laid side by side as one image a patch high."""
@@ -193,11 +187,6 @@ class TimmViT(VisibleTokenBackbone):
         strip = chosen.permute(0, 2, 3, 1, 4).flatten(3)  # b 3 p k*p
         embedded: Tensor = self.vit.patch_embed.proj(strip).flatten(2).transpose(1, 2)
         return embedded
-
-    def _as_grid(self, tokens: Float[Tensor, "b n d"], *, has_prefix: bool = True) -> Float[Tensor, "b h w d"]:
-        patches = tokens[:, self.num_prefix_tokens :] if has_prefix else tokens
-        grid: Tensor = patches.unflatten(1, self.grid)
-        return grid
 
     def _fix_positions(self) -> None:
         positions = sincos_positions(self.vit.embed_dim, self.grid, num_prefix_tokens=self.num_prefix_tokens)

@@ -26,8 +26,8 @@ class SimMIM(Method):
 
     Differs:
         - The denominator is the number of hidden values; the official code adds 1e-5 to it (below 1e-9 relative).
-        - On ViT the backbone is timm's, with absolute positions, not BEiT's with shared relative biases; the mask
-          token enters before positions are added, as upstream.
+        - On `model=vit_*` the backbone has absolute positions, and the mask token enters before they are added; the
+          official ViT is `model=beit_base`, which has relative positions alone.
         - The gradient is clipped once an optimizer step; the official code clips at every accumulation step.
 
     Args:

@@ -1,0 +1,65 @@
+"""Backbones whose tokens form one sequence: the class token, then the patches row by row."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unmask.types import StageEdit
+
+NUM_PREFIX_TOKENS = 1  # the class token
+
+
+def blocks_per_stage(num_blocks: int, num_stages: int | None) -> int:
+    """Divides blocks into equal stages; None takes 4 stages, or the next smaller number that divides the depth.
+
+    Raises:
+        ValueError: The depth is not that many equal stages.
+    """
+    if num_stages is None:
+        num_stages = next(count for count in (4, 3, 2, 1) if num_blocks % count == 0)
+    if num_blocks % num_stages:
+        raise ValueError(f"{num_blocks} blocks are not {num_stages} equal stages; change num_stages or depth")
+    return num_blocks // num_stages
+
+
+def as_grid(patches: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b h w d"]:
+    """Lays patches out in their (rows, cols)."""
+    laid_out: Tensor = patches.unflatten(1, grid)
+    return laid_out
+
+
+def as_map(tokens: Float[Tensor, "b n d"], grid: tuple[int, int]) -> Float[Tensor, "b d h w"]:
+    """Makes a feature map of a sequence, the class token left out."""
+    return as_grid(tokens[:, NUM_PREFIX_TOKENS:], grid).permute(0, 3, 1, 2).contiguous()
+
+
+def run_stages(
+    tokens: Float[Tensor, "b n d"],
+    stages: Sequence[Callable[[Tensor], Tensor]],
+    *,
+    grid: tuple[int, int],
+    edit: StageEdit | None,
+) -> list[Float[Tensor, "b n d"]]:
+    """Runs the stages one after another and returns what each puts out.
+
+    Patches are edited as they enter the second stage and each later one, and once more behind the last; the class token
+    is left as it is. What enters the first stage was edited before positions were added.
+    """
+    maps = []
+    for index, stage in enumerate(stages):
+        if edit is not None and index > 0:
+            tokens = _edited(edit, index, tokens, grid)
+        tokens = stage(tokens)
+        maps.append(tokens)
+    if edit is not None:
+        maps[-1] = _edited(edit, len(stages), tokens, grid)
+    return maps
+
+
+def _edited(
+    edit: StageEdit, stage: int, tokens: Float[Tensor, "b n d"], grid: tuple[int, int]
+) -> Float[Tensor, "b n d"]:
+    prefix, patches = tokens[:, :NUM_PREFIX_TOKENS], tokens[:, NUM_PREFIX_TOKENS:]
+    return torch.cat([prefix, edit(stage, as_grid(patches, grid)).flatten(1, 2)], dim=1)

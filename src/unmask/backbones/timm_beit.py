@@ -1,0 +1,178 @@
+"""BEiT's transformer of timm, which SimMIM pre-trains as its ViT."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, MaskedBackbone, as_rgb, as_size
+from unmask.backbones.create import create_timm_model
+from unmask.backbones.drop_path import set_drop_path
+from unmask.backbones.sequence import NUM_PREFIX_TOKENS, as_grid, as_map, blocks_per_stage, run_stages
+from unmask.patches import require_whole_patches
+from unmask.types import FeatureStage, Images, StageEdit
+
+_SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
+
+
+class TimmBeit(MaskedBackbone):
+    """The Vision Transformer of BEiT (arXiv:2106.08254), without absolute positions, as SimMIM's official ViT-B.
+
+    Attention adds a learned bias for each relative position, one table for all blocks in pre-training and one a block
+    in fine-tuning; queries and values have biases, keys none; each branch is scaled by a learned vector. Without an
+    edit it equals timm's own forward bitwise. An edit at stage 0 sees the patch embeddings, before the class token
+    joins them; at later stages the patch tokens between blocks.
+
+    Args:
+        name: timm's name, which sets width, depth, heads; no weights are loaded.
+        image_size: Side, or (height, width), in pixels.
+        patch_size: Side of a patch, pixels.
+        embed_dim, depth, num_heads, mlp_ratio: Replace the values of `name`; the last is the width of an MLP's hidden
+            layer over `embed_dim`.
+        relative_bias: "shared" has one table of relative positions, "per_block" one a block.
+        layer_scale: Where the learned scale of each branch starts; 0.1 in SimMIM's configuration of ViT-B.
+        num_stages: Equal groups of blocks that count as stages; None takes 4, or the next smaller number that divides
+            the depth.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
+        norm_after_pooling: Pool the patch tokens first and normalise the mean, as fine-tuning does; otherwise the
+            final norm is applied to every token.
+        pixel_mean, pixel_std: RGB statistics, in 0..1, its images are normalised with.
+
+    Raises:
+        ValueError: The image is not whole patches, the depth not whole stages, or timm has no such model.
+    """
+
+    beit: Any  # timm's model
+    grid: tuple[int, int]  # patches: rows, columns
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: int | Sequence[int],
+        patch_size: int = 16,
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
+        mlp_ratio: float | None = None,
+        relative_bias: str = "shared",
+        layer_scale: float = 0.1,
+        num_stages: int | None = None,
+        drop_path_rate: float = 0.0,
+        norm_after_pooling: bool = False,
+        pixel_mean: Sequence[float] = IMAGENET_MEAN,
+        pixel_std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self._settings: dict[str, Any] = {
+            "_target_": "unmask.backbones.timm_beit.TimmBeit",
+            "name": name,
+            "image_size": image_size if isinstance(image_size, int) else list(image_size),
+            "patch_size": patch_size,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+            "relative_bias": relative_bias,
+            "layer_scale": layer_scale,
+            "num_stages": num_stages,
+            "drop_path_rate": drop_path_rate,
+            "norm_after_pooling": norm_after_pooling,
+            "pixel_mean": list(pixel_mean),
+            "pixel_std": list(pixel_std),
+        }
+        self.image_size = as_size(image_size)
+        require_whole_patches(*self.image_size, patch_size)
+        if relative_bias not in ("shared", "per_block"):
+            raise ValueError(f"relative_bias must be 'shared' or 'per_block', got {relative_bias!r}")
+        self.beit = self._create()
+        self.num_blocks = len(self.beit.blocks)
+        self._blocks_per_stage = blocks_per_stage(self.num_blocks, num_stages)
+        self.patch_size = patch_size
+        self.grid = self.image_size[0] // patch_size, self.image_size[1] // patch_size
+        self.stages = (FeatureStage(self.beit.embed_dim, patch_size),) * (self.num_blocks // self._blocks_per_stage)
+        self.norm_after_pooling = norm_after_pooling
+        self.pixel_mean, self.pixel_std = as_rgb(pixel_mean), as_rgb(pixel_std)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self._settings
+
+    def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
+        maps = self._stage_tokens(images, edit)
+        maps[-1] = self.beit.norm(maps[-1])
+        return [as_map(tokens, self.grid) for tokens in maps]
+
+    def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
+        """Averages the patch tokens, the class token left out."""
+        tokens = self._stage_tokens(images, None)[-1]
+        if self.norm_after_pooling:
+            pooled: Tensor = self.beit.norm(tokens[:, NUM_PREFIX_TOKENS:].mean(dim=1))
+        else:
+            pooled = self.beit.norm(tokens)[:, NUM_PREFIX_TOKENS:].mean(dim=1)
+        return pooled
+
+    def layer_id(self, parameter_name: str) -> int:
+        """Numbers as `MaskedBackbone.layer_id`; the shared table counts with the final norm (SimMIM's code)."""
+        name = parameter_name.removeprefix("beit.")
+        if name.startswith("patch_embed.") or name == "cls_token":
+            return 0
+        block = re.match(r"blocks\.(\d+)\.", name)
+        return int(block[1]) + 1 if block else self.num_blocks + 1
+
+    def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
+        """Gives each block its own copy of the shared table and puts a fresh norm behind the pooling (`fc_norm`)."""
+        if self._settings["relative_bias"] == "shared":
+            self._spread_relative_bias()
+        self.beit.norm.reset_parameters()
+        self.norm_after_pooling = True
+        set_drop_path(self.beit.blocks, drop_path_rate)
+        self._settings |= {"drop_path_rate": drop_path_rate, "norm_after_pooling": True}
+
+    def _create(self) -> Any:
+        settings = self._settings
+        is_shared = settings["relative_bias"] == "shared"
+        return create_timm_model(
+            settings["name"],
+            family="beit",
+            img_size=self.image_size,
+            patch_size=settings["patch_size"],
+            embed_dim=settings["embed_dim"],
+            depth=settings["depth"],
+            num_heads=settings["num_heads"],
+            mlp_ratio=settings["mlp_ratio"],
+            use_abs_pos_emb=False,
+            use_shared_rel_pos_bias=is_shared,
+            use_rel_pos_bias=not is_shared,
+            use_fc_norm=False,
+            init_values=settings["layer_scale"],
+            drop_path_rate=settings["drop_path_rate"],
+        )
+
+    def _spread_relative_bias(self) -> None:
+        weights = self.beit.state_dict()
+        table = weights.pop(_SHARED_TABLE)
+        weights |= {f"blocks.{block}.attn.relative_position_bias_table": table for block in range(self.num_blocks)}
+        self._settings["relative_bias"] = "per_block"
+        per_block = self._create()
+        per_block.load_state_dict(weights)
+        self.beit = per_block.to(table.device).train(self.beit.training)
+
+    def _stage_tokens(self, images: Images, edit: StageEdit | None) -> list[Float[Tensor, "b n d"]]:
+        patches = self.beit.patch_embed(images)
+        if edit is not None:
+            patches = edit(0, as_grid(patches, self.grid)).flatten(1, 2)
+        tokens = torch.cat([self.beit.cls_token.expand(len(images), -1, -1), patches], dim=1)
+        shared_bias = None if self.beit.rel_pos_bias is None else self.beit.rel_pos_bias()
+
+        def stage(first: int, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+            for block in self.beit.blocks[first : first + self._blocks_per_stage]:
+                tokens = block(tokens, shared_rel_pos_bias=shared_bias)
+            return tokens
+
+        stages = [partial(stage, first) for first in range(0, self.num_blocks, self._blocks_per_stage)]
+        return run_stages(self.beit.pos_drop(tokens), stages, grid=self.grid, edit=edit)
