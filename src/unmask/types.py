@@ -1,7 +1,7 @@
 """The few types every room of the package shares.
 
-Axis legend, valid in every signature: `b` batch, `c` channels, `height width` pixels, `rows cols` patch grid,
-`h w` feature map, `n` tokens, `k` visible tokens, `d` embedding.
+Axis legend, valid in every signature: `b` batch, `channels height width` an image, `c` channels of features,
+`rows cols` patch grid, `h w` feature map, `n` tokens, `k` visible tokens, `d` embedding.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from unmask.patches import PatchMask
 
-Images = Float[Tensor, "b 3 height width"]
+Images = Float[Tensor, "b channels height width"]
 
 StageEdit = Callable[[int, Float[Tensor, "b h w c"]], Float[Tensor, "b h w c"]]
 """(stage index, tokens entering that stage) -> the tokens that enter instead: the one seam of masks and backbones.

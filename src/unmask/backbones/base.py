@@ -22,8 +22,9 @@ class MaskedBackbone(nn.Module, ABC):
     stages: tuple[FeatureStage, ...]  # shallow to deep; ViT: equal groups of blocks at one stride
     image_size: tuple[int, int]  # height, width of the images it takes, pixels
     num_blocks: int  # transformer blocks over all stages
-    pixel_mean: tuple[float, float, float]  # RGB statistics its images are normalised with, in 0..1
-    pixel_std: tuple[float, float, float]
+    in_channels: int  # of the images
+    pixel_mean: tuple[float, ...]  # statistics of each channel its images are normalised with, in 0..1
+    pixel_std: tuple[float, ...]
 
     @abstractmethod
     def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
@@ -78,7 +79,21 @@ def as_size(size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def as_rgb(values: Sequence[float]) -> tuple[float, float, float]:
-    """Reads one number a colour."""
-    red, green, blue = values
-    return red, green, blue
+def as_statistic(values: Sequence[float], in_channels: int) -> tuple[float, ...]:
+    """Reads one number a channel.
+
+    Raises:
+        ValueError: There are more or fewer.
+    """
+    if len(values) != in_channels:
+        raise ValueError(
+            f"model.in_channels={in_channels}, but the statistics of its pixels have {len(values)} number(s); "
+            "give one a channel"
+        )
+    return tuple(values)
+
+
+def require_square_patch(patch_size: int) -> None:
+    """Refuses a patch given as a pair: masks, targets and heads count a patch by one side."""
+    if not isinstance(patch_size, int):
+        raise ValueError(f"patches are square; model.patch_size must be one number of pixels, got {patch_size}")

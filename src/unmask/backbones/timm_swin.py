@@ -7,7 +7,14 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, MaskedBackbone, as_rgb, as_size
+from unmask.backbones.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MaskedBackbone,
+    as_size,
+    as_statistic,
+    require_square_patch,
+)
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.types import FeatureStage, Images, StageEdit
@@ -30,7 +37,8 @@ class TimmSwin(MaskedBackbone):
         pretrained_window_sizes: Swin V2 alone: the window of each stage in pre-training, where that was another than
             `window_size`; positions are then measured in those windows (arXiv:2111.09883, sec. 3.3).
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
-        pixel_mean, pixel_std: RGB statistics, in 0..1, its images are normalised with.
+        in_channels: Of the images.
+        pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalised with.
 
     Raises:
         ValueError: The grid of some stage is not a whole number of windows (timm would pad in silence), timm has no
@@ -52,6 +60,7 @@ class TimmSwin(MaskedBackbone):
         mlp_ratio: float | None = None,
         pretrained_window_sizes: Sequence[int] | None = None,
         drop_path_rate: float = 0.0,
+        in_channels: int = 3,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
         pixel_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -68,9 +77,11 @@ class TimmSwin(MaskedBackbone):
             "mlp_ratio": mlp_ratio,
             "pretrained_window_sizes": None if pretrained_window_sizes is None else list(pretrained_window_sizes),
             "drop_path_rate": drop_path_rate,
+            "in_channels": in_channels,
             "pixel_mean": list(pixel_mean),
             "pixel_std": list(pixel_std),
         }
+        require_square_patch(patch_size)
         self.image_size = as_size(image_size)
         num_stages = 4 if depths is None else len(depths)
         _require_whole_windows(self.image_size, patch_size, window_size, num_stages)
@@ -93,11 +104,13 @@ class TimmSwin(MaskedBackbone):
             mlp_ratio=mlp_ratio,
             pretrained_window_sizes=None if pretrained_window_sizes is None else tuple(pretrained_window_sizes),
             drop_path_rate=drop_path_rate,
+            in_chans=in_channels,
         )
         self.depths = [len(stage.blocks) for stage in self.swin.layers]
         self.num_blocks = sum(self.depths)
         self.stages = tuple(FeatureStage(info["num_chs"], info["reduction"]) for info in self.swin.feature_info)
-        self.pixel_mean, self.pixel_std = as_rgb(pixel_mean), as_rgb(pixel_std)
+        self.in_channels = in_channels
+        self.pixel_mean, self.pixel_std = (as_statistic(values, in_channels) for values in (pixel_mean, pixel_std))
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -8,7 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, VisibleTokenBackbone, as_rgb, as_size
+from unmask.backbones.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VisibleTokenBackbone,
+    as_size,
+    as_statistic,
+    require_square_patch,
+)
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.backbones.sequence import NUM_PREFIX_TOKENS, as_grid, as_map, blocks_per_stage, run_stages
@@ -38,7 +45,8 @@ class TimmViT(VisibleTokenBackbone):
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         norm_after_pooling: Pool the patch tokens first and normalise the mean, as MAE's fine-tuning does; otherwise
             the final norm is applied to every token.
-        pixel_mean, pixel_std: RGB statistics, in 0..1, its images are normalised with.
+        in_channels: Of the images.
+        pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalised with.
 
     Raises:
         ValueError: The image is not whole patches, the depth not whole stages, timm has no such model, or it has other
@@ -63,6 +71,7 @@ class TimmViT(VisibleTokenBackbone):
         num_stages: int | None = None,
         drop_path_rate: float = 0.0,
         norm_after_pooling: bool = False,
+        in_channels: int = 3,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
         pixel_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -80,9 +89,11 @@ class TimmViT(VisibleTokenBackbone):
             "positions": positions,
             "num_stages": num_stages,
             "drop_path_rate": drop_path_rate,
+            "in_channels": in_channels,
             "pixel_mean": list(pixel_mean),
             "pixel_std": list(pixel_std),
         }
+        require_square_patch(patch_size)
         self.image_size = as_size(image_size)
         require_whole_patches(*self.image_size, patch_size)
         if positions not in ("sincos", "learned"):
@@ -98,6 +109,7 @@ class TimmViT(VisibleTokenBackbone):
             mlp_ratio=mlp_ratio,
             norm_eps=norm_eps,
             drop_path_rate=drop_path_rate,
+            in_chans=in_channels,
         )
         if self.vit.cls_token is None or self.vit.num_prefix_tokens != NUM_PREFIX_TOKENS:
             raise ValueError(
@@ -110,7 +122,8 @@ class TimmViT(VisibleTokenBackbone):
         self.grid = self.image_size[0] // patch_size, self.image_size[1] // patch_size
         self.stages = (FeatureStage(self.vit.embed_dim, patch_size),) * (self.num_blocks // self._blocks_per_stage)
         self.norm_after_pooling = norm_after_pooling
-        self.pixel_mean, self.pixel_std = as_rgb(pixel_mean), as_rgb(pixel_std)
+        self.in_channels = in_channels
+        self.pixel_mean, self.pixel_std = (as_statistic(values, in_channels) for values in (pixel_mean, pixel_std))
         if positions == "sincos":
             self._fix_positions()
 
@@ -180,11 +193,11 @@ class TimmViT(VisibleTokenBackbone):
     def _embed_patches_at(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         """Embeds the chosen patches alone: their pixels are laid side by side as one image a patch high."""
         rows, cols = self.grid
-        tiles = images.unflatten(3, (cols, self.patch_size)).unflatten(2, (rows, self.patch_size))  # b 3 rows p cols p
-        tiles = tiles.permute(0, 2, 4, 1, 3, 5)  # b rows cols 3 p p, still a view
+        tiles = images.unflatten(3, (cols, self.patch_size)).unflatten(2, (rows, self.patch_size))  # b c rows p cols p
+        tiles = tiles.permute(0, 2, 4, 1, 3, 5)  # b rows cols c p p, still a view
         image_number = torch.arange(len(images), device=images.device)[:, None]
-        chosen = tiles[image_number, visible // cols, visible % cols]  # b k 3 p p: only these pixels are copied
-        strip = chosen.permute(0, 2, 3, 1, 4).flatten(3)  # b 3 p k*p
+        chosen = tiles[image_number, visible // cols, visible % cols]  # b k c p p: only these pixels are copied
+        strip = chosen.permute(0, 2, 3, 1, 4).flatten(3)  # b c p k*p
         embedded: Tensor = self.vit.patch_embed.proj(strip).flatten(2).transpose(1, 2)
         return embedded
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from unmask.patches import PatchMask, StageMask
 from unmask.types import Images
 
 HIDDEN_GREY = 0.5  # of white
+_DEVIATIONS_SHOWN = 5.0  # from black to white, where channels are not RGB
 _CELL = 128  # pixels a cell has at least
 _DPI = 100  # of a panel with the smallest cells; text grows with larger ones
 _TITLE, _COLUMN, _TEXT = 13.0, 9.5, 8.5  # points
@@ -27,7 +28,7 @@ _NOTE_CHARACTERS = 76  # a line of the note, over four of the smallest cells
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """Images as a network saw and completed them; RGB in 0..1, in float32 on the CPU."""
+    """Images as a network saw and completed them; as shown, RGB in 0..1, in float32 on the CPU."""
 
     image: Images
     masked: Images  # hidden pixels grey
@@ -42,17 +43,24 @@ def reconstruction_pixels(
 ) -> Reconstruction:
     """Turns normalised images and predictions into what can be shown.
 
+    Of one or two channels the first is shown grey, of more than three the first three as red, green and blue; other
+    channels than RGB have no white of their own, so black to white is then five deviations about the channel's mean.
+
     Args:
         images: As the network took them.
         mask: Under which it did.
         prediction: Of all pixels, in the space of `images`.
-        pixel_mean: RGB mean, in 0..1, the images were normalised with.
-        pixel_std: RGB deviation likewise.
+        pixel_mean: Mean of each channel, in 0..1, the images were normalised with.
+        pixel_std: Deviation likewise.
     """
 
-    def as_shown(normalised: Images) -> Images:
-        mean, std = (torch.tensor(statistic)[:, None, None] for statistic in (pixel_mean, pixel_std))
-        return (normalised.detach().float().cpu() * std + mean).clamp(0.0, 1.0)
+    def as_shown(normalised: Images) -> Float[Tensor, "b 3 height width"]:
+        images = normalised.detach().float().cpu()
+        if images.shape[1] == 3:
+            mean, std = (torch.tensor(statistic)[:, None, None] for statistic in (pixel_mean, pixel_std))
+            return (images * std + mean).clamp(0.0, 1.0)
+        shown = images[:, :3] if images.shape[1] > 3 else images[:, :1].expand(-1, 3, -1, -1)
+        return (shown / _DEVIATIONS_SHOWN + 0.5).clamp(0.0, 1.0)
 
     stages = mask.by_stage if isinstance(mask, StageMask) else ()
     mask = _on_cpu(mask)

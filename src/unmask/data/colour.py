@@ -28,7 +28,7 @@ class ColourJitter:
         greyscale: Share of images that lose their colour.
 
     Raises:
-        ValueError: A strength or a share is out of range.
+        ValueError: A strength or a share is out of range, or the images are not RGB.
     """
 
     def __init__(
@@ -55,6 +55,10 @@ class ColourJitter:
         for (name, limit), value in zip(limits.items(), values, strict=True):
             if not 0.0 <= value <= limit:
                 raise ValueError(f"colour jitter's {name} must lie in 0..{limit:g}, got {value}")
+        if len(pixel_mean) != 3:
+            raise ValueError(
+                f"colour jitter changes red, green and blue, but these images have {len(pixel_mean)} channel(s)"
+            )
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
         self.probability, self.greyscale = probability, greyscale

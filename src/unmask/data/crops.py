@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
-from unmask.data.samples import SampleKey
+from unmask.data.samples import Pixels, SampleKey
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.randomness import sample_keys
 
@@ -24,9 +24,7 @@ class AugmentedCrop:
     size: tuple[int, int]
     seed: int
 
-    def __call__(
-        self, image: UInt8[Tensor, "3 height width"], key: SampleKey
-    ) -> UInt8[Tensor, "3 new_height new_width"]:
+    def __call__(self, image: Pixels, key: SampleKey) -> Pixels:
         keys = augmentation_keys(self.seed, key.epoch, torch.tensor([key.index]))
         return self.augmentation.crop_image(image, keys, self.size)
 
@@ -38,7 +36,5 @@ class CentreCrop:
     size: tuple[int, int]
     crop_share: float
 
-    def __call__(
-        self, image: UInt8[Tensor, "3 height width"], key: SampleKey
-    ) -> UInt8[Tensor, "3 new_height new_width"]:
+    def __call__(self, image: Pixels, key: SampleKey) -> Pixels:
         return resize_and_centre_crop(image, self.size, self.crop_share)

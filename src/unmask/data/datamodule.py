@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Float
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
+from unmask.data.decoding import ImageDecoder
 from unmask.data.sampler import KeyedBatchSampler
 from unmask.data.samples import ImageCrop, ImageSamples, LoaderSamples, RawBatch, SampleKey
 from unmask.data.splits import hold_out
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
-from unmask.types import ImageBatch
+from unmask.types import ImageBatch, Images
 
 Split = Literal["train", "val", "test"]
 
@@ -28,12 +28,13 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         image_size: Side, or (height, width), of the images served, in pixels.
-        pixel_mean, pixel_std: RGB statistics, in 0..1, the images are normalised with.
+        pixel_mean, pixel_std: Statistics of each channel, in 0..1, the images are normalised with.
         augmentation: Applied to training images.
         global_batch_size: Images an optimizer step takes over all devices and accumulated batches.
         num_workers: Decoding processes a device; unused for images in memory.
         seed: Key of the order and the augmentation.
         eval_crop_share: Side of the centred crop as a share of the resized image, in evaluation.
+        channels, pixel_scale, background, exif: How files are read, see `ImageDecoder`; images in memory are RGB.
 
     Raises:
         ValueError: A value is out of range; when loaders are built, the batch does not divide among the devices or
@@ -53,8 +54,20 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         eval_crop_share: float = 1.0,
+        channels: int = 3,
+        pixel_scale: float | None = None,
+        background: str = "white",
+        exif: bool = True,
     ) -> None:
         super().__init__()
+        self.decoder = ImageDecoder(channels=channels, pixel_scale=pixel_scale, background=background, exif=exif)
+        if channels != 3 and self.holds_images_in_memory:
+            raise ValueError(f"{type(self).__name__} has RGB images; leave data.channels at 3, got {channels}")
+        for name, statistic in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            if len(statistic) != channels:
+                raise ValueError(
+                    f"data.{name} has {len(statistic)} number(s) for data.channels={channels}; give one a channel"
+                )
         if not 0.0 < eval_crop_share <= 1.0:
             raise ValueError(f"data.eval_crop_share must lie above 0 and at most 1, got {eval_crop_share}")
         if global_batch_size < 1:
@@ -151,7 +164,7 @@ class ImageDataModule(LightningDataModule, ABC):
             images = self.augmentation.erase_batch(images, keys)
         return ImageBatch(images, batch.label, batch.index)
 
-    def normalise(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 height width"]:
+    def normalise(self, images: Images) -> Images:
         """Subtracts the mean and divides by the deviation of images in 0..1."""
         mean = images.new_tensor(self.pixel_mean)[:, None, None]
         std = images.new_tensor(self.pixel_std)[:, None, None]

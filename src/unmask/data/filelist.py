@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from unmask.data.datamodule import Split
-from unmask.data.decoding import IMAGE_SUFFIXES, decode_image
+from unmask.data.decoding import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from unmask.data.divided import DividedImages
 from unmask.data.labels import number_labels
 from unmask.data.samples import ImageFiles
 
 _log = logging.getLogger(__name__)
 _COMMENT = "#"
+_NAME_ENDINGS = IMAGE_SUFFIXES | ARRAY_SUFFIXES
 
 
 class ListedImage(NamedTuple):
@@ -72,7 +73,7 @@ class FileList(DividedImages):
             _log.warning("%s names %d image(s) more than once; each mention is a sample", path, repeated)
         classes = () if split == "train" else self.training_images.class_names
         labels, classes = number_labels([line.label for line in lines], classes, source=str(path))
-        return ImageFiles(paths, labels, classes, decode=decode_image)
+        return ImageFiles(paths, labels, classes, decode=self.decoder.read)
 
     def read_list(self, path: Path) -> Iterator[ListedImage]:
         """Reads what each line names, before any file is looked for."""
@@ -93,7 +94,7 @@ def decode_line(raw: bytes, path: Path, number: int) -> str:
 def _parse(number: int, text: str) -> ListedImage:
     path, comma, label = text.rpartition(",")
     _, dot, suffix = label.strip().lower().rpartition(".")
-    if not comma or (dot and suffix in IMAGE_SUFFIXES):
+    if not comma or (dot and suffix in _NAME_ENDINGS):
         return ListedImage(number, text, None)
     return ListedImage(number, path.strip(), label.strip() or None)
 

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.data.datamodule import Split
-from unmask.data.decoding import IMAGE_SUFFIXES, decode_image
+from unmask.data.decoding import ARRAY_SUFFIXES
 from unmask.data.divided import DividedImages
 from unmask.data.samples import UNLABELLED, ImageFiles
 
@@ -81,13 +81,13 @@ class ImageFolder(DividedImages):
 
     def read_split(self, split: Split) -> ImageFiles:
         classes = self._class_folders
-        found = self._found_training_images if split == "train" else _find_images(self._folders[split])
+        found = self._found_training_images if split == "train" else self._find_images(self._folders[split])
         if not classes or (self.labels == "auto" and not any(found.places)):
             labels = torch.full((len(found.paths),), UNLABELLED)
-            return ImageFiles(found.paths, labels, (), decode=decode_image)
+            return ImageFiles(found.paths, labels, (), decode=self.decoder.read)
         _require_class_folders(found)
         _require_same_classes(found, classes, self._folders["train"])
-        return ImageFiles(found.paths, _number(found, classes), classes, decode=decode_image)
+        return ImageFiles(found.paths, _number(found, classes), classes, decode=self.decoder.read)
 
     @cached_property
     def _folders(self) -> dict[Split, Path]:
@@ -95,7 +95,10 @@ class ImageFolder(DividedImages):
 
     @cached_property
     def _found_training_images(self) -> "_FoundImages":
-        return _find_images(self._folders["train"])
+        return self._find_images(self._folders["train"])
+
+    def _find_images(self, folder: Path) -> "_FoundImages":
+        return _find_images(folder, self.decoder.suffixes)
 
     @cached_property
     def _class_folders(self) -> tuple[str, ...]:
@@ -141,14 +144,16 @@ def _find_splits(root: Path) -> dict[Split, Path]:
     return folders or {"train": root}
 
 
-def _find_images(folder: Path) -> _FoundImages:
+def _find_images(folder: Path, suffixes: frozenset[str]) -> _FoundImages:
     ignored: Counter[str] = Counter()
-    images = list(_walk(str(folder), (), frozenset(), ignored))
+    images = list(_walk(str(folder), (), frozenset(), suffixes, ignored))
     listing = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
+    if any(f".{suffix}" in ignored for suffix in ARRAY_SUFFIXES):
+        listing += " (arrays are read where data.channels is not 3, or data.pixel_scale is set)"
     if not images:
         raise ValueError(
             f"no image below {folder} ({f'only {listing}' if ignored else 'no file at all'}); "
-            f"expected files named .{', .'.join(sorted(IMAGE_SUFFIXES))}"
+            f"expected files named .{', .'.join(sorted(suffixes))}"
         )
     if ignored:
         _log.info("ignored %d files below %s that are not named like images: %s", ignored.total(), folder, listing)
@@ -156,7 +161,11 @@ def _find_images(folder: Path) -> _FoundImages:
 
 
 def _walk(
-    folder: str, place: tuple[str, ...], above: frozenset[tuple[int, int]], ignored: Counter[str]
+    folder: str,
+    place: tuple[str, ...],
+    above: frozenset[tuple[int, int]],
+    suffixes: frozenset[str],
+    ignored: Counter[str],
 ) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yields each image with the folders that lead to it; counts the other files by the ending of their names."""
     status = Path(folder).stat()
@@ -166,8 +175,8 @@ def _walk(
     for entry in _list_visible(folder):
         _, dot, suffix = entry.name.lower().rpartition(".")
         if _is_folder(entry):
-            yield from _walk(entry.path, (*place, entry.name), above | {identity}, ignored)
-        elif dot and suffix in IMAGE_SUFFIXES:
+            yield from _walk(entry.path, (*place, entry.name), above | {identity}, suffixes, ignored)
+        elif dot and suffix in suffixes:
             yield entry.path, place
         else:
             ignored[f".{suffix}" if dot else "without ending"] += 1

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.data.datamodule import Split
-from unmask.data.decoding import decode_bytes, decode_image
+from unmask.data.decoding import BadImageError, ImageDecoder
 from unmask.data.divided import DividedImages
 from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, RawBatch, SampleKey
 
@@ -30,16 +30,25 @@ class HubImages(ImageSamples):
         table: A `datasets.Dataset` whose image column is not decoded.
         image_column: Its name.
         labels, class_names: See `ImageSamples`.
+        decoder: Reads an image.
         name: What messages call the table.
     """
 
     def __init__(
-        self, table: Any, image_column: str, labels: Int[Tensor, " n"], class_names: Sequence[str], *, name: str
+        self,
+        table: Any,
+        image_column: str,
+        labels: Int[Tensor, " n"],
+        class_names: Sequence[str],
+        *,
+        decoder: ImageDecoder,
+        name: str,
     ) -> None:
         self.table = table
         self.image_column = image_column
         self.labels = labels
         self.class_names = tuple(class_names)
+        self.decoder = decoder
         self.name = name
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
@@ -52,14 +61,15 @@ class HubImages(ImageSamples):
 
     def subset(self, indices: Int[Tensor, " m"]) -> "HubImages":
         chosen = self.table.select(indices.tolist())
-        return HubImages(chosen, self.image_column, self.labels[indices], self.class_names, name=self.name)
+        labels = self.labels[indices]
+        return HubImages(chosen, self.image_column, labels, self.class_names, decoder=self.decoder, name=self.name)
 
     def _decode(self, image: Mapping[str, Any] | None, row: int) -> Tensor:
         if image is None:
-            raise ValueError(f"{self.name}: row {row} has no image")
+            raise BadImageError(f"row {row} of {self.name}", "has no image")
         if image["bytes"] is None:
-            return decode_image(image["path"])
-        return decode_bytes(image["bytes"], f"{image['path'] or 'without name'} (row {row} of {self.name})")
+            return self.decoder.read(image["path"])
+        return self.decoder.decode(image["bytes"], f"{image['path'] or 'without name'} (row {row} of {self.name})")
 
 
 class Hub(DividedImages):
@@ -112,7 +122,9 @@ class Hub(DividedImages):
             labels = labels.clamp(min=UNLABELLED)
         undecoded = table.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
         class_names = names if (labels >= 0).any() else ()
-        return HubImages(undecoded, image_column, labels, class_names, name=str(self.origin(split)))
+        return HubImages(
+            undecoded, image_column, labels, class_names, decoder=self.decoder, name=str(self.origin(split))
+        )
 
     @cached_property
     def _tables(self) -> Any:

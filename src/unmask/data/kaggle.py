@@ -9,7 +9,6 @@ from typing import Any
 
 from unmask.data.archives import unpack_zip
 from unmask.data.datamodule import Split
-from unmask.data.decoding import decode_image
 from unmask.data.folder import ImageFolder
 from unmask.data.labels import number_labels
 from unmask.data.samples import ImageFiles
@@ -69,7 +68,7 @@ class Kaggle(ImageFolder):
             )
         classes = () if split == "train" else self.training_images.class_names
         labels, classes = number_labels(written, classes, source=str(self.table))
-        return ImageFiles(found.paths, labels, classes, decode=decode_image)
+        return ImageFiles(found.paths, labels, classes, decode=self.decoder.read)
 
     @cached_property
     def _test_lacks_labels(self) -> bool:

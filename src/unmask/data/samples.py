@@ -5,11 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
 UNLABELLED = -1
+
+Pixels = UInt8[Tensor, "channels _height _width"] | Float32[Tensor, "channels _height _width"]
+"""One image on the scale 0..255: uint8 of pictures, float32 of files with finer or unbounded numbers."""
 
 
 class SampleKey(NamedTuple):
@@ -22,13 +25,13 @@ class SampleKey(NamedTuple):
 class RawBatch(NamedTuple):
     """Images as stored or cropped, before they are normalised on the device."""
 
-    image: UInt8[Tensor, "b 3 height width"]
+    image: UInt8[Tensor, "b channels height width"] | Float32[Tensor, "b channels height width"]  # as `Pixels`
     label: Int[Tensor, " b"]
     index: Int[Tensor, " b"]  # type: ignore[assignment]
     epoch: Int[Tensor, " b"]
 
 
-ImageCrop = Callable[[UInt8[Tensor, "3 height width"], SampleKey], UInt8[Tensor, "3 new_height new_width"]]
+ImageCrop = Callable[[Pixels, SampleKey], Pixels]
 
 
 class ImageSamples(ABC):
@@ -82,7 +85,7 @@ class ImageFiles(ImageSamples):
     Args:
         paths: One file an image.
         labels, class_names: See `ImageSamples`.
-        decode: Reads a file as RGB; raises a ValueError that names the file.
+        decode: Reads a file; raises a ValueError that names it.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class ImageFiles(ImageSamples):
         labels: Int[Tensor, " n"],
         class_names: Sequence[str],
         *,
-        decode: Callable[[str], UInt8[Tensor, "3 height width"]],
+        decode: Callable[[str], Pixels],
     ) -> None:
         self.paths = list(paths)
         self.labels = labels

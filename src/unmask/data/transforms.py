@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from unmask.data.samples import Pixels
 from unmask.randomness import keyed_uniform
 
 _CROP_ATTEMPTS = 10  # as torchvision's RandomResizedCrop
@@ -77,10 +78,8 @@ class Augmentation:
         boxes, flipped = self._draw(keys, images.shape[2], images.shape[3])
         return resize_boxes(images.float(), boxes, size, self.interpolation, flipped)
 
-    def crop_image(
-        self, image: UInt8[Tensor, "c height width"], key: Int[Tensor, " 1"], size: tuple[int, int]
-    ) -> UInt8[Tensor, "c new_height new_width"]:
-        """Crops and flips one image of any size to whole values 0..255, ready to be sent to the device."""
+    def crop_image(self, image: Pixels, key: Int[Tensor, " 1"], size: tuple[int, int]) -> Pixels:
+        """Crops and flips one image of any size, bytes to bytes, ready to be sent to the device."""
         boxes, flipped = self._draw(key, image.shape[1], image.shape[2])
         top, left, height, width = (int(side) for side in boxes)
         crop: Tensor = TF.resized_crop(
@@ -115,8 +114,10 @@ class Augmentation:
 
 
 def resize_and_centre_crop(
-    image: UInt8[Tensor, "*b c height width"], size: tuple[int, int], crop_share: float
-) -> UInt8[Tensor, "*b c new_height new_width"]:
+    image: UInt8[Tensor, "*b c height width"] | Float32[Tensor, "*b c height width"],
+    size: tuple[int, int],
+    crop_share: float,
+) -> UInt8[Tensor, "*b c new_height new_width"] | Float32[Tensor, "*b c new_height new_width"]:
     """Prepares an image, or a batch of one size, for evaluation.
 
     It is resized (bicubic) until a centred crop of `size` is `crop_share` of it along the tighter side. With the usual

@@ -17,7 +17,8 @@ class MAEDecoder(nn.Module):
         encoder_dim: Width of the encoder's tokens.
         num_prefix_tokens: Tokens in front of the encoder's patches; they are decoded too and then dropped.
         grid: Patches of an image, (rows, cols).
-        patch_size: Pixels; a prediction holds `3 * patch_size**2` numbers, channel fastest.
+        patch_size: Pixels; a prediction holds `image_channels * patch_size**2` numbers, channel fastest.
+        image_channels: Of the images.
         embed_dim, depth, num_heads: The decoder's own width, blocks and heads (Table 1).
 
     Raises:
@@ -31,6 +32,7 @@ class MAEDecoder(nn.Module):
         num_prefix_tokens: int,
         grid: tuple[int, int],
         patch_size: int,
+        image_channels: int = 3,
         embed_dim: int = 512,
         depth: int = 8,
         num_heads: int = 16,
@@ -47,7 +49,7 @@ class MAEDecoder(nn.Module):
             *(Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
         )
         self.norm = norm_layer(embed_dim)
-        self.predict = nn.Linear(embed_dim, 3 * patch_size**2)
+        self.predict = nn.Linear(embed_dim, image_channels * patch_size**2)
         self.apply(_initialise_linear)
         nn.init.normal_(self.mask_token, std=0.02)
 

@@ -149,7 +149,9 @@ class DDMIM(Method):
         self.masked_stages = [stage for stage, ratio in enumerate(mask_generator.ratios) if ratio]
 
         last = backbone.stages[-1]
-        self.head = head(in_channels=last.channels, stride=last.stride) if reconstruction_weight else None
+        self.head: PixelShuffleHead | None = None
+        if reconstruction_weight:
+            self.head = head(in_channels=last.channels, stride=last.stride, image_channels=backbone.in_channels)
         self.projector = projector(in_features=last.channels) if contrastive_weight else None
         self.fill_tokens = nn.ParameterDict()
         if fill == "learned":
@@ -161,7 +163,7 @@ class DDMIM(Method):
             is_averaged = self._is_of_a_stage if teacher_scope == "stages" else lambda _: True
             self.teacher = teacher(self.student_networks(), is_averaged=is_averaged)
         self._images_in_step = 0
-        self._hidden_at_stages(mask_generator(torch.empty(1, 3, *backbone.image_size)))
+        self._hidden_at_stages(mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask

@@ -62,9 +62,10 @@ class MAE(Method):
             num_prefix_tokens=backbone.num_prefix_tokens,
             grid=self.grid,
             patch_size=backbone.patch_size,
+            image_channels=backbone.in_channels,
         )
         backbone.initialise_as_mae()
-        self._require_own_patches(self.mask_generator(torch.empty(1, 3, *backbone.image_size)))
+        self._require_own_patches(self.mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask

@@ -38,10 +38,10 @@ class SimMIM(Method):
     def __init__(self, *, head: Callable[..., PixelShuffleHead], **shared: Any) -> None:
         super().__init__(**shared)
         last = self.backbone.stages[-1]
-        self.head = head(in_channels=last.channels, stride=last.stride)
+        self.head = head(in_channels=last.channels, stride=last.stride, image_channels=self.backbone.in_channels)
         self.mask_token = nn.Parameter(torch.empty(self.backbone.stages[0].channels))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self._hidden_tokens(self.mask_generator(torch.empty(1, 3, *self.backbone.image_size)))
+        self._hidden_tokens(self.mask_generator(torch.empty(1, self.backbone.in_channels, *self.backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask

@@ -33,11 +33,11 @@ def extract_features(backbone: MaskedBackbone, images: Images, pool: Pool = "mea
 
     Args:
         backbone: Put in eval mode and left there.
-        images: RGB in 0..1 of the backbone's `image_size`; normalised inside.
+        images: In 0..1, of the backbone's `image_size` and channels; normalised inside.
         pool: "mean" averages the final tokens.
 
     Raises:
-        ValueError: The images have another size or another range, or the pooling is unknown.
+        ValueError: The images have another size, other channels or another range, or the pooling is unknown.
     """
     if pool != "mean":
         raise ValueError(f"pool must be 'mean', got {pool!r}")
@@ -50,7 +50,7 @@ def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction
 
     Args:
         method: Put in eval mode and left there.
-        images: RGB in 0..1 of the backbone's `image_size`; normalised inside.
+        images: In 0..1, of the backbone's `image_size` and channels; normalised inside.
         seed: Key of the masks.
 
     Returns:
@@ -81,6 +81,8 @@ def _normalise(backbone: MaskedBackbone, images: Images) -> Images:
             f"images are {images.shape[2]}x{images.shape[3]} px, this backbone takes "
             f"{backbone.image_size[0]}x{backbone.image_size[1]}; resize them"
         )
+    if images.shape[1] != backbone.in_channels:
+        raise ValueError(f"images have {images.shape[1]} channel(s), this backbone takes {backbone.in_channels}")
     if not images.is_floating_point() or not (images.min() >= 0.0 and images.max() <= 1.0):
         raise ValueError("images must lie in 0..1; divide bytes by 255, and do not normalise beforehand")
     mean, std = (images.new_tensor(values)[:, None, None] for values in (backbone.pixel_mean, backbone.pixel_std))

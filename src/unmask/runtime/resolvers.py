@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -34,9 +35,9 @@ def share(part: float, whole: float | None) -> float:
     return part * whole if whole is not None and whole > 0 else 0.0
 
 
-def times(factor: int, size: int) -> int:
-    """Multiplies a size by a whole number."""
-    return factor * size
+def times(factor: int, size: Any) -> Any:
+    """Multiplies a size by a whole number; what is no size is left for its owner to refuse."""
+    return factor * size if isinstance(size, int) else size
 
 
 def fit_patch(size: int, image_size: int | Sequence[int]) -> int:
@@ -50,12 +51,14 @@ def fit_swin_patch(size: int, image_size: int | Sequence[int]) -> int:
     return size if _shorter_side(image_size) >= _SMALL_FOR_SWIN else max(1, size // 2)
 
 
-def fit_window(window: int, patch_size: int, image_size: int | Sequence[int], num_stages: int) -> int:
+def fit_window(window: int, patch_size: Any, image_size: int | Sequence[int], num_stages: int) -> int:
     """Finds the window nearest to the usual one that tiles every stage; the usual one where none does.
 
     A grid no larger than the window counts as one window. An image that fits no window is left for the backbone to
-    refuse, which says what would fit.
+    refuse, which says what would fit, as it refuses a patch that is not one number.
     """
+    if not isinstance(patch_size, int):
+        return window
     sides = [image_size] if isinstance(image_size, int) else list(image_size)
     grids = [side // (patch_size * 2**stage) for side in sides for stage in range(num_stages)]
     largest = max(2 * window, min(grids))  # a window as large as the last grid always tiles the others
