@@ -9,7 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.backbones.base import IMAGENET_MEAN, IMAGENET_STD, MaskedBackbone, as_rgb, as_size
+from unmask.backbones.base import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MaskedBackbone,
+    as_size,
+    as_statistic,
+    require_square_patch,
+)
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.backbones.sequence import NUM_PREFIX_TOKENS, as_grid, as_map, blocks_per_stage, run_stages
@@ -40,7 +47,8 @@ class TimmBeit(MaskedBackbone):
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         norm_after_pooling: Pool the patch tokens first and normalise the mean, as fine-tuning does; otherwise the
             final norm is applied to every token.
-        pixel_mean, pixel_std: RGB statistics, in 0..1, its images are normalised with.
+        in_channels: Of the images.
+        pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalised with.
 
     Raises:
         ValueError: The image is not whole patches, the depth not whole stages, or timm has no such model.
@@ -64,6 +72,7 @@ class TimmBeit(MaskedBackbone):
         num_stages: int | None = None,
         drop_path_rate: float = 0.0,
         norm_after_pooling: bool = False,
+        in_channels: int = 3,
         pixel_mean: Sequence[float] = IMAGENET_MEAN,
         pixel_std: Sequence[float] = IMAGENET_STD,
     ) -> None:
@@ -82,9 +91,11 @@ class TimmBeit(MaskedBackbone):
             "num_stages": num_stages,
             "drop_path_rate": drop_path_rate,
             "norm_after_pooling": norm_after_pooling,
+            "in_channels": in_channels,
             "pixel_mean": list(pixel_mean),
             "pixel_std": list(pixel_std),
         }
+        require_square_patch(patch_size)
         self.image_size = as_size(image_size)
         require_whole_patches(*self.image_size, patch_size)
         if relative_bias not in ("shared", "per_block"):
@@ -96,7 +107,8 @@ class TimmBeit(MaskedBackbone):
         self.grid = self.image_size[0] // patch_size, self.image_size[1] // patch_size
         self.stages = (FeatureStage(self.beit.embed_dim, patch_size),) * (self.num_blocks // self._blocks_per_stage)
         self.norm_after_pooling = norm_after_pooling
-        self.pixel_mean, self.pixel_std = as_rgb(pixel_mean), as_rgb(pixel_std)
+        self.in_channels = in_channels
+        self.pixel_mean, self.pixel_std = (as_statistic(values, in_channels) for values in (pixel_mean, pixel_std))
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -151,6 +163,7 @@ class TimmBeit(MaskedBackbone):
             use_fc_norm=False,
             init_values=settings["layer_scale"],
             drop_path_rate=settings["drop_path_rate"],
+            in_chans=settings["in_channels"],
         )
 
     def _spread_relative_bias(self) -> None:
