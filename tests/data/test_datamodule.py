@@ -155,7 +155,7 @@ def test_images_are_divided_by_255_and_normalised_channel_by_channel() -> None:
 def test_evaluation_sees_the_centred_crop_of_the_given_share(crop_share: float) -> None:
     data = make_data(3, eval_crop_share=crop_share)
     (batch,) = data.val_dataloader()
-    expected = data.normalise(resize_and_centre_crop(data.images, (16, 16), crop_share).float() / 255)
+    expected = data.normalise(resize_and_centre_crop(data.images, (16, 16), crop_share))
     assert torch.equal(data.finish(batch, augmented=False).image, expected)
     assert torch.equal(data.held_out_images(3).image, expected)
 

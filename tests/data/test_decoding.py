@@ -80,6 +80,22 @@ def test_a_jpeg_keeps_colours_and_places(save: Callable[..., str], progressive: 
     assert (image.int() - torch.from_numpy(pixels).permute(2, 0, 1).int()).abs().max() <= 4
 
 
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_fast_jpeg_decoder_gives_pillows_pixels(save: Callable[..., str], mode: str, subsampling: int) -> None:
+    image = Image.fromarray(noise(37, 51)).convert(mode)
+    options = {} if mode == "L" else {"subsampling": subsampling}
+    path = save(image, "a.jpg", quality=60, **options)
+    expected = np.array(Image.open(path).convert("RGB"))
+    assert torch.equal(decode_image(path), torch.from_numpy(expected).permute(2, 0, 1))
+
+
+def test_the_fast_jpeg_decoder_is_used(save: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(Image.fromarray(noise(8, 8)), "a.jpg")
+    monkeypatch.setattr(Image.Image, "convert", None)  # Pillow's way needs it
+    assert decode_image(path).shape == (3, 8, 8)
+
+
 def test_the_content_decides_and_not_the_name(save: Callable[..., str]) -> None:
     pixels = noise(4, 4)
     path = save(Image.fromarray(pixels), "a.jpg", format="PNG")

@@ -18,6 +18,11 @@ def keys_of(count: int, epoch: int = 0) -> Tensor:
     return sample_keys(0, "augmentation", epoch, torch.arange(count))
 
 
+def place(augmentation: Augmentation, count: int, height: int, width: int) -> tuple[Boxes, Tensor]:
+    """The boxes of `count` samples, and which are mirrored."""
+    return augmentation._place(augmentation.draws(keys_of(count)), height, width)
+
+
 def distance_from_uniform(values: Tensor) -> float:
     """The Kolmogorov-Smirnov statistic against the uniform distribution on 0..1."""
     ordered = values.double().sort().values
@@ -73,7 +78,7 @@ def test_a_key_gives_one_box_on_the_batch_path_and_on_the_single_image_path(inte
     keys = keys_of(40)
     image = ramps(40, 42)
     batch = augmentation.crop_batch(image.expand(40, -1, -1, -1), keys, size)
-    single = torch.stack([augmentation.crop_image(image, key[None], size) for key in keys])
+    single = torch.stack([augmentation.crop_image(image, draws, size) for draws in augmentation.draws(keys).split(1)])
     assert (batch - single).abs().max() < 2.0  # a box off by one pixel would differ by six at that border
 
 
@@ -95,7 +100,7 @@ def test_area_aspect_and_place_of_boxes_are_uniform() -> None:
     """With shares up to a half every attempt fits, so nothing is tilted by the ones that do not."""
     count, height, width = 4000, 1500, 2000
     ratio = (3 / 4, 4 / 3)
-    boxes, _ = Augmentation(scale=(0.2, 0.4), ratio=ratio)._draw(keys_of(count), height, width)
+    boxes, _ = place(Augmentation(scale=(0.2, 0.4), ratio=ratio), count, height, width)
     area = boxes.height * boxes.width / (height * width)
     log_aspect = (boxes.width / boxes.height).log()
     bound = KS_ONE_SAMPLE / count**0.5 + 2e-3  # boxes are whole pixels
@@ -109,7 +114,7 @@ def test_area_aspect_and_place_of_boxes_are_uniform() -> None:
 
 def test_a_box_lies_at_each_of_its_places_equally_often() -> None:
     count, places = 3000, 5  # a box of 4 pixels in 8
-    boxes, _ = Augmentation(scale=(0.25, 0.25), ratio=(1.0, 1.0))._draw(keys_of(count), 8, 8)
+    boxes, _ = place(Augmentation(scale=(0.25, 0.25), ratio=(1.0, 1.0)), count, 8, 8)
     for start in (boxes.top, boxes.left):
         shares = start.bincount(minlength=places) / count
         assert len(shares) == places
@@ -119,7 +124,7 @@ def test_a_box_lies_at_each_of_its_places_equally_often() -> None:
 @pytest.mark.parametrize(("height", "width", "scale"), [(40, 40, (0.2, 1.0)), (30, 90, (0.67, 1.0))])
 def test_boxes_follow_torchvisions_random_resized_crop(height, width, scale) -> None:
     count, ratio = 2000, (3 / 4, 4 / 3)
-    boxes, _ = Augmentation(scale=scale, ratio=ratio)._draw(keys_of(count), height, width)
+    boxes, _ = place(Augmentation(scale=scale, ratio=ratio), count, height, width)
     image = torch.empty(3, height, width)
     theirs = torch.tensor([RandomResizedCrop.get_params(image, list(scale), list(ratio)) for _ in range(count)])
     for ours, column in zip(boxes, theirs.unbind(1), strict=True):
@@ -132,7 +137,7 @@ def test_boxes_follow_torchvisions_random_resized_crop(height, width, scale) -> 
 @pytest.mark.parametrize(("height", "width"), [(20, 200), (200, 20)])
 def test_where_no_attempt_fits_the_largest_centred_crop_is_taken(height, width) -> None:
     ratio = (3 / 4, 4 / 3)
-    boxes, _ = Augmentation(scale=(1.0, 1.0), ratio=ratio)._draw(keys_of(5), height, width)
+    boxes, _ = place(Augmentation(scale=(1.0, 1.0), ratio=ratio), 5, height, width)
     expected = RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], list(ratio))
     assert [tuple(map(int, box)) for box in zip(*boxes, strict=True)] == [tuple(expected)] * 5
 
@@ -186,7 +191,7 @@ def test_which_images_are_erased_does_not_follow_from_which_are_mirrored() -> No
     count = 2000
     augmentation = Augmentation(flip=0.5, erase=0.5)
     erased = (augmentation.erase_batch(torch.full((count, 1, 8, 8), 100.0), keys_of(count)) != 100.0).flatten(1).any(1)
-    _, mirrored = augmentation._draw(keys_of(count), 8, 8)
+    _, mirrored = place(augmentation, count, 8, 8)
     correlation = torch.corrcoef(torch.stack([erased, mirrored]).double())[0, 1]
     assert abs(correlation.item()) < 5 / count**0.5
 

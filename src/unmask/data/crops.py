@@ -1,12 +1,13 @@
 """Crops that bring one image of any size to the size a loader serves."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from unmask.data.samples import Pixels, SampleKey
+from unmask.data.samples import LoaderCrop, Pixels, SampleKey
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.randomness import sample_keys
 
@@ -17,20 +18,28 @@ def augmentation_keys(seed: int, epoch: int | Int[Tensor, " b"], index: Int[Tens
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentedCrop:
+class AugmentedCrop(LoaderCrop):
     """The training crop, keyed by (seed, epoch, sample)."""
 
     augmentation: Augmentation
     size: tuple[int, int]
     seed: int
+    looked_up: Mapping[SampleKey, Float[Tensor, "1 n"]] = field(default_factory=dict)
 
     def __call__(self, image: Pixels, key: SampleKey) -> Pixels:
-        keys = augmentation_keys(self.seed, key.epoch, torch.tensor([key.index]))
-        return self.augmentation.crop_image(image, keys, self.size)
+        draws = self.looked_up[key] if key in self.looked_up else self._draws([key])
+        return self.augmentation.crop_image(image, draws, self.size)
+
+    def prepared(self, keys: Sequence[SampleKey]) -> "AugmentedCrop":
+        return replace(self, looked_up=dict(zip(keys, self._draws(keys).split(1), strict=True)))
+
+    def _draws(self, keys: Sequence[SampleKey]) -> Float[Tensor, "b n"]:
+        epoch, index = torch.tensor(keys).unbind(1)
+        return self.augmentation.draws(augmentation_keys(self.seed, epoch, index))
 
 
 @dataclass(frozen=True, kw_only=True)
-class CentreCrop:
+class CentreCrop(LoaderCrop):
     """The evaluation crop; the same in every epoch."""
 
     size: tuple[int, int]

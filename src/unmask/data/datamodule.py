@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+from jaxtyping import Shaped
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
 from unmask.data.decoding import ImageDecoder
 from unmask.data.sampler import KeyedBatchSampler
-from unmask.data.samples import ImageCrop, ImageSamples, LoaderSamples, RawBatch, SampleKey
+from unmask.data.samples import ImageSamples, LoaderCrop, LoaderSamples, RawBatch, SampleKey
 from unmask.data.splits import hold_out
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.types import ImageBatch, Images
@@ -159,19 +160,20 @@ class ImageDataModule(LightningDataModule, ABC):
             images = self.augmentation.crop_batch(images, keys, self.image_size)
         elif self.holds_images_in_memory:
             images = resize_and_centre_crop(images, self.image_size, self.eval_crop_share)
-        images = self.normalise(images.float() / 255.0)
+        images = self.normalise(images)
         if augmented:
             images = self.augmentation.erase_batch(images, keys)
         return ImageBatch(images, batch.label, batch.index)
 
-    def normalise(self, images: Images) -> Images:
-        """Subtracts the mean and divides by the deviation of images in 0..1."""
-        mean = images.new_tensor(self.pixel_mean)[:, None, None]
-        std = images.new_tensor(self.pixel_std)[:, None, None]
-        return (images - mean) / std
+    def normalise(self, images: Shaped[Tensor, "b channels height width"]) -> Images:
+        """Divides values of 0..255 by 255, subtracts the mean and divides by the deviation."""
+        mean = torch.tensor(self.pixel_mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.pixel_std, device=images.device)[:, None, None]
+        # Each temporary costs a CPU as much as the arithmetic, so one copy is made and changed in place.
+        return images.to(torch.float32, copy=True).mul_(1.0 / (255.0 * std)).sub_(mean / std)
 
     def _loader(
-        self, samples: ImageSamples, crop: ImageCrop, batch_size: int, *, is_training: bool
+        self, samples: ImageSamples, crop: LoaderCrop, batch_size: int, *, is_training: bool
     ) -> DataLoader[RawBatch]:
         num_workers = 0 if self.holds_images_in_memory else self.num_workers
         sampler = KeyedBatchSampler(

@@ -34,6 +34,19 @@ class RawBatch(NamedTuple):
 ImageCrop = Callable[[Pixels, SampleKey], Pixels]
 
 
+class LoaderCrop(ABC):
+    """Brings one image of any size to the size a loader serves."""
+
+    @abstractmethod
+    def __call__(
+        self, image: UInt8[Tensor, "3 height width"], key: SampleKey
+    ) -> UInt8[Tensor, "3 new_height new_width"]: ...
+
+    def prepared(self, keys: Sequence[SampleKey]) -> ImageCrop:
+        """The same crop, with what it needs for a whole batch looked up at once."""
+        return self
+
+
 class ImageSamples(ABC):
     """A split of a data set.
 
@@ -114,7 +127,7 @@ class ImageFiles(ImageSamples):
 class LoaderSamples(Dataset[RawBatch]):
     """Samples with the crop a loader wants; fetched a batch at a time, so a loader needs no collation."""
 
-    def __init__(self, samples: ImageSamples, crop: ImageCrop) -> None:
+    def __init__(self, samples: ImageSamples, crop: LoaderCrop) -> None:
         self.samples = samples
         self.crop = crop
 
@@ -122,4 +135,4 @@ class LoaderSamples(Dataset[RawBatch]):
         return len(self.samples)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:
-        return self.samples.read(keys, self.crop)
+        return self.samples.read(keys, self.crop.prepared(keys))

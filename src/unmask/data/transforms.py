@@ -75,12 +75,16 @@ class Augmentation:
         self, images: UInt8[Tensor, "b c height width"], keys: Int[Tensor, " b"], size: tuple[int, int]
     ) -> Float[Tensor, "b c new_height new_width"]:
         """Crops and flips images of one size; returns floats in 0..255."""
-        boxes, flipped = self._draw(keys, images.shape[2], images.shape[3])
+        boxes, flipped = self._place(self.draws(keys), images.shape[2], images.shape[3])
         return resize_boxes(images.float(), boxes, size, self.interpolation, flipped)
 
-    def crop_image(self, image: Pixels, key: Int[Tensor, " 1"], size: tuple[int, int]) -> Pixels:
+    def draws(self, keys: Int[Tensor, " b"]) -> Float[Tensor, "b n"]:
+        """Looks up all that crops and flips of these keys depend on beside the images' sizes."""
+        return keyed_uniform(keys, 1 + _CROP_ATTEMPTS * _DRAWS_PER_ATTEMPT)
+
+    def crop_image(self, image: Pixels, draws: Float[Tensor, "1 n"], size: tuple[int, int]) -> Pixels:
         """Crops and flips one image of any size, bytes to bytes, ready to be sent to the device."""
-        boxes, flipped = self._draw(key, image.shape[1], image.shape[2])
+        boxes, flipped = self._place(draws, image.shape[1], image.shape[2])
         top, left, height, width = (int(side) for side in boxes)
         crop: Tensor = TF.resized_crop(
             image, top, left, height, width, list(size), InterpolationMode(self.interpolation), antialias=True
@@ -105,8 +109,8 @@ class Augmentation:
         noise = _keyed_normal(keys ^ 2, channels * height * width).view_as(images)
         return torch.where(inside[:, None], noise, images)
 
-    def _draw(self, keys: Int[Tensor, " b"], height: int, width: int) -> tuple[Boxes, Bool[Tensor, " b"]]:
-        draws = keyed_uniform(keys, 1 + _CROP_ATTEMPTS * _DRAWS_PER_ATTEMPT)
+    def _place(self, draws: Float[Tensor, "b n"], height: int, width: int) -> tuple[Boxes, Bool[Tensor, " b"]]:
+        """Boxes of these draws in images of one size, and which images are mirrored."""
         boxes, fits = _draw_boxes(draws[:, 1:], height, width, self.scale, self.ratio)
         fallback = _centred_box(height, width, self.ratio)
         boxes = Boxes(*(torch.where(fits, side, whole) for side, whole in zip(boxes, fallback, strict=True)))
