@@ -144,3 +144,15 @@ def test_offsets_count_in_the_windows_of_the_pretraining(make_swin) -> None:
 def test_pretrained_windows_are_for_each_stage_of_a_swin_v2(make_swin, changes) -> None:
     with pytest.raises(ValueError, match="must be one window for each of 3 stages of a Swin V2"):
         make_swin(**changes)
+
+
+def test_layers_are_the_stages_and_the_last_is_what_evaluation_reads(make_swin, randomise) -> None:
+    backbone = randomise(make_swin())
+    images = torch.randn(2, 3, 64, 64)
+    layers = list(backbone.forward_layers(images))
+    maps = backbone.forward_features(images)
+    assert backbone.layer_names == ("stage 1", "stage 2", "stage 3")
+    for pooled, feature_map in zip(layers, maps, strict=True):
+        torch.testing.assert_close(pooled["mean"], feature_map.flatten(2).mean(dim=2))
+        assert torch.equal(pooled["max"], feature_map.flatten(2).amax(dim=2))
+    assert torch.equal(layers[-1]["mean"], backbone.forward_pooled(images))

@@ -1,6 +1,6 @@
 import pytest
 
-from unmask.data.sampler import KeyedBatchSampler
+from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
 from unmask.data.samples import SampleKey
 
 
@@ -118,3 +118,16 @@ def test_every_sample_comes_first_equally_often() -> None:
 
 def test_without_a_seed_the_stored_order_is_kept() -> None:
     assert visited(make_sampler(seed=None, drop_last=False, epoch=3)) == list(range(50))
+
+
+@pytest.mark.parametrize("num_samples", [1, 8, 50])
+@pytest.mark.parametrize("num_parts", [1, 2, 3, 9])
+def test_parts_hold_the_batches_of_one_device_and_equally_many(num_samples, num_parts) -> None:
+    alone = list(PartOfBatches(num_samples, 8, part=0, num_parts=1))
+    assert [key for batch in alone for key in batch] == [SampleKey(0, index) for index in range(num_samples)]
+    parts = [PartOfBatches(num_samples, 8, part=part, num_parts=num_parts) for part in range(num_parts)]
+    steps = [len(list(part)) for part in parts]
+    assert steps == [len(part) for part in parts] == [-(-len(alone) // num_parts)] * num_parts
+    dealt = [list(part)[step] for step in range(steps[0]) for part in parts]
+    assert dealt[: len(alone)] == alone
+    assert all(batch in alone for batch in dealt)

@@ -1,9 +1,12 @@
 """What every protocol reads: full images, once each, from a backbone at rest."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from unmask.evaluation.features import extract_features, require_labels
+from unmask.evaluation import features
+from unmask.evaluation.features import FeatureView, FrozenFeatures, extract_features, final_mean, require_labels
 from unmask.evaluation.knn import KNN
 from unmask.evaluation.linear import LinearProbe
 
@@ -13,12 +16,12 @@ CPU = torch.device("cpu")
 def test_every_image_is_read_once_in_order_with_a_short_last_batch(make_backbone, make_data, draw_splits):
     splits = draw_splits((16, 9, 10), num_classes=3, spread=30.0)
     backbone = make_backbone().train()
-    features, labels = extract_features(backbone, make_data(splits, num_classes=3), "train", device=CPU)
+    found, labels = extract_features(backbone, make_data(splits, num_classes=3), "train", device=CPU)
     images = torch.cat([images for images, _, _ in backbone.calls])
     assert [len(images) for images, _, _ in backbone.calls] == [7, 7, 2]
     assert torch.equal(images, splits["train"][0].float() / 255)
     assert torch.equal(labels, splits["train"][1])
-    torch.testing.assert_close(features, backbone.linear(images.flatten(1)).detach())
+    torch.testing.assert_close(found, backbone.linear(images.flatten(1)).detach())
 
 
 def test_the_backbone_rests_while_it_is_read_and_every_module_gets_its_mode_back(make_backbone, make_data, draw_splits):
@@ -43,17 +46,63 @@ def test_features_are_float32_and_fit_to_train_on(make_backbone, make_data, draw
     data = make_data(draw_splits((16, 9, 10), num_classes=3, spread=30.0), num_classes=3)
     backbone = make_backbone()
     monkeypatch.setattr(backbone, "forward_pooled", lambda images: backbone.linear(images.flatten(1)).bfloat16())
-    features = extract_features(backbone, data, "train", device=CPU).features
-    assert features.dtype == torch.float32
-    assert not features.is_inference()
+    found = extract_features(backbone, data, "train", device=CPU).features
+    assert found.dtype == torch.float32
+    assert not found.is_inference()
 
 
-def test_a_sample_read_twice_is_noticed(make_backbone, make_data, draw_splits, monkeypatch):
+def test_a_sample_served_twice_is_counted_once_and_one_left_out_is_noticed(
+    make_backbone, make_data, draw_splits, make_trainer, monkeypatch
+):
     data = make_data(draw_splits((16, 9, 10), num_classes=3, spread=30.0), num_classes=3)
-    once = data.evaluation_loader("train")
-    monkeypatch.setattr(data, "evaluation_loader", lambda split: [*once, *once])
-    with pytest.raises(AssertionError, match="read twice"):
-        extract_features(make_backbone(), data, "train", device=CPU)
+    backbone = make_backbone()
+    expected = FrozenFeatures(backbone, data, make_trainer).read("train")
+    batches = list(data.evaluation_part("train", part=0, num_parts=1))
+    monkeypatch.setattr(data, "evaluation_part", lambda split, **parts: [*batches[::-1], batches[0]])
+    served = FrozenFeatures(backbone, data, make_trainer).read("train")
+    assert torch.equal(served.features, expected.features)
+    assert torch.equal(served.labels, expected.labels)
+    monkeypatch.setattr(data, "evaluation_part", lambda split, **parts: batches[1:])
+    with pytest.raises(AssertionError, match="a sample was skipped"):
+        FrozenFeatures(backbone, data, make_trainer).read("train")
+
+
+def test_several_protocols_and_views_share_one_pass_a_split(make_vit, make_data, draw_splits, make_trainer):
+    data = make_data(draw_splits((16, 9, 10), num_classes=3, spread=30.0, side=32), num_classes=3, image_size=32)
+    backbone = make_vit()
+    batch_sizes = []
+    backbone.vit.patch_embed.register_forward_hook(lambda module, images, tokens: batch_sizes.append(len(tokens)))
+    views = (FeatureView(1, "cls"), FeatureView(1, "mean"), FeatureView(3, "max"))
+    shared = FrozenFeatures(backbone, data, make_trainer, views)
+    read = {(split, view): shared.read(split, view) for split in ("train", "test") for view in shared.views}
+    KNN(k=3).measure(shared)
+    assert batch_sizes == [7, 7, 2, 7, 3]
+    for split in ("train", "test"):
+        images = data.splits[split][0].float() / 255
+        with torch.inference_mode():
+            layers = list(backbone.eval().forward_layers(images))
+        for view in (*views, final_mean(backbone)):
+            torch.testing.assert_close(read[split, view].features, layers[view.layer][view.pool].clone())
+
+
+def test_features_that_do_not_fit_in_memory_lie_in_a_file_that_leaves_nothing_behind(
+    make_backbone, make_data, draw_splits, make_trainer, monkeypatch
+):
+    data = make_data(draw_splits((16, 9, 10), num_classes=3, spread=30.0), num_classes=3)
+    backbone = make_backbone()
+    in_memory = FrozenFeatures(backbone, data, make_trainer).read("train").features
+    folder = Path(make_trainer().default_root_dir)
+    asked = []
+    from_file = torch.from_file
+    monkeypatch.setattr(torch, "from_file", lambda path, **kind: asked.append(path) or from_file(path, **kind))
+    monkeypatch.setattr(features, "_BYTES_IN_MEMORY", 4 * 16 * 8 - 1)
+    on_disk = FrozenFeatures(backbone, data, make_trainer).read("train").features
+    assert [Path(path).is_relative_to(folder) for path in asked] == [True]
+    assert list(folder.iterdir()) == []
+    assert torch.equal(on_disk, in_memory)
+    monkeypatch.setattr(features, "_BYTES_IN_MEMORY", 4 * 16 * 8)
+    FrozenFeatures(backbone, data, make_trainer).read("train")
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("evaluator", [KNN(k=3, also_k=()), LinearProbe(epochs=1)])

@@ -78,7 +78,8 @@ def test_separate_blobs_are_told_apart(make_backbone, make_data, draw_splits, ma
 def test_chunks_do_not_change_the_neighbours(monkeypatch):
     query, bank = torch.randn(23, 8), torch.randn(40, 8)
     whole = nearest_neighbours(query, bank, 9)
-    monkeypatch.setattr(knn, "_SIMILARITIES_AT_ONCE", 5 * 40)
+    monkeypatch.setattr(knn, "_QUERIES_AT_ONCE", 5)
+    monkeypatch.setattr(knn, "_BANK_AT_ONCE", 7)
     chunked = nearest_neighbours(query, bank, 9)
     assert torch.equal(chunked.position, whole.position)
     torch.testing.assert_close(chunked.similarity, whole.similarity)

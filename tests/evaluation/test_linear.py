@@ -87,10 +87,12 @@ def test_the_rate_is_chosen_on_val_though_test_prefers_another(
     report = LinearProbe(base_lrs=rates, epochs=10, batch_size=16).evaluate(
         make_backbone(), make_data(splits, num_classes=3), make_trainer
     )
-    on_val = [float(value) for value in str(report.settings["val_top1_of_grid"]).split(", ")]
+    view, _, values = str(report.settings["val_top1_of_grid"]).partition(": ")
+    on_val = [float(value) for value in values.split(", ")]
     assert on_val[0] < 80.0 < on_val[1]
     assert report.metrics["top1"] < 100.0 - on_val[0] - 20.0  # the other rate would have scored more on test
-    assert report.settings["selected"] == "base_lr=0.3"
+    assert view == "stage 1 mean"
+    assert report.settings["selected"] == "stage 1 mean, base_lr=0.3"
     assert report.settings["selected_on"] == "val (60)"
     assert report.metrics["val_top1"] == pytest.approx(on_val[1], abs=1e-3)
     assert report.settings["is_at_edge_of_grid"] == "yes"

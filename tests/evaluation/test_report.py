@@ -1,6 +1,7 @@
 """Tables for readers, plain values for programs."""
 
 import json
+from dataclasses import asdict
 
 from unmask.evaluation.base import EvalReport
 from unmask.evaluation.report import report_dict, report_table
@@ -41,4 +42,4 @@ def test_a_protocol_shared_by_two_backbones_is_spelled_out_once():
 
 def test_json_keeps_every_field():
     report = make_report("knn: k=20", ACCURACY, left_out="k of [200]")
-    assert EvalReport(**json.loads(json.dumps(report_dict(report)))) == report
+    assert json.loads(json.dumps(report_dict(report))) == asdict(report) | {"headline": list(report.headline)}

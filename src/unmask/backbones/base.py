@@ -1,8 +1,8 @@
 """What a method and an evaluation may ask of a backbone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from unmask.types import FeatureStage, Images, StageEdit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Pooling = Literal["mean", "max", "cls"]  # over the patches; "cls" takes the class token instead
 
 
 class MaskedBackbone(nn.Module, ABC):
@@ -33,6 +35,24 @@ class MaskedBackbone(nn.Module, ABC):
     @abstractmethod
     def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
         """Computes the one vector an image that evaluation reads, from the full image."""
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """What `forward_layers` goes through, shallow to deep; names end in a number counted from 1."""
+        return tuple(f"stage {number}" for number in range(1, len(self.stages) + 1))
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        """The ways `forward_layers` pools each layer."""
+        return ("mean", "max")
+
+    def forward_layers(self, images: Images) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
+        """Pools one layer after another, from the full image, in every way of `poolings`.
+
+        The last layer has passed the final norm, and its "mean" is `forward_pooled`.
+        """
+        for feature_map in self.forward_features(images):
+            yield {"mean": feature_map.mean(dim=(2, 3)), "max": feature_map.amax(dim=(2, 3))}
 
     @property
     @abstractmethod

@@ -1,14 +1,43 @@
 """Backbones whose tokens form one sequence: the class token, then the patches row by row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unmask.backbones.base import Pooling
 from unmask.types import StageEdit
 
 NUM_PREFIX_TOKENS = 1  # the class token
+SEQUENCE_POOLINGS: tuple[Pooling, ...] = ("mean", "max", "cls")
+
+
+def block_names(num_blocks: int) -> tuple[str, ...]:
+    """Names the layers `pool_blocks` goes through."""
+    return tuple(f"block {number}" for number in range(1, num_blocks + 1))
+
+
+def pool_blocks(
+    tokens: Float[Tensor, "b n d"],
+    blocks: Iterable[Callable[[Tensor], Tensor]],
+    *,
+    norm: Callable[[Tensor], Tensor],
+    norm_after_pooling: bool,
+) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
+    """Runs blocks and pools what each puts out in every way of `SEQUENCE_POOLINGS`.
+
+    Tokens are as the next block reads them; those of the last block are normalised before pooling or after it.
+    """
+    *early, last = blocks
+    for block in early:
+        tokens = block(tokens)
+        yield _pool(tokens)
+    tokens = last(tokens)
+    if norm_after_pooling:
+        yield {pooling: norm(vector) for pooling, vector in _pool(tokens).items()}
+    else:
+        yield _pool(norm(tokens))
 
 
 def blocks_per_stage(num_blocks: int, num_stages: int | None) -> int:
@@ -63,3 +92,8 @@ def _edited(
 ) -> Float[Tensor, "b n d"]:
     prefix, patches = tokens[:, :NUM_PREFIX_TOKENS], tokens[:, NUM_PREFIX_TOKENS:]
     return torch.cat([prefix, edit(stage, as_grid(patches, grid)).flatten(1, 2)], dim=1)
+
+
+def _pool(tokens: Float[Tensor, "b n d"]) -> dict[Pooling, Float[Tensor, "b d"]]:
+    patches = tokens[:, NUM_PREFIX_TOKENS:]
+    return {"mean": patches.mean(dim=1), "max": patches.amax(dim=1), "cls": tokens[:, 0]}

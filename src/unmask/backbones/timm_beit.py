@@ -1,7 +1,7 @@
 """BEiT's transformer of timm, which SimMIM pre-trains as its ViT."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,13 +13,23 @@ from unmask.backbones.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     MaskedBackbone,
+    Pooling,
     as_size,
     as_statistic,
     require_square_patch,
 )
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
-from unmask.backbones.sequence import NUM_PREFIX_TOKENS, as_grid, as_map, blocks_per_stage, run_stages
+from unmask.backbones.sequence import (
+    NUM_PREFIX_TOKENS,
+    SEQUENCE_POOLINGS,
+    as_grid,
+    as_map,
+    block_names,
+    blocks_per_stage,
+    pool_blocks,
+    run_stages,
+)
 from unmask.patches import require_whole_patches
 from unmask.types import FeatureStage, Images, StageEdit
 
@@ -128,6 +138,24 @@ class TimmBeit(MaskedBackbone):
             pooled = self.beit.norm(tokens)[:, NUM_PREFIX_TOKENS:].mean(dim=1)
         return pooled
 
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return block_names(self.num_blocks)
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        return SEQUENCE_POOLINGS
+
+    def forward_layers(self, images: Images) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
+        """Pools the tokens after every block."""
+        tokens, shared_bias = self._enter_blocks(self.beit.patch_embed(images))
+        return pool_blocks(
+            tokens,
+            [partial(block, shared_rel_pos_bias=shared_bias) for block in self.beit.blocks],
+            norm=self.beit.norm,
+            norm_after_pooling=self.norm_after_pooling,
+        )
+
     def layer_id(self, parameter_name: str) -> int:
         """Numbers as `MaskedBackbone.layer_id`; the shared table counts with the final norm (SimMIM's code)."""
         name = parameter_name.removeprefix("beit.")
@@ -179,8 +207,7 @@ class TimmBeit(MaskedBackbone):
         patches = self.beit.patch_embed(images)
         if edit is not None:
             patches = edit(0, as_grid(patches, self.grid)).flatten(1, 2)
-        tokens = torch.cat([self.beit.cls_token.expand(len(images), -1, -1), patches], dim=1)
-        shared_bias = None if self.beit.rel_pos_bias is None else self.beit.rel_pos_bias()
+        tokens, shared_bias = self._enter_blocks(patches)
 
         def stage(first: int, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
             for block in self.beit.blocks[first : first + self._blocks_per_stage]:
@@ -188,4 +215,12 @@ class TimmBeit(MaskedBackbone):
             return tokens
 
         stages = [partial(stage, first) for first in range(0, self.num_blocks, self._blocks_per_stage)]
-        return run_stages(self.beit.pos_drop(tokens), stages, grid=self.grid, edit=edit)
+        return run_stages(tokens, stages, grid=self.grid, edit=edit)
+
+    def _enter_blocks(
+        self, patches: Float[Tensor, "b n d"]
+    ) -> tuple[Float[Tensor, "b prefix_plus_n d"], Float[Tensor, "heads tokens tokens"] | None]:
+        """Puts the class token in front; the second is the relative bias all blocks share, where they do."""
+        tokens = torch.cat([self.beit.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        shared_bias = None if self.beit.rel_pos_bias is None else self.beit.rel_pos_bias()
+        return self.beit.pos_drop(tokens), shared_bias

@@ -1,7 +1,7 @@
 """ViT of timm, editable in groups of blocks and able to skip hidden tokens."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unmask.backbones.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Pooling,
     VisibleTokenBackbone,
     as_size,
     as_statistic,
@@ -18,7 +19,16 @@ from unmask.backbones.base import (
 )
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
-from unmask.backbones.sequence import NUM_PREFIX_TOKENS, as_grid, as_map, blocks_per_stage, run_stages
+from unmask.backbones.sequence import (
+    NUM_PREFIX_TOKENS,
+    SEQUENCE_POOLINGS,
+    as_grid,
+    as_map,
+    block_names,
+    blocks_per_stage,
+    pool_blocks,
+    run_stages,
+)
 from unmask.patches import require_whole_patches
 from unmask.positions import sincos_positions
 from unmask.types import FeatureStage, Images, StageEdit
@@ -145,6 +155,23 @@ class TimmViT(VisibleTokenBackbone):
             pooled = self.vit.norm(tokens)[:, self.num_prefix_tokens :].mean(dim=1)
         return pooled
 
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return block_names(self.num_blocks)
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        return SEQUENCE_POOLINGS
+
+    def forward_layers(self, images: Images) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
+        """Pools the tokens after every block."""
+        return pool_blocks(
+            self._enter_blocks(self.vit.patch_embed(images)),
+            self.vit.blocks,
+            norm=self.vit.norm,
+            norm_after_pooling=self.norm_after_pooling,
+        )
+
     def forward_visible(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b prefix_plus_k d"]:
         patches = self._embed_patches_at(images, visible)
         positions = self.vit.pos_embed[0, self.num_prefix_tokens :]
@@ -185,10 +212,14 @@ class TimmViT(VisibleTokenBackbone):
         tokens = self.vit.patch_embed(images)
         if edit is not None:
             tokens = edit(0, as_grid(tokens, self.grid)).flatten(1, 2)
-        tokens = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
+        tokens = self._enter_blocks(tokens)
         starts = range(0, self.num_blocks, self._blocks_per_stage)
         stages = [self.vit.blocks[start : start + self._blocks_per_stage] for start in starts]
         return run_stages(tokens, stages, grid=self.grid, edit=edit)
+
+    def _enter_blocks(self, patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b prefix_plus_n d"]:
+        tokens: Tensor = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(patches)))
+        return tokens
 
     def _embed_patches_at(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         """Embeds the chosen patches alone: their pixels are laid side by side as one image a patch high."""

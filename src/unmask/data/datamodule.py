@@ -1,18 +1,18 @@
 """What every data module has in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Shaped
 from lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 
 from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
 from unmask.data.decoding import ImageDecoder
-from unmask.data.sampler import KeyedBatchSampler
+from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
 from unmask.data.samples import ImageSamples, LoaderCrop, LoaderSamples, RawBatch, SampleKey
 from unmask.data.splits import hold_out
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
@@ -141,6 +141,21 @@ class ImageDataModule(LightningDataModule, ABC):
         crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
         return self._loader(self.samples(split), crop, self._device_batch_size(), is_training=False)
 
+    def evaluation_part(self, split: Split, *, part: int, num_parts: int) -> Iterable[RawBatch]:
+        """Reads every `num_parts`-th batch of a split from the `part`-th on, in stored order and without augmentation.
+
+        Batches are of `global_batch_size` and the same whatever the number of parts, and all parts have equally many:
+        where some run short, they begin again from the first, so a sample may be served twice.
+        """
+        samples = self.samples(split)
+        crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
+        batches = PartOfBatches(len(samples), self.global_batch_size, part=part, num_parts=num_parts)
+        return self._load(samples, crop, batches)
+
+    def fingerprints(self) -> dict[Split, str]:
+        """Names the content of each split that has been read, as far as it has been limited."""
+        return {split: samples.fingerprint for split, samples in self._splits.items()}
+
     def held_out_images(self, count: int) -> ImageBatch:
         """Reads up to `count` validation images, spread evenly over the split; always the same ones."""
         samples = self.samples("val")
@@ -175,8 +190,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _loader(
         self, samples: ImageSamples, crop: LoaderCrop, batch_size: int, *, is_training: bool
     ) -> DataLoader[RawBatch]:
-        num_workers = 0 if self.holds_images_in_memory else self.num_workers
-        sampler = KeyedBatchSampler(
+        batches = KeyedBatchSampler(
             num_samples=len(samples),
             device_batch_size=batch_size,
             rank=self.trainer.global_rank if self.trainer else 0,
@@ -185,12 +199,18 @@ class ImageDataModule(LightningDataModule, ABC):
             drop_last=is_training,
             position=self._training_position if is_training else _beginning,
         )
+        return self._load(samples, crop, batches, keeps_workers=is_training)
+
+    def _load(
+        self, samples: ImageSamples, crop: LoaderCrop, batches: Sampler[list[SampleKey]], *, keeps_workers: bool = False
+    ) -> DataLoader[RawBatch]:
+        num_workers = 0 if self.holds_images_in_memory else self.num_workers
         return DataLoader(
             LoaderSamples(samples, crop),
-            batch_sampler=sampler,
+            batch_sampler=batches,
             collate_fn=_as_fetched,
             num_workers=num_workers,
-            persistent_workers=is_training and num_workers > 0,
+            persistent_workers=keeps_workers and num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -1,5 +1,6 @@
 """The order in which samples are visited."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -68,3 +69,27 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
 
     def _has_share_of(self, rest: int) -> bool:
         return self.rank < rest
+
+
+class PartOfBatches(Sampler[list[SampleKey]]):
+    """Every `num_parts`-th batch of the stored order from the `part`-th on; all parts have equally many.
+
+    Where the batches do not divide, the last parts begin again from the first batch.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, part: int, num_parts: int) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.part, self.num_parts = part, num_parts
+
+    def __len__(self) -> int:
+        return math.ceil(self._num_batches / self.num_parts)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for step in range(len(self)):
+            start = (step * self.num_parts + self.part) % self._num_batches * self.batch_size
+            yield [SampleKey(0, index) for index in range(start, min(start + self.batch_size, self.num_samples))]
+
+    @property
+    def _num_batches(self) -> int:
+        return math.ceil(self.num_samples / self.batch_size)

@@ -1,7 +1,11 @@
 """Sets of images as a loader reads them: by (epoch, index), so that every draw is keyed."""
 
+import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 UNLABELLED = -1
+_FINGERPRINT_BYTES = 8
+_IMAGES_HASHED_AT_ONCE = 4096
 
 Pixels = UInt8[Tensor, "channels _height _width"] | Float32[Tensor, "channels _height _width"]
 """One image on the scale 0..255: uint8 of pictures, float32 of files with finer or unbounded numbers."""
@@ -65,6 +71,20 @@ class ImageSamples(ABC):
     def is_labelled(self) -> bool:
         return len(self) > 0 and bool((self.labels != UNLABELLED).all())
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hashes what tells this split from another: labels, names of classes and what `identity` adds, in order."""
+        digest = hashlib.blake2b(digest_size=_FINGERPRINT_BYTES)
+        for part in ("\n".join(self.class_names).encode(), self.labels.long().cpu().numpy().tobytes()):
+            digest.update(len(part).to_bytes(8, "big") + part)
+        for part in self.identity():
+            digest.update(part)
+        return digest.hexdigest()
+
+    def identity(self) -> Iterator[bytes]:
+        """Yields what stands for the images in the fingerprint; nothing where that would take reading them all."""
+        yield from ()
+
     @abstractmethod
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         """Reads the images of one batch, brought to one size by `crop` unless that is left to the device."""
@@ -83,6 +103,10 @@ class InMemoryImages(ImageSamples):
         self.images = images
         self.labels = labels
         self.class_names = tuple(class_names)
+
+    def identity(self) -> Iterator[bytes]:
+        """Yields every pixel."""
+        yield from (image.contiguous().numpy().tobytes() for image in self.images.split(_IMAGES_HASHED_AT_ONCE))
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         epoch, index = torch.tensor(keys).unbind(1)
@@ -113,6 +137,12 @@ class ImageFiles(ImageSamples):
         self.labels = labels
         self.class_names = tuple(class_names)
         self.decode = decode
+
+    def identity(self) -> Iterator[bytes]:
+        """Yields each file's size and its path below the folder all share, so that a set may be moved."""
+        folder = os.path.commonpath([Path(path).parent for path in self.paths]) if self.paths else ""
+        for path in self.paths:
+            yield f"{Path(path).stat().st_size} {os.path.relpath(path, folder)}\n".encode()
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         images = torch.stack([crop(self.decode(self.paths[key.index]), key) for key in keys])

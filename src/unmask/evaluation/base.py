@@ -1,6 +1,6 @@
 """What an evaluation takes and returns."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -36,6 +36,9 @@ class EvaluationData(Protocol):
     @property
     def num_classes(self) -> int: ...
 
+    @property
+    def class_names(self) -> Sequence[str]: ...  # in the order of the labels
+
     def samples(self, split: Split) -> EvaluationSamples: ...
 
     def limit_training(self, share: float, *, seed: int = 0) -> None:
@@ -44,6 +47,10 @@ class EvaluationData(Protocol):
 
     def evaluation_loader(self, split: Split) -> Iterable[Any]:
         """Reads a split once, in stored order and without augmentation."""
+        ...
+
+    def evaluation_part(self, split: Split, *, part: int, num_parts: int) -> Iterable[Any]:
+        """Reads every `num_parts`-th batch; batches are the same for any number of parts, which have equally many."""
         ...
 
     def finish(self, batch: Any, *, augmented: bool) -> ImageBatch:
@@ -61,6 +68,8 @@ class EvalReport:
     num_test_images: int
     settings: Mapping[str, float | int | str] = field(default_factory=dict)
     """What was selected ("selected"), on which split ("selected_on"), and what else a reader must know."""
+    headline: Sequence[str] = ("top1", "top5", "loss")
+    """The metrics a table shows, in order, as far as they were measured; the others stand in report.json."""
 
 
 class RepresentationEvaluator(Protocol):

@@ -1,5 +1,6 @@
 """A linear probe on frozen features."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,9 +9,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.backbones.base import MaskedBackbone
-from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer
-from unmask.evaluation.features import Features, describe_features, extract_features, require_labels, trainer_device
+from unmask.backbones.base import MaskedBackbone, Pooling
+from unmask.evaluation.base import EvalReport, EvaluationData, Split
+from unmask.evaluation.feature_evaluator import FeatureEvaluator
+from unmask.evaluation.features import (
+    Features,
+    FeatureView,
+    FrozenFeatures,
+    describe_images,
+    final_mean,
+    require_labels,
+)
 from unmask.evaluation.metrics import accuracy_metrics, count_hits
 from unmask.optim.scaling import scale_lr
 from unmask.optim.schedules import warmup_cosine
@@ -19,6 +28,7 @@ from unmask.randomness import keyed_permutation, stream_key
 _WEIGHT_STD = 0.01  # MAE's linear probe
 _MOMENTUM = 0.9  # MAE, A.2
 _BASE_BATCH_SIZE = 256  # MAE counts learning rates from it
+_FEWEST_IMAGES = 2  # a batch normalisation needs a deviation
 
 
 class ProbeGrid(nn.Module):
@@ -52,18 +62,25 @@ class ProbeScore(NamedTuple):
     best: int  # the rate chosen by it
 
 
-class LinearProbe:
-    """Trains a linear classifier on cached features and reports it once on the test split.
+class LinearProbe(FeatureEvaluator):
+    """Trains linear classifiers on cached features and reports the best on held-out training images once on test.
 
-    The layer sits on a batch normalisation without affine part (MAE, A.2). One classifier for each learning rate is
-    trained, all in one pass over the same batches from the same weights; the rate is chosen by top-1 on the
-    validation split, and only the chosen classifier meets the test split. SGD with momentum 0.9, no weight decay, the
-    rate falling to 0 along half a cosine. The result is a function of the features and `seed`.
+    The layer sits on a batch normalisation without affine part (MAE, A.2). For each layer and pooling one classifier
+    a learning rate is trained, all rates over the same batches from the same weights. Layer, pooling and rate are
+    chosen together by top-1 on the validation split (of equals the pooled features, then the lowest rate), and only
+    the chosen classifier meets the test split. Beside it `top1_final_mean` is what the pooled features alone score, the
+    rate chosen on the same split. SGD with momentum 0.9, no weight decay, the rate falling to 0 along half a cosine.
+    The result is a function of the features and `seed`.
 
-    Differs: MAE augments its images, which forbids caching, and uses LARS at a batch of 16,384.
+    Differs: MAE augments its images, which forbids caching, reads the class token of the last block alone, and uses
+    LARS at a batch of 16,384.
 
     Args:
         base_lrs: The grid, in rising order, each for a batch of 256 and scaled linearly.
+        layers: Numbers of the backbone's layers that are tried, counted from 1 (blocks of a ViT, stages of a Swin);
+            None takes four of them, the last one of each quarter.
+        pools: How their tokens become one vector: "mean", "max" and, for a ViT, "cls"; None takes the mean and, where
+            there is one, the class token.
         epochs: Passes over the training features.
         batch_size: Images a step; the whole split if that is smaller. What does not fill a batch waits for another
             epoch's order.
@@ -71,13 +88,18 @@ class LinearProbe:
         baseline: Whether a random backbone is to be measured beside.
 
     Raises:
-        ValueError: The grid is empty or a value is not positive; at evaluation, labels are missing.
+        ValueError: The grid is empty or a value is not positive; at evaluation, labels are missing, a split is too
+            small, or the backbone has no such layer or pooling.
     """
+
+    is_seeded = True
 
     def __init__(
         self,
         *,
         base_lrs: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        layers: Sequence[int] | None = None,
+        pools: Sequence[Pooling] | None = None,
         epochs: int = 90,
         batch_size: int = 1024,
         seed: int = 0,
@@ -87,41 +109,90 @@ class LinearProbe:
             raise ValueError(f"eval.base_lrs must be positive learning rates in rising order, got {list(base_lrs)}")
         if epochs < 1 or batch_size < 2:
             raise ValueError(f"eval.epochs must be at least 1 and eval.batch_size 2, got {epochs} and {batch_size}")
+        for name, chosen in (("layers", layers), ("pools", pools)):
+            if chosen is not None and not chosen:
+                raise ValueError(f"eval.{name} must name at least one, or be null for the default, got []")
         self.base_lrs = tuple(base_lrs)
+        self.layers = layers
+        self.pools = pools
         self.epochs = epochs
         self.batch_size = batch_size
         self.seed = seed
         self.baseline = baseline
 
-    def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
+    def views(self, backbone: MaskedBackbone) -> tuple[FeatureView, ...]:
+        """The grid of layers and poolings; the pooled features first where they are in it."""
+        num_layers = len(backbone.layer_names)
+        quarters = sorted({math.ceil(num_layers * quarter / 4) for quarter in (1, 2, 3, 4)})
+        layers = quarters if self.layers is None else self.layers
+        pools = [pool for pool in ("mean", "cls") if pool in backbone.poolings] if self.pools is None else self.pools
+        grid = dict.fromkeys(FeatureView(layer - 1, pool) for layer in layers for pool in pools)
+        return tuple(sorted(grid, key=lambda view: view != final_mean(backbone)))
+
+    def require(self, backbone: MaskedBackbone, data: EvaluationData) -> None:
         require_labels(data, ("train", "val", "test"), evaluation="linear")
-        device = trainer_device(make_trainer)
-        train, val, test = (
-            extract_features(backbone, data, split, device=device) for split in ("train", "val", "test")
-        )
-        metrics, val_top1, best = self.score(train, val, test, data.num_classes)
+        if len(data.samples("train")) < _FEWEST_IMAGES:
+            raise ValueError(
+                f"eval=linear normalises over batches, but the train split has {len(data.samples('train'))} image; "
+                f"it needs {_FEWEST_IMAGES}"
+            )
+        names, poolings = backbone.layer_names, backbone.poolings
+        unknown_layers = [layer for layer in self.layers or () if not 1 <= layer <= len(names)]
+        if unknown_layers:
+            raise ValueError(
+                f"eval.layers has {unknown_layers}, but {type(backbone).__name__} has {names[0]} to {names[-1]}; "
+                f"choose from 1 to {len(names)}"
+            )
+        unknown_pools = [pool for pool in self.pools or () if pool not in poolings]
+        if unknown_pools:
+            raise ValueError(
+                f"eval.pools has {unknown_pools}, which {type(backbone).__name__} does not offer; "
+                f"choose from {list(poolings)}"
+            )
+
+    def measure(self, features: FrozenFeatures) -> EvalReport:
+        backbone, num_classes = features.backbone, features.data.num_classes
+        grid, pooled = self.views(backbone), final_mean(backbone)
+        probes = {view: self.fit(self._on_device(features, "train", view), num_classes) for view in {*grid, pooled}}
+        val_top1 = {
+            view: self._val_top1(probe, self._on_device(features, "val", view)) for view, probe in probes.items()
+        }
+        chosen = max(grid, key=lambda view: max(val_top1[view]))  # of equals the first
+        best = {view: _best(val_top1[view]) for view in (chosen, pooled)}
+
+        def test(view: FeatureView) -> dict[str, float]:
+            split = self._on_device(features, "test", view)
+            return accuracy_metrics(probes[view].classify(split.features, best[view]), split.labels)
+
+        images = f"{type(backbone).__name__}, {describe_images(features.data)}"
+        metrics = test(chosen) | {"val_top1": val_top1[chosen][best[chosen]]}
+        beside = {name.replace("top", "final_mean_top"): value for name, value in test(pooled).items()}
+        sizes = {split: len(features.data.samples(split)) for split in ("train", "val", "test")}
         return EvalReport(
             protocol=(
-                f"linear: batch norm and linear layer, SGD, base_lr of {_join(self.base_lrs)} by top-1 on val "
-                f"({len(val.labels)}), batch {self._batch_size(train)}, {self.epochs} epochs, train "
-                f"({len(train.labels)}), test ({len(test.labels)}), {describe_features(backbone, data)}"
+                f"linear: batch norm and linear layer, SGD, base_lr of {_join(self.base_lrs)}, "
+                f"features of {', '.join(_name(backbone, view) for view in grid)}, all by top-1 on val "
+                f"({sizes['val']}), batch {min(self.batch_size, sizes['train'])}, {self.epochs} epochs, train "
+                f"({sizes['train']}), test ({sizes['test']}), {images}"
             ),
-            metrics=metrics,
-            num_train_images=len(train.labels),
-            num_test_images=len(test.labels),
+            metrics=metrics | beside,
+            num_train_images=sizes["train"],
+            num_test_images=sizes["test"],
             settings={
-                "selected": f"base_lr={self.base_lrs[best]:g}",
-                "selected_on": f"val ({len(val.labels)})",
-                "val_top1_of_grid": _join(val_top1),
-                "is_at_edge_of_grid": "yes" if best in (0, len(self.base_lrs) - 1) else "no",
+                "selected": f"{_name(backbone, chosen)}, base_lr={self.base_lrs[best[chosen]]:g}",
+                "selected_for_final_mean": f"base_lr={self.base_lrs[best[pooled]]:g}",
+                "selected_on": f"val ({sizes['val']})",
+                "val_top1_of_grid": "; ".join(f"{_name(backbone, view)}: {_join(val_top1[view])}" for view in grid),
+                "is_at_edge_of_grid": "yes" if best[chosen] in (0, len(self.base_lrs) - 1) else "no",
             },
+            headline=("top1", "final_mean_top1"),
         )
 
     def score(self, train: Features, val: Features, test: Features, num_classes: int) -> ProbeScore:
         """Trains on features that are at hand, chooses the rate on `val` and measures it on `test`."""
         probe = self.fit(train, num_classes)
         val_top1 = self._val_top1(probe, val)
-        best = val_top1.index(max(val_top1))  # of equals the lowest rate
+        best = _best(val_top1)
         metrics = accuracy_metrics(probe.classify(test.features, best), test.labels)
         return ProbeScore(metrics | {"val_top1": val_top1[best]}, val_top1, best)
 
@@ -132,7 +203,7 @@ class LinearProbe:
         each classifier alone, since their gradients do not mix.
         """
         num_images, in_features = train.features.shape
-        batch_size = self._batch_size(train)
+        batch_size = min(self.batch_size, num_images)
         device = train.features.device
         probe = ProbeGrid(
             num_rates=len(self.base_lrs), in_features=in_features, num_classes=num_classes, seed=self.seed
@@ -162,8 +233,18 @@ class LinearProbe:
         hits = [count_hits(probe.classify(val.features, rate), val.labels) for rate in range(len(self.base_lrs))]
         return [100.0 * int(count) / len(val.labels) for count in hits]
 
-    def _batch_size(self, train: Features) -> int:
-        return min(self.batch_size, len(train.labels))
+    @staticmethod
+    def _on_device(features: FrozenFeatures, split: Split, view: FeatureView) -> Features:
+        return features.read(split, view).to(features.device)
+
+
+def _best(val_top1: Sequence[float]) -> int:
+    """Finds the best rate; of equals the lowest."""
+    return list(val_top1).index(max(val_top1))
+
+
+def _name(backbone: MaskedBackbone, view: FeatureView) -> str:
+    return f"{backbone.layer_names[view.layer]} {view.pool}"
 
 
 def _losses(logits: Float[Tensor, "rates b classes"], labels: Int[Tensor, " b"]) -> Float[Tensor, " rates"]:
