@@ -19,7 +19,7 @@ def test_every_image_is_read_once_in_order_with_a_short_last_batch(make_backbone
     found, labels = extract_features(backbone, make_data(splits, num_classes=3), "train", device=CPU)
     images = torch.cat([images for images, _, _ in backbone.calls])
     assert [len(images) for images, _, _ in backbone.calls] == [7, 7, 2]
-    assert torch.equal(images, splits["train"][0].float() / 255)
+    torch.testing.assert_close(images, splits["train"][0].float() / 255)
     assert torch.equal(labels, splits["train"][1])
     torch.testing.assert_close(found, backbone.linear(images.flatten(1)).detach())
 
@@ -114,7 +114,7 @@ def test_bank_probe_and_query_read_the_same_images_in_the_same_way(
     evaluator.evaluate(backbone, make_data(splits, num_classes=3), make_trainer)
     read = torch.cat([images for images, _, _ in backbone.calls])
     needed = [name for name in splits if name != "val" or isinstance(evaluator, LinearProbe)]
-    assert torch.equal(read, torch.cat([splits[name][0] for name in needed]).float() / 255)
+    torch.testing.assert_close(read, torch.cat([splits[name][0] for name in needed]).float() / 255)
     assert all((is_training, is_inference) == (False, True) for _, is_training, is_inference in backbone.calls)
 
 
