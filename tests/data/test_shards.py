@@ -71,6 +71,15 @@ def test_a_missing_split_is_held_out(make, pets: Path) -> None:
         make(pets, val_share=0.0).samples("val")
 
 
+def test_the_fingerprint_is_that_of_the_samples_wherever_they_lie(make, pets: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    before = [make(pets).read_split(split).fingerprint for split in ("train", "test")]
+    pets.rename(moved)
+    assert [make(moved).read_split(split).fingerprint for split in ("train", "test")] == before
+    train = make(moved).read_split("train")
+    assert train.subset(torch.tensor([0, 3])).fingerprint != train.subset(torch.tensor([0, 2])).fingerprint
+
+
 def test_keys_choose_images_labels_and_epochs(make, pets: Path) -> None:
     samples = make(pets).read_split("train")
     batch = samples.read([SampleKey(4, 5), SampleKey(4, 1)], lambda image, key: image + key.epoch)

@@ -4,7 +4,7 @@ import io
 import math
 import mmap
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,11 +16,11 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from unmask.data.datamodule import Split
-from unmask.data.decoding import decode_bytes
+from unmask.data.decoding import ImageDecoder
 from unmask.data.divided import DividedImages
 from unmask.data.download import is_url
 from unmask.data.labels import number_labels
-from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, RawBatch, SampleKey
+from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, Pixels, RawBatch, SampleKey
 from unmask.data.shard_list import Shard, expand_patterns, find_shards, read_record
 from unmask.data.tar_index import LabelSource, ShardIndex, read_index
 
@@ -47,15 +47,28 @@ class ShardImages(ImageSamples):
         shards: Paths.
         places: Of the images in them.
         labels, class_names: See `ImageSamples`.
+        decoder: Reads an image.
     """
 
     def __init__(
-        self, shards: Sequence[str], places: Places, labels: Int[Tensor, " n"], class_names: Sequence[str]
+        self,
+        shards: Sequence[str],
+        places: Places,
+        labels: Int[Tensor, " n"],
+        class_names: Sequence[str],
+        *,
+        decoder: ImageDecoder,
     ) -> None:
         self.shards = tuple(shards)
         self.places = places
         self.labels = labels
         self.class_names = tuple(class_names)
+        self.decoder = decoder
+
+    def identity(self) -> Iterator[bytes]:
+        """Yields the shards' names and where in them the images lie, so that a set may be moved."""
+        yield "\n".join(Path(shard).name for shard in self.shards).encode()
+        yield from (column.numpy().tobytes() for column in self.places)
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         images = torch.stack([crop(self._decode(key.index), key) for key in keys])
@@ -64,14 +77,17 @@ class ShardImages(ImageSamples):
 
     def subset(self, indices: Int[Tensor, " m"]) -> "ShardImages":
         places = Places(*(column[indices] for column in self.places))
-        return ShardImages(self.shards, places, self.labels[indices], self.class_names)
+        return ShardImages(self.shards, places, self.labels[indices], self.class_names, decoder=self.decoder)
 
-    def _decode(self, index: int) -> UInt8[Tensor, "3 height width"]:
+    def _decode(self, index: int) -> Pixels:
         shard, offset, size = (int(column[index]) for column in self.places)
         path = self.shards[shard]
         content = _view(path, offset, size)
-        pixels = _view_pixels(content) if content[: len(_NPY)].tobytes() == _NPY else None
-        return decode_bytes(content.tobytes(), _name(path, offset)) if pixels is None else pixels
+        if content[: len(_NPY)].tobytes() == _NPY and self.decoder.pixel_scale is None:
+            pixels = _view_pixels(content, self.decoder.channels)
+            if pixels is not None:
+                return pixels
+        return self.decoder.decode(content.tobytes(), _name(path, offset))
 
 
 class Shards(DividedImages):
@@ -148,6 +164,7 @@ class Shards(DividedImages):
             ),
             labels,
             classes,
+            decoder=self.decoder,
         )
 
     @cached_property
@@ -205,24 +222,22 @@ def _require_labels_alike(paths: Sequence[Path], indices: Sequence[ShardIndex]) 
         )
 
 
-def _view_pixels(content: UInt8[np.ndarray, " n"]) -> UInt8[Tensor, "3 height width"] | None:
-    """The pixels in a .npy file, without a copy of them; None where it holds anything else than an RGB image."""
+def _view_pixels(content: UInt8[np.ndarray, " n"], channels: int) -> Pixels | None:
+    """The pixels in a .npy file, without a copy of them; None where it holds anything else than an image of bytes."""
     start = _NPY_SIZE.stop + int.from_bytes(content[_NPY_SIZE].tobytes(), "little")
-    shape = _pixel_shape(content[:start].tobytes())
-    if shape is None or content.size != start + math.prod(shape):
+    shape = _image_shape(content[:start].tobytes())
+    if shape is None or shape[2] != channels or content.size != start + math.prod(shape):
         return None
     return torch.from_numpy(content[start:].reshape(shape)).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=4096)
-def _pixel_shape(header: bytes) -> tuple[int, ...] | None:
-    file = io.BytesIO(header[len(_NPY) :])
+def _image_shape(header: bytes) -> tuple[int, ...] | None:
     try:
-        shape, is_transposed, dtype = np.lib.format.read_array_header_1_0(file)
+        shape, is_transposed, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(header[len(_NPY) :]))
     except ValueError:
         return None
-    is_image = len(shape) == 3 and shape[2] == 3 and min(shape) > 0
-    return shape if is_image and dtype == np.uint8 and not is_transposed else None
+    return shape if len(shape) == 3 and min(shape) > 0 and dtype == np.uint8 and not is_transposed else None
 
 
 def _name(path: str, offset: int) -> str:

@@ -12,10 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from unmask.data.decoding import IMAGE_SUFFIXES
-
-RAW_SUFFIX = "npy"
-"""Ending of a member that holds the pixels themselves, as numpy writes an array."""
+from unmask.data.decoding import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 
 _BLOCK = 512  # bytes; what POSIX pads members to, and an archive ends with a block of zeros
 _TAIL = 2**20  # bytes looked at behind the end; writers pad by some KiB
@@ -152,7 +149,7 @@ def _require_plain(shard: Path, head: bytes) -> None:
 
 
 def _image_of(key: str, members: dict[str, tarfile.TarInfo], image_key: str | None, shard: Path) -> tarfile.TarInfo:
-    found = [ending for ending in members if ending in IMAGE_SUFFIXES or ending == RAW_SUFFIX]
+    found = [ending for ending in members if ending in IMAGE_SUFFIXES | ARRAY_SUFFIXES]
     if image_key is not None:
         found = [image_key] if image_key in members else []
     if len(found) > 1:
