@@ -14,6 +14,7 @@ def make_sampler(
     drop_last: bool = True,
     epoch: int = 0,
     done: int = 0,
+    accumulated: int = 1,
 ) -> KeyedBatchSampler:
     return KeyedBatchSampler(
         num_samples=num_samples,
@@ -23,6 +24,7 @@ def make_sampler(
         seed=seed,
         drop_last=drop_last,
         position=lambda: (epoch, done),
+        accumulated=accumulated,
     )
 
 
@@ -131,3 +133,16 @@ def test_parts_hold_the_batches_of_one_device_and_equally_many(num_samples, num_
     dealt = [list(part)[step] for step in range(steps[0]) for part in parts]
     assert dealt[: len(alone)] == alone
     assert all(batch in alone for batch in dealt)
+
+
+@pytest.mark.parametrize(
+    ("device_batch_size", "world_size", "accumulated"), [(12, 1, 1), (4, 1, 3), (2, 2, 3), (3, 4, 1)]
+)
+def test_training_leaves_the_same_samples_out_however_a_step_is_computed(
+    device_batch_size, world_size, accumulated
+) -> None:
+    settings = {"device_batch_size": device_batch_size, "world_size": world_size, "accumulated": accumulated}
+    devices = [make_sampler(rank=rank, **settings) for rank in range(world_size)]
+    assert {len(list(sampler)) for sampler in devices} == {len(devices[0])} == {4 * accumulated}
+    seen = {index for sampler in devices for index in visited(sampler)}
+    assert seen == set(visited(make_sampler(device_batch_size=12)))  # 4 steps of 12; two samples fill none

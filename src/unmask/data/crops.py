@@ -19,23 +19,30 @@ def augmentation_keys(seed: int, epoch: int | Int[Tensor, " b"], index: Int[Tens
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentedCrop(LoaderCrop):
-    """The training crop, keyed by (seed, epoch, sample)."""
+    """The training crop and distortion, keyed by (seed, epoch, sample)."""
 
     augmentation: Augmentation
     size: tuple[int, int]
     seed: int
+    fill: tuple[float, ...]  # RGB in 0..1, of what a distortion moves in from outside
     looked_up: Mapping[SampleKey, Float[Tensor, "1 n"]] = field(default_factory=dict)
 
     def __call__(self, image: Pixels, key: SampleKey) -> Pixels:
         draws = self.looked_up[key] if key in self.looked_up else self._draws([key])
-        return self.augmentation.crop_image(image, draws, self.size)
+        cropped = self.augmentation.crop_image(image, draws, self.size)
+        if self.augmentation.rand_augment is None:
+            return cropped
+        return self.augmentation.distort_image(cropped, self._keys([key]), self.fill)
 
     def prepared(self, keys: Sequence[SampleKey]) -> "AugmentedCrop":
         return replace(self, looked_up=dict(zip(keys, self._draws(keys).split(1), strict=True)))
 
     def _draws(self, keys: Sequence[SampleKey]) -> Float[Tensor, "b n"]:
+        return self.augmentation.draws(self._keys(keys))
+
+    def _keys(self, keys: Sequence[SampleKey]) -> Int[Tensor, " b"]:
         epoch, index = torch.tensor(keys).unbind(1)
-        return self.augmentation.draws(augmentation_keys(self.seed, epoch, index))
+        return augmentation_keys(self.seed, epoch, index)
 
 
 @dataclass(frozen=True, kw_only=True)

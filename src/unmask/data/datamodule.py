@@ -121,13 +121,12 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[RawBatch]:
         samples = self.samples("train")
         batch_size = self._device_batch_size()
-        together = batch_size * self._world_size
-        if len(samples) < together:
+        if len(samples) < self.global_batch_size:
             raise ValueError(
-                f"the training split has {len(samples)} images, fewer than one batch of {together}; "
+                f"the training split has {len(samples)} images, fewer than one batch of {self.global_batch_size}; "
                 f"set global_batch_size={max(1, len(samples) // 2)} or less"
             )
-        crop = AugmentedCrop(augmentation=self.augmentation, size=self.image_size, seed=self.seed)
+        crop = AugmentedCrop(augmentation=self.augmentation, size=self.image_size, seed=self.seed, fill=self.pixel_mean)
         return self._loader(samples, crop, batch_size, is_training=True)
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
@@ -173,6 +172,7 @@ class ImageDataModule(LightningDataModule, ABC):
         keys = augmentation_keys(self.seed, batch.epoch, batch.index)
         if self.holds_images_in_memory and augmented:
             images = self.augmentation.crop_batch(images, keys, self.image_size)
+            images = self.augmentation.distort_batch(images, keys, self.pixel_mean)
         elif self.holds_images_in_memory:
             images = resize_and_centre_crop(images, self.image_size, self.eval_crop_share)
         images = self.normalise(images)
@@ -198,6 +198,7 @@ class ImageDataModule(LightningDataModule, ABC):
             seed=self.seed if is_training else None,
             drop_last=is_training,
             position=self._training_position if is_training else _beginning,
+            accumulated=self._accumulated if is_training else 1,
         )
         return self._load(samples, crop, batches, keeps_workers=is_training)
 
@@ -218,8 +219,12 @@ class ImageDataModule(LightningDataModule, ABC):
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
+    @property
+    def _accumulated(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
     def _device_batch_size(self) -> int:
-        accumulated = self.trainer.accumulate_grad_batches if self.trainer else 1
+        accumulated = self._accumulated
         parts = self._world_size * accumulated
         batch_size, rest = divmod(self.global_batch_size, parts)
         if rest or not batch_size:

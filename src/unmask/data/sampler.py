@@ -11,7 +11,7 @@ from unmask.randomness import keyed_permutation, stream_key
 
 
 class KeyedBatchSampler(Sampler[list[SampleKey]]):
-    """Cuts each epoch's permutation into global batches and hands this device its slice of each.
+    """Cuts each epoch's permutation into batches and hands this device its slice of each.
 
     The permutation is a function of (seed, epoch), so the order of samples depends neither on the number of devices
     and workers nor on interruptions. No sample is repeated to fill a batch.
@@ -21,8 +21,9 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
         device_batch_size: Images a device takes at a time.
         rank, world_size: This device and the number of devices.
         seed: Key of the permutation; None keeps the stored order.
-        drop_last: Leave out the samples that do not fill a global batch.
+        drop_last: Leave out the samples that do not fill an optimizer step.
         position: Tells (epoch, batches of it already done) whenever an epoch begins.
+        accumulated: Batches that make one optimizer step.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
         seed: int | None,
         drop_last: bool,
         position: Callable[[], tuple[int, int]],
+        accumulated: int = 1,
     ) -> None:
         self.num_samples = num_samples
         self.device_batch_size = device_batch_size
@@ -42,6 +44,7 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
         self.seed = seed
         self.drop_last = drop_last
         self.position = position
+        self.accumulated = accumulated
 
     @property
     def step_size(self) -> int:
@@ -49,8 +52,10 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
         return self.device_batch_size * self.world_size
 
     def __len__(self) -> int:
+        if self.drop_last:
+            return self.num_samples // (self.step_size * self.accumulated) * self.accumulated
         full, rest = divmod(self.num_samples, self.step_size)
-        return full if self.drop_last or not rest else full + self._has_share_of(rest)
+        return full + self._has_share_of(rest) if rest else full
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch, done = self.position()

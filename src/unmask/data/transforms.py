@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
+from unmask.data.rand_augment import RandAugment
 from unmask.data.samples import Pixels
 from unmask.randomness import keyed_uniform
 
@@ -33,7 +34,7 @@ class Boxes(NamedTuple):
 
 
 class Augmentation:
-    """Random resized crop, horizontal flip and random erasing.
+    """Random resized crop, horizontal flip, RandAugment and random erasing.
 
     A crop covers a share of the image's area drawn uniformly from `scale`, with a log-uniform aspect ratio from
     `ratio`; ten attempts are made to fit it and the largest centred crop is the fallback, as in torchvision.
@@ -43,6 +44,8 @@ class Augmentation:
         ratio: Smallest and largest width / height.
         interpolation: "bicubic" or "bilinear", antialiased.
         flip: Probability of mirroring left and right.
+        rand_augment: timm's policy, such as `rand-m9-mstd0.5-inc1`, of distortions after crop and flip; null is off.
+            They are computed on the CPU, image by image.
         erase: Probability of replacing one box by normal noise, after normalisation (arXiv:1708.04896).
 
     Raises:
@@ -56,6 +59,7 @@ class Augmentation:
         ratio: Sequence[float] = (3 / 4, 4 / 3),
         interpolation: Interpolation = "bicubic",
         flip: float = 0.5,
+        rand_augment: str | None = None,
         erase: float = 0.0,
     ) -> None:
         if not 0.0 < scale[0] <= scale[1] <= 1.0:
@@ -70,6 +74,7 @@ class Augmentation:
         self.scale, self.ratio = tuple(scale), tuple(ratio)
         self.interpolation: Interpolation = interpolation
         self.flip, self.erase = flip, erase
+        self.rand_augment = None if rand_augment is None else RandAugment(rand_augment, interpolation=interpolation)
 
     def crop_batch(
         self, images: UInt8[Tensor, "b c height width"], keys: Int[Tensor, " b"], size: tuple[int, int]
@@ -90,6 +95,22 @@ class Augmentation:
             image, top, left, height, width, list(size), InterpolationMode(self.interpolation), antialias=True
         )
         return crop.flip(2) if bool(flipped) else crop
+
+    def distort_image(
+        self, image: UInt8[Tensor, "3 height width"], key: Int[Tensor, " 1"], fill: Sequence[float]
+    ) -> UInt8[Tensor, "3 height width"]:
+        """Applies RandAugment to a cropped image; `fill` is the colour, in 0..1, that moves in from outside."""
+        return image if self.rand_augment is None else self.rand_augment(image, key=int(key) ^ 3, fill=fill)
+
+    def distort_batch(
+        self, images: Float[Tensor, "b 3 height width"], keys: Int[Tensor, " b"], fill: Sequence[float]
+    ) -> Float[Tensor, "b 3 height width"]:
+        """Applies RandAugment to cropped images in 0..255, which it rounds to whole values."""
+        if self.rand_augment is None:
+            return images
+        whole = images.round().to(torch.uint8).cpu()
+        distorted = [self.distort_image(image, key, fill) for image, key in zip(whole, keys[:, None], strict=True)]
+        return torch.stack(distorted).to(images)
 
     def erase_batch(
         self, images: Float[Tensor, "b c height width"], keys: Int[Tensor, " b"]

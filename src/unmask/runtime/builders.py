@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from unmask.data.datamodule import ImageDataModule
 from unmask.methods.base import Method
 from unmask.methods.supervised import Supervised
+from unmask.optim.accumulation import accumulated_batches
 
 AnyMethod = Method | Supervised
 
@@ -53,14 +54,26 @@ def build_method(config: DictConfig, data: ImageDataModule) -> AnyMethod:
 
 
 def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
-    """Builds the Trainer with its callbacks and loggers; keyword arguments replace configured ones."""
+    """Builds the Trainer with its callbacks and loggers; keyword arguments replace configured ones.
+
+    Where `trainer.accumulate_grad_batches` is null it is derived from the global batch, the devices and
+    `images_per_device`, once the Trainer knows how many devices there are.
+
+    Raises:
+        ValueError: The global batch does not divide among the devices.
+    """
     if "callbacks" not in arguments:
         arguments["callbacks"] = build_entries(config.callbacks)
     if "logger" not in arguments:
         arguments["logger"] = build_entries(config.logger) or False
     if not arguments["logger"]:  # which Lightning's monitor of the learning rate refuses
         arguments["callbacks"] = [c for c in arguments["callbacks"] if not isinstance(c, LearningRateMonitor)]
-    trainer: Trainer = build(config.trainer, **arguments)
+    given = config.trainer.accumulate_grad_batches
+    trainer: Trainer = build(config.trainer, accumulate_grad_batches=1 if given is None else given, **arguments)
+    if given is None:
+        trainer.accumulate_grad_batches = accumulated_batches(
+            config.global_batch_size, num_devices=trainer.world_size, images_per_device=config.images_per_device
+        )
     return trainer
 
 

@@ -41,14 +41,12 @@ def print_plan(
     total = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     own = sum(parameter.numel() for parameter in backbone.parameters())
     height, width = backbone.image_size
-    parts = trainer.world_size * trainer.accumulate_grad_batches
     steps = len(data.samples("train")) // config.global_batch_size
     lines = {
         "method": f"{type(method).__name__}, {total / 1e6:.2f} M trainable parameters, backbone {own / 1e6:.2f} M",
         "images": f"{len(data.samples('train')):,} to train on, {len(data.samples('val')):,} held out, "
         f"{height}x{width} px",
-        "batch": f"{config.global_batch_size} = {config.global_batch_size // parts} x {trainer.world_size} device(s) x "
-        f"{trainer.accumulate_grad_batches} accumulated; {steps:,} steps an epoch, {trainer.max_epochs} epochs",
+        "batch": f"{describe_batch(config, trainer)}; {steps:,} steps an epoch, {trainer.max_epochs} epochs",
         "learning rate": learning_rate,
         "device": f"{trainer.num_devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}, "
         f"precision {trainer.precision}, seed {config.seed}",
@@ -56,6 +54,15 @@ def print_plan(
     }
     for name, value in lines.items():
         _log.info(f"{name:>13}  {value}")
+
+
+def describe_batch(config: DictConfig, trainer: Trainer) -> str:
+    """Says how the global batch comes together."""
+    accumulated = trainer.accumulate_grad_batches
+    each = config.global_batch_size // (trainer.world_size * accumulated)
+    is_derived = config.trainer.accumulate_grad_batches is None and config.images_per_device is not None
+    limit = f" (images_per_device={config.images_per_device})" if is_derived else ""
+    return f"{config.global_batch_size} = {each} x {trainer.world_size} device(s) x {accumulated} accumulated{limit}"
 
 
 def describe_learning_rate(config: DictConfig) -> str:

@@ -17,6 +17,7 @@ from unmask.evaluation.base import EvalReport
 from unmask.evaluation.report import report_dict, report_table
 from unmask.runtime.builders import as_plain, build, build_entries, build_trainer, build_untrusted
 from unmask.runtime.checkpoint import build_backbone, load_backbone, load_method, read_checkpoint
+from unmask.runtime.console import describe_batch
 
 _log = logging.getLogger("unmask")
 
@@ -95,7 +96,10 @@ def _trainers(
     def make_trainer(**arguments: Any) -> Trainer:
         kept = ModelCheckpoint(dirpath=run_dir / "checkpoints" / name, filename="last", enable_version_counter=False)
         callbacks = [Provenance(record=record), *build_entries(config.callbacks), kept]
-        return build_trainer(config, **{"callbacks": callbacks, **arguments})
+        trainer = build_trainer(config, **{"callbacks": callbacks, **arguments})
+        if "max_epochs" in arguments and trainer.is_global_zero:  # it will train
+            _log.info(f"batch  {describe_batch(config, trainer)}")
+        return trainer
 
     return make_trainer
 

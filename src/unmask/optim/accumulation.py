@@ -1,0 +1,28 @@
+"""How a global batch is computed on the devices at hand."""
+
+
+def accumulated_batches(global_batch_size: int, *, num_devices: int, images_per_device: int | None) -> int:
+    """Counts the parts an optimizer step is computed in, so that no device holds more images than it may.
+
+    The fewest that do and divide the batch evenly, so that a recipe keeps its global batch on any number of devices.
+
+    Args:
+        global_batch_size: Images of an optimizer step.
+        num_devices: Over all nodes.
+        images_per_device: Most images a device computes at a time; None is no limit.
+
+    Raises:
+        ValueError: The global batch does not divide among the devices, or `images_per_device` is not positive.
+    """
+    if images_per_device is not None and images_per_device < 1:
+        raise ValueError(f"images_per_device must be at least 1, got {images_per_device}")
+    share, rest = divmod(global_batch_size, num_devices)
+    if rest or not share:
+        nearest = max(1, round(global_batch_size / num_devices)) * num_devices
+        raise ValueError(
+            f"global_batch_size={global_batch_size} does not divide among {num_devices} devices; use {nearest}"
+        )
+    if images_per_device is None:
+        return 1
+    fewest = -(-share // images_per_device)
+    return next(parts for parts in range(fewest, share + 1) if share % parts == 0)
