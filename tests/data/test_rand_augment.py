@@ -1,14 +1,17 @@
 """timm's RandAugment as a function of a key."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from PIL.Image import Resampling
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
+from unmask.data.folder import ImageFolder
 from unmask.data.rand_augment import RandAugment, _seeded_globals
 from unmask.data.transforms import Augmentation
 
@@ -69,3 +72,20 @@ def test_batches_and_single_images_are_distorted_alike(size: int | tuple[int, in
 def test_another_policy_is_refused_with_an_example(policy: str) -> None:
     with pytest.raises(ValueError, match=f"rand_augment='{policy}' is no policy .* write it as rand-m9-mstd0.5-inc1"):
         Augmentation(rand_augment=policy)
+
+
+def test_what_is_no_8_bit_rgb_picture_is_refused(tmp_path: Path) -> None:
+    Image.new("L", (40, 40)).save(tmp_path / "grey.png")
+    data = ImageFolder(
+        root=str(tmp_path),
+        image_size=32,
+        channels=1,
+        pixel_mean=[0.5],
+        pixel_std=[0.25],
+        augmentation=Augmentation(rand_augment=POLICY),
+        global_batch_size=1,
+    )
+    with pytest.raises(ValueError, match=r"data.channels is 1; add augmentation.rand_augment=null"):
+        data.train_dataloader()
+    with pytest.raises(ValueError, match=r"hold finer numbers; add augmentation.rand_augment=null"):
+        data.augmentation.distort_image(torch.rand(3, 8, 8), torch.tensor([0]), MEAN)

@@ -119,6 +119,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return len(self.class_names)
 
     def train_dataloader(self) -> DataLoader[RawBatch]:
+        if len(self.pixel_mean) != 3 and self.augmentation.rand_augment is not None:
+            raise ValueError(
+                f"augmentation.rand_augment distorts RGB pictures, and data.channels is {len(self.pixel_mean)}; "
+                "add augmentation.rand_augment=null"
+            )
         samples = self.samples("train")
         batch_size = self._device_batch_size()
         if len(samples) < self.global_batch_size:

@@ -96,11 +96,25 @@ class Augmentation:
         )
         return crop.flip(2) if bool(flipped) else crop
 
-    def distort_image(
-        self, image: UInt8[Tensor, "3 height width"], key: Int[Tensor, " 1"], fill: Sequence[float]
-    ) -> UInt8[Tensor, "3 height width"]:
-        """Applies RandAugment to a cropped image; `fill` is the colour, in 0..1, that moves in from outside."""
-        return image if self.rand_augment is None else self.rand_augment(image, key=int(key) ^ 3, fill=fill)
+    def distort_image(self, image: Pixels, key: Int[Tensor, " 1"], fill: Sequence[float]) -> Pixels:
+        """Applies RandAugment to a cropped image.
+
+        Args:
+            image: 8-bit RGB, where RandAugment is on.
+            key: Of the sample and epoch.
+            fill: Colour, in 0..1, that moves in from outside.
+
+        Raises:
+            ValueError: The image has finer or unbounded numbers.
+        """
+        if self.rand_augment is None:
+            return image
+        if image.dtype != torch.uint8:
+            raise ValueError(
+                "augmentation.rand_augment distorts 8-bit pictures, and these files hold finer numbers; "
+                "add augmentation.rand_augment=null"
+            )
+        return self.rand_augment(image, key=int(key) ^ 3, fill=fill)
 
     def distort_batch(
         self, images: Float[Tensor, "b 3 height width"], keys: Int[Tensor, " b"], fill: Sequence[float]
