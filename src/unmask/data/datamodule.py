@@ -1,8 +1,10 @@
 """What every data module has in common."""
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Shaped
@@ -10,15 +12,25 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from unmask.data.bad_images import (
+    IN_EVALUATION,
+    IN_TRAINING,
+    BadImageList,
+    OnBadImage,
+    RefusingSamples,
+    ReplacingSamples,
+)
 from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
 from unmask.data.decoding import ImageDecoder
 from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
-from unmask.data.samples import ImageSamples, LoaderCrop, LoaderSamples, RawBatch, SampleKey
+from unmask.data.samples import BadImage, ImageSamples, LoaderSamples, RawBatch, SampleKey
 from unmask.data.splits import hold_out
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.types import ImageBatch, Images
 
 Split = Literal["train", "val", "test"]
+
+_log = logging.getLogger(__name__)
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -35,6 +47,9 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: Decoding processes a device; unused for images in memory.
         seed: Key of the order and the augmentation.
         eval_crop_share: Side of the centred crop as a share of the resized image, in evaluation.
+        on_bad_image: "raise": a training image that cannot be read stops the run; "skip": another is drawn in its place
+            and the run's folder lists it. Evaluation always stops.
+        max_bad_share: Of the training images that may be skipped; more stop the run.
         channels, pixel_scale, background, exif: How files are read, see `ImageDecoder`; images in memory are RGB.
 
     Raises:
@@ -55,6 +70,8 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         eval_crop_share: float = 1.0,
+        on_bad_image: OnBadImage = "raise",
+        max_bad_share: float = 0.001,
         channels: int = 3,
         pixel_scale: float | None = None,
         background: str = "white",
@@ -71,6 +88,10 @@ class ImageDataModule(LightningDataModule, ABC):
                 )
         if not 0.0 < eval_crop_share <= 1.0:
             raise ValueError(f"data.eval_crop_share must lie above 0 and at most 1, got {eval_crop_share}")
+        if on_bad_image not in get_args(OnBadImage):
+            raise ValueError(f"data.on_bad_image must be 'raise' or 'skip', got {on_bad_image!r}")
+        if not 0.0 <= max_bad_share <= 1.0:
+            raise ValueError(f"data.max_bad_share must be a share in 0..1, got {max_bad_share}")
         if global_batch_size < 1:
             raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -81,6 +102,9 @@ class ImageDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.eval_crop_share = eval_crop_share
+        self.on_bad_image = on_bad_image
+        self.max_bad_share = max_bad_share
+        self._bad_images: BadImageList | None = None
         self._splits: dict[Split, ImageSamples] = {}
         self._whole_training: ImageSamples | None = None  # where a share of it is in use
 
@@ -132,7 +156,10 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"set global_batch_size={max(1, len(samples) // 2)} or less"
             )
         crop = AugmentedCrop(augmentation=self.augmentation, size=self.image_size, seed=self.seed, fill=self.pixel_mean)
-        return self._loader(samples, crop, batch_size, is_training=True)
+        guarded: LoaderSamples = RefusingSamples(samples, crop, advice=IN_TRAINING)
+        if self.on_bad_image == "skip":
+            guarded = ReplacingSamples(samples, crop, seed=self.seed)
+        return self._loader(guarded, batch_size, is_training=True)
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
         return self.evaluation_loader("val")
@@ -142,8 +169,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def evaluation_loader(self, split: Split) -> DataLoader[RawBatch]:
         """Reads a split once, in stored order and without augmentation, each sample on one device alone."""
-        crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
-        return self._loader(self.samples(split), crop, self._device_batch_size(), is_training=False)
+        return self._loader(self._evaluated(split), self._device_batch_size(), is_training=False)
 
     def evaluation_part(self, split: Split, *, part: int, num_parts: int) -> Iterable[RawBatch]:
         """Reads every `num_parts`-th batch of a split from the `part`-th on, in stored order and without augmentation.
@@ -151,10 +177,8 @@ class ImageDataModule(LightningDataModule, ABC):
         Batches are of `global_batch_size` and the same whatever the number of parts, and all parts have equally many:
         where some run short, they begin again from the first, so a sample may be served twice.
         """
-        samples = self.samples(split)
-        crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
-        batches = PartOfBatches(len(samples), self.global_batch_size, part=part, num_parts=num_parts)
-        return self._load(samples, crop, batches)
+        samples = self._evaluated(split)
+        return self._load(samples, PartOfBatches(len(samples), self.global_batch_size, part=part, num_parts=num_parts))
 
     def fingerprints(self) -> dict[Split, str]:
         """Names the content of each split that has been read, as far as it has been limited."""
@@ -162,13 +186,14 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def held_out_images(self, count: int) -> ImageBatch:
         """Reads up to `count` validation images, spread evenly over the split; always the same ones."""
-        samples = self.samples("val")
+        samples = self._evaluated("val")
         count = min(count, len(samples))
         keys = [SampleKey(0, position * len(samples) // count) for position in range(count)]
-        crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
-        return self.finish(samples.read(keys, crop), augmented=False)
+        return self.finish(samples.__getitems__(keys), augmented=False)
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> ImageBatch:
+        if batch.bad and self.trainer is not None:
+            self._list_bad_images(Path(self.trainer.default_root_dir), batch.bad)
         return self.finish(batch, augmented=self.trainer is not None and self.trainer.training)
 
     def finish(self, batch: RawBatch, *, augmented: bool) -> ImageBatch:
@@ -192,9 +217,26 @@ class ImageDataModule(LightningDataModule, ABC):
         # Each temporary costs a CPU as much as the arithmetic, so one copy is made and changed in place.
         return images.to(torch.float32, copy=True).mul_(1.0 / (255.0 * std)).sub_(mean / std)
 
-    def _loader(
-        self, samples: ImageSamples, crop: LoaderCrop, batch_size: int, *, is_training: bool
-    ) -> DataLoader[RawBatch]:
+    def _evaluated(self, split: Split) -> RefusingSamples:
+        crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
+        return RefusingSamples(self.samples(split), crop, advice=IN_EVALUATION)
+
+    def teardown(self, stage: str) -> None:
+        if stage == "fit" and self._bad_images is not None:
+            _log.warning(
+                "%d of %d training images could not be read and were replaced; %s lists them",
+                len(self._bad_images),
+                self._bad_images.num_images,
+                self._bad_images.path,
+            )
+
+    def _list_bad_images(self, folder: Path, bad: Sequence[BadImage]) -> None:
+        if self._bad_images is None:
+            count = len(self.samples("train"))
+            self._bad_images = BadImageList(folder, num_images=count, max_share=self.max_bad_share)
+        self._bad_images.add(bad)
+
+    def _loader(self, samples: LoaderSamples, batch_size: int, *, is_training: bool) -> DataLoader[RawBatch]:
         batches = KeyedBatchSampler(
             num_samples=len(samples),
             device_batch_size=batch_size,
@@ -205,14 +247,14 @@ class ImageDataModule(LightningDataModule, ABC):
             position=self._training_position if is_training else _beginning,
             accumulated=self._accumulated if is_training else 1,
         )
-        return self._load(samples, crop, batches, keeps_workers=is_training)
+        return self._load(samples, batches, keeps_workers=is_training)
 
     def _load(
-        self, samples: ImageSamples, crop: LoaderCrop, batches: Sampler[list[SampleKey]], *, keeps_workers: bool = False
+        self, samples: LoaderSamples, batches: Sampler[list[SampleKey]], *, keeps_workers: bool = False
     ) -> DataLoader[RawBatch]:
         num_workers = 0 if self.holds_images_in_memory else self.num_workers
         return DataLoader(
-            LoaderSamples(samples, crop),
+            samples,
             batch_sampler=batches,
             collate_fn=_as_fetched,
             num_workers=num_workers,

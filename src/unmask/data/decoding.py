@@ -277,9 +277,8 @@ def _read_tiff(file: _OpenFile) -> _Array:
     try:
         tifffile = import_module("tifffile")
     except ImportError:
-        raise ValueError(
-            "data.channels other than 1 and 3, and data.pixel_scale, read TIFF with the package tifffile; "
-            "pip install 'unmask[tiff]'"
+        raise _UnsupportedImageError(
+            "its numbers are read by the package tifffile; pip install 'unmask[tiff]'"
         ) from None
     with tifffile.TiffFile(file) as opened:
         stack = opened.series[0]  # all pages of one shape, or the one with all bands

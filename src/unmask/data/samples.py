@@ -28,6 +28,14 @@ class SampleKey(NamedTuple):
     index: int  # type: ignore[assignment]  # hides tuple.index, which no one needs
 
 
+class BadImage(NamedTuple):
+    """An image that was to be trained on and could not be read."""
+
+    epoch: int
+    name: str  # as messages call it: the path of a file
+    reason: str
+
+
 class RawBatch(NamedTuple):
     """Images as stored or cropped, before they are normalised on the device."""
 
@@ -35,6 +43,7 @@ class RawBatch(NamedTuple):
     label: Int[Tensor, " b"]
     index: Int[Tensor, " b"]  # type: ignore[assignment]
     epoch: Int[Tensor, " b"]
+    bad: Sequence[BadImage] = ()  # for which others stand in the batch
 
 
 ImageCrop = Callable[[Pixels, SampleKey], Pixels]
@@ -44,9 +53,7 @@ class LoaderCrop(ABC):
     """Brings one image of any size to the size a loader serves."""
 
     @abstractmethod
-    def __call__(
-        self, image: UInt8[Tensor, "3 height width"], key: SampleKey
-    ) -> UInt8[Tensor, "3 new_height new_width"]: ...
+    def __call__(self, image: Pixels, key: SampleKey) -> Pixels: ...
 
     def prepared(self, keys: Sequence[SampleKey]) -> ImageCrop:
         """The same crop, with what it needs for a whole batch looked up at once."""

@@ -70,6 +70,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Prepares the process for the task and, if the user's settings stop it, removes the folder it was given."""
 
     def prepared(config: DictConfig) -> Any:
+        from unmask.data.bad_images import BAD_IMAGES_NAME
         from unmask.runtime.console import calm_libraries
 
         calm_libraries()
@@ -79,7 +80,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         try:
             return task(config)
         except _user_errors() as error:
-            if is_fresh and not (run_dir / "checkpoints").exists():
+            if is_fresh and not any((run_dir / kept).exists() for kept in ("checkpoints", BAD_IMAGES_NAME)):
                 logging.shutdown()
                 shutil.rmtree(run_dir)
             if os.environ.get(_TRACEBACK_SWITCH) == "1" or HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -23,6 +23,7 @@ _OLD_NAMES = {  # what other programs of this kind call it
     "batch_size": "global_batch_size",
 }
 _OMEGACONF_DETAILS = ("full_key:", "object_type=", "reference_type=")
+_FROM_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 _EXPECTED_WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler continues where it stopped
     "The '.*' does not have many workers",  # images in memory need none
@@ -95,7 +96,11 @@ def _innermost(error: BaseException) -> str:
     """The text of the error, unpacked where Hydra wrapped a constructor's into its own."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    if not _FROM_WORKER.match(text):
+        return text
+    last = text.strip().rpartition("\n")[2]  # torch puts the traceback of the worker before its error
+    return last.partition(": ")[2] or last
 
 
 def _unknown_key(key: str, known_keys: Sequence[str], groups: Sequence[str]) -> str:
