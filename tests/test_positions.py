@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from unmask.positions import sincos_positions
+from unmask.positions import sincos_positions, sinusoid_positions
 
 
 @pytest.mark.parametrize("num_prefix_tokens", [0, 1, 2])
@@ -29,3 +29,16 @@ def test_far_positions_keep_the_precision_of_float64() -> None:
 def test_width_must_hold_sine_and_cosine_of_both_axes() -> None:
     with pytest.raises(ValueError, match="divisible by 4, got 18"):
         sincos_positions(18, (2, 2))
+
+
+def test_sinusoids_equal_a_loop_over_the_formula() -> None:
+    positions = sinusoid_positions(6, 5)[0]
+    for place in range(5):
+        angles = [place * 10000 ** (-2 * k / 6) for k in range(3)]
+        expected = [function(angle) for angle in angles for function in (math.sin, math.cos)]
+        torch.testing.assert_close(positions[place], torch.tensor(expected), rtol=0, atol=1e-7)
+
+
+def test_sinusoids_need_an_even_width() -> None:
+    with pytest.raises(ValueError, match="even width, got 7"):
+        sinusoid_positions(7, 3)

@@ -5,6 +5,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def sinusoid_positions(dim: int, count: int) -> Float[Tensor, "1 {count} {dim}"]:
+    """Builds 1-D sinusoidal positions (arXiv:1706.03762, sec. 3.5): sine and cosine of each frequency side by side.
+
+    Entry 2k of position p is `sin(p * 10000**(-2k/dim))`, entry 2k + 1 its cosine. Computed in float64.
+
+    Raises:
+        ValueError: `dim` is odd.
+    """
+    if dim % 2:
+        raise ValueError(f"sinusoidal positions need an even width, got {dim}")
+    frequencies = 10000.0 ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angles = torch.arange(count, dtype=torch.float64)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1).unsqueeze(0).float()
+
+
 def sincos_positions(dim: int, grid: tuple[int, int], *, num_prefix_tokens: int = 1) -> Float[Tensor, "1 n {dim}"]:
     """Builds MAE's 2-D sine-cosine positions; prefix tokens get the zero vector.
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from unmask.backbones.timm_vit import TimmViT
 from unmask.patches import PatchMask
-from unmask.positions import sincos_positions
+from unmask.positions import sincos_positions, sinusoid_positions
 
 SIZES = [32, (24, 40)]
 
@@ -131,6 +131,9 @@ def test_fine_tuning_pools_before_a_fresh_norm_and_frees_the_positions(make_vit,
 
 
 def test_sincos_positions_are_fixed_and_learned_ones_are_not(make_vit) -> None:
+    line = make_vit(positions="sinusoid").vit.pos_embed
+    assert torch.equal(line, sinusoid_positions(24, 1 + 16))
+    assert not line.requires_grad
     fixed, learned = make_vit().vit.pos_embed, make_vit(positions="learned").vit.pos_embed
     assert torch.equal(fixed, sincos_positions(24, (4, 4)))
     assert not fixed.requires_grad

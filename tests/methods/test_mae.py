@@ -12,11 +12,14 @@ from unmask.masking.random import RandomMaskGenerator
 from unmask.methods.mae import MAE
 from unmask.optim.schedules import constant
 from unmask.patches import PatchMask, patchify
+from unmask.types import ImageBatch
 
 TINY_DECODER = partial(MAEDecoder, embed_dim=16, depth=2, num_heads=2)
 
 
-def make_mae(backbone: nn.Module, *, patch_size: int = 8, decoder=TINY_DECODER, normalise_targets: bool = True) -> MAE:
+def make_mae(
+    backbone: nn.Module, *, patch_size: int = 8, decoder=TINY_DECODER, normalise_targets: bool = True, **changes
+) -> MAE:
     return MAE(
         backbone=backbone,
         decoder=decoder,
@@ -24,6 +27,7 @@ def make_mae(backbone: nn.Module, *, patch_size: int = 8, decoder=TINY_DECODER, 
         mask_generator=RandomMaskGenerator(ratio=0.75, patch_size=patch_size),
         optimizer=partial(torch.optim.AdamW, lr=1e-3),
         schedule=constant,
+        **changes,
     )
 
 
@@ -188,3 +192,38 @@ def test_mask_unit_must_be_the_backbones_patch(make_vit) -> None:
 def test_a_backbone_that_cannot_skip_tokens_is_refused(make_swin) -> None:
     with pytest.raises(ValueError, match="only a ViT can do; use model=vit_tiny"):
         make_mae(make_swin(), patch_size=4)
+
+
+def test_a_mean_over_all_pixels_is_the_masked_one_times_the_hidden_share(make_vit, randomise) -> None:
+    masked = randomise(make_mae(make_vit()))
+    everything = make_mae(make_vit(), reconstruction_mean="all").eval()
+    everything.load_state_dict(masked.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    mask = masked.mask_generator(images)
+    torch.testing.assert_close(everything(images, mask).loss, 0.75 * masked(images, mask).loss)
+
+
+def test_an_unknown_mean_is_refused(make_vit) -> None:
+    with pytest.raises(ValueError, match="must be 'masked' or 'all', got 'some'"):
+        make_mae(make_vit(), reconstruction_mean="some")
+
+
+def test_shared_masks_are_one_a_step_for_all_devices_and_parts_of_it(make_vit, monkeypatch) -> None:
+    method = make_mae(make_vit(), shared_masks=True)
+    monkeypatch.setattr(MAE, "current_epoch", 1)
+
+    def drawn(step: int, index: list[int]) -> Tensor:
+        monkeypatch.setattr(MAE, "global_step", step)
+        batch = ImageBatch(
+            torch.zeros(len(index), 3, 32, 32), torch.zeros(len(index), dtype=torch.long), torch.tensor(index)
+        )
+        return method._training_mask(batch).masked
+
+    here, there, later = drawn(7, [3, 0, 9]), drawn(7, [5, 6]), drawn(8, [3])
+    assert torch.equal(here, here[:1].expand_as(here))
+    assert torch.equal(here[0], there[0])
+    assert not torch.equal(here[0], later[0])
+    method.shared_masks = False
+    own = drawn(7, [3, 0, 9])
+    assert not torch.equal(own[0], own[1])
+    assert torch.equal(own[1:2], drawn(8, [0]))

@@ -12,15 +12,17 @@ from unmask.masking.random import RandomMaskGenerator
 from unmask.methods.simmim import SimMIM
 from unmask.optim.schedules import constant
 from unmask.patches import PatchMask
+from unmask.targets.local import local_statistics, normalise_locally
 
 
-def make_simmim(backbone: nn.Module, patch_size: int = 16) -> SimMIM:
+def make_simmim(backbone: nn.Module, patch_size: int = 16, **changes) -> SimMIM:
     return SimMIM(
         backbone=backbone,
         head=PixelShuffleHead,
         mask_generator=RandomMaskGenerator(ratio=0.6, patch_size=patch_size),
         optimizer=partial(torch.optim.AdamW, lr=1e-3),
         schedule=constant,
+        **changes,
     )
 
 
@@ -167,3 +169,21 @@ def test_every_weight_of_the_official_vit_learns(make_beit, randomise) -> None:
     for name, parameter in method.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_locally_normalised_targets_are_what_the_loss_compares_with(make_swin, randomise) -> None:
+    """A prediction that is right is shown as the image itself, and a wrong one costs what it is off."""
+    method = randomise(make_simmim(make_swin(), normalise_window=5))
+    images = torch.randn(2, 3, 64, 64)
+    mask = method.mask_generator(images)
+    output = method(images, mask)
+    target = normalise_locally(images, 5)
+    predicted = normalise_locally(images, 5) + (output.prediction - images) / local_statistics(images, 5).std
+    expected = (predicted - target).abs()[mask.at_pixels().expand_as(images)].mean()
+    torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
+    assert "5 px" in method.prediction_note
+
+
+def test_a_window_without_a_centre_is_refused_before_training(make_swin) -> None:
+    with pytest.raises(ValueError, match="odd side of at least 3 px, got 46"):
+        make_simmim(make_swin(), normalise_window=46)

@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from unmask.optim.scaling import scale_lr
-from unmask.optim.schedules import constant, step_decay, warmup_cosine, warmup_then_cosine_from_start
+from unmask.optim.schedules import (
+    constant,
+    step_decay,
+    warm_restarts,
+    warmup_cosine,
+    warmup_linear,
+    warmup_multistep,
+    warmup_then_cosine_from_start,
+)
 
 PEAK = 0.4
 
@@ -110,3 +118,83 @@ def test_the_rate_falls_by_a_factor_after_every_so_many_epochs() -> None:
 def test_a_decay_that_never_waits_is_refused() -> None:
     with pytest.raises(ValueError, match="every_n_epochs must be above 0"):
         rates(step_decay, 10, steps_per_epoch=3, every_n_epochs=0, factor=0.1)
+
+
+def test_simmims_multistep_rises_stays_and_falls_by_a_tenth() -> None:
+    lr = rates(warmup_multistep, 160, steps_per_epoch=2, warmup_epochs=10, start_factor=0.005, milestones=[70, 75])
+    assert lr[0] == pytest.approx(PEAK * 0.005)
+    assert lr[19] == pytest.approx(PEAK * (0.005 + 0.995 * 19 / 20))
+    assert set(lr[20:140]) == {PEAK}
+    assert lr[140:150] == pytest.approx([PEAK * 0.1] * 10)
+    assert lr[150:] == pytest.approx([PEAK * 0.01] * 11)
+
+
+@pytest.mark.parametrize("milestones", [[8], [10, 20, 15], [10]])
+def test_milestones_must_rise_behind_the_warmup(milestones: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"must rise and lie behind schedule.warmup_epochs=10"):
+        rates(warmup_multistep, 60, steps_per_epoch=2, warmup_epochs=10, milestones=milestones)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_the_straight_line_is_that_of_transformers(warmup: int) -> None:
+    from transformers import get_linear_schedule_with_warmup  # noqa: PLC0415
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
+    oracle = get_linear_schedule_with_warmup(optimizer, warmup, 20)
+    expected = []
+    for _ in range(21):
+        expected.append(oracle.get_last_lr()[0])
+        optimizer.step()
+        oracle.step()
+    assert rates(warmup_linear, 20, steps_per_epoch=4, warmup_epochs=warmup / 4) == pytest.approx(expected)
+
+
+def test_warm_restarts_are_torchs_stepped_once_an_epoch() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
+    oracle = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=3, T_mult=2, eta_min=PEAK * 0.1)
+    expected = []
+    for _ in range(20):
+        expected += [optimizer.param_groups[0]["lr"]] * 4
+        optimizer.step()
+        oracle.step()
+    lr = rates(warm_restarts, 80, steps_per_epoch=4, first_cycle_epochs=3, final_factor=0.1)
+    assert lr[:80] == pytest.approx(expected)
+
+
+def test_restarts_that_get_shorter_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be at least 1, got 3 and 0"):
+        rates(warm_restarts, 10, steps_per_epoch=4, first_cycle_epochs=3, cycle_factor=0)
+
+
+def test_simmims_layer_wise_rates_share_their_floor() -> None:
+    """timm's scheduler: start and floor are rates, not shares; a peak below the floor is risen from (Swin-L, 0.7)."""
+    peaks = [5e-3, 5e-3 * 0.7**25]
+    assert peaks[1] < 1e-6
+
+    def at(step: int, peak: float) -> float:
+        return 1e-6 + (peak - 1e-6) / 2 * (1 + math.cos(math.pi * step / 100))
+
+    for shared, expected in ((True, [at(50, peak) for peak in peaks]), (False, [at(50, 5e-3), at(50, 5e-3) * 0.7**25])):
+        optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": peak} for peak in peaks])
+        scheduler = warmup_then_cosine_from_start(
+            optimizer,
+            total_steps=100,
+            steps_per_epoch=1,
+            warmup_epochs=20,
+            start_factor=2e-4,
+            final_factor=2e-4,
+            shared_floor=shared,
+        )
+        assert scheduler.get_last_lr() == pytest.approx([1e-6, 1e-6 if shared else 1e-6 * 0.7**25])
+        for _ in range(50):
+            optimizer.step()
+            scheduler.step()
+        assert scheduler.get_last_lr() == pytest.approx(expected)
+
+
+def test_a_cosine_laid_out_for_longer_is_cut_off() -> None:
+    """mmpretrain fine-tunes Swin-L so: 20 epochs of warm-up, then 80 of a cosine of 100."""
+    lr = rates(warmup_cosine, 100, steps_per_epoch=1, warmup_epochs=20, cosine_epochs=100, final_factor=2e-4)
+    assert lr[20] == PEAK
+    assert lr[70] == pytest.approx(PEAK * (2e-4 + (1 - 2e-4) / 2))
+    assert lr[100] == pytest.approx(PEAK * (2e-4 + (1 - 2e-4) / 2 * (1 + math.cos(0.8 * math.pi))))

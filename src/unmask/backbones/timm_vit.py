@@ -30,7 +30,7 @@ from unmask.backbones.sequence import (
     run_stages,
 )
 from unmask.patches import require_whole_patches
-from unmask.positions import sincos_positions
+from unmask.positions import sincos_positions, sinusoid_positions
 from unmask.types import FeatureStage, Images, StageEdit
 
 _PLAIN = "vit_tiny_patch16_224"
@@ -49,7 +49,8 @@ class TimmViT(VisibleTokenBackbone):
         embed_dim, depth, num_heads, mlp_ratio: Replace the values of `name`; the last is the width of an MLP's hidden
             layer over `embed_dim`.
         norm_eps: Added to variances by every LayerNorm; None is timm's 1e-6. Weights of other programs may need theirs.
-        positions: "sincos" fixes MAE's 2-D sine-cosine positions, "learned" trains them.
+        positions: "sincos" fixes MAE's 2-D sine-cosine positions, "sinusoid" 1-D ones over the class token and the
+            patches in row-major order, "learned" trains them.
         num_stages: Equal groups of blocks that count as stages; None takes 4, or the next smaller number that divides
             the depth.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
@@ -77,7 +78,7 @@ class TimmViT(VisibleTokenBackbone):
         num_heads: int | None = None,
         mlp_ratio: float | None = None,
         norm_eps: float | None = None,
-        positions: Literal["sincos", "learned"] = "sincos",
+        positions: Literal["sincos", "sinusoid", "learned"] = "sincos",
         num_stages: int | None = None,
         drop_path_rate: float = 0.0,
         norm_after_pooling: bool = False,
@@ -106,8 +107,8 @@ class TimmViT(VisibleTokenBackbone):
         require_square_patch(patch_size)
         self.image_size = as_size(image_size)
         require_whole_patches(*self.image_size, patch_size)
-        if positions not in ("sincos", "learned"):
-            raise ValueError(f"positions must be 'sincos' or 'learned', got {positions!r}")
+        if positions not in ("sincos", "sinusoid", "learned"):
+            raise ValueError(f"positions must be 'sincos', 'sinusoid' or 'learned', got {positions!r}")
         self.vit = create_timm_model(
             name,
             family="vit",
@@ -135,7 +136,9 @@ class TimmViT(VisibleTokenBackbone):
         self.in_channels = in_channels
         self.pixel_mean, self.pixel_std = (as_statistic(values, in_channels) for values in (pixel_mean, pixel_std))
         if positions == "sincos":
-            self._fix_positions()
+            self._fix_positions(sincos_positions(self.vit.embed_dim, self.grid, num_prefix_tokens=NUM_PREFIX_TOKENS))
+        elif positions == "sinusoid":
+            self._fix_positions(sinusoid_positions(self.vit.embed_dim, self.vit.pos_embed.shape[1]))
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -232,6 +235,5 @@ class TimmViT(VisibleTokenBackbone):
         embedded: Tensor = self.vit.patch_embed.proj(strip).flatten(2).transpose(1, 2)
         return embedded
 
-    def _fix_positions(self) -> None:
-        positions = sincos_positions(self.vit.embed_dim, self.grid, num_prefix_tokens=self.num_prefix_tokens)
+    def _fix_positions(self, positions: Float[Tensor, "1 n d"]) -> None:
         self.vit.pos_embed.requires_grad_(False).copy_(positions)

@@ -1,6 +1,15 @@
-"""How linear layers of heads start."""
+"""How layers of heads start."""
 
 from torch import nn
+
+
+def initialise_xavier(module: nn.Module) -> None:
+    """Draws the weights of linear layers and convolutions from Xavier's uniform distribution; their biases are 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def initialise_linear(module: nn.Module, *, std: float = 0.02) -> None:

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from unmask.heads.initialise import initialise_xavier
 from unmask.positions import sincos_positions
 
 
@@ -48,9 +49,9 @@ class MAEDecoder(nn.Module):
         self.blocks = nn.Sequential(
             *(Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
         )
-        self.norm = norm_layer(embed_dim)
-        self.predict = nn.Linear(embed_dim, image_channels * patch_size**2)
-        self.apply(_initialise_linear)
+        self.norm: nn.Module = norm_layer(embed_dim)
+        self.predict: nn.Module = nn.Linear(embed_dim, image_channels * patch_size**2)
+        initialise_xavier(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(
@@ -65,14 +66,12 @@ class MAEDecoder(nn.Module):
         tokens = self.embed(encoded)
         num_prefix = tokens.shape[1] - visible.shape[1]
         num_patches = self.pos_embed.shape[1] - num_prefix
-        patches = self.mask_token.to(tokens.dtype).expand(len(tokens), num_patches, -1)
+        patches = self.mask_token_for(num_patches).to(tokens.dtype).expand(len(tokens), num_patches, -1)
         patches = patches.scatter(1, visible[..., None].expand(-1, -1, tokens.shape[2]), tokens[:, num_prefix:])
         tokens = torch.cat([tokens[:, :num_prefix], patches], dim=1) + self.pos_embed
         prediction: Tensor = self.predict(self.norm(self.blocks(tokens))[:, num_prefix:])
         return prediction
 
-
-def _initialise_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
+    def mask_token_for(self, num_patches: int) -> Float[Tensor, "1 1 d"]:
+        """What stands in a hidden place of an image of that many patches."""
+        return self.mask_token

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import Any, final
 
+import torch
 from jaxtyping import Float, Int
 from lightning import LightningModule
 from torch import Tensor
@@ -27,6 +28,7 @@ class Method(LightningModule, ABC):
         optimizer: Completed with parameter groups.
         schedule: Completed with the optimizer and the number of steps.
         seed: Key of the masks.
+        shared_masks: In training, all images of an optimizer step have one mask, on every device, in place of one each.
 
     Raises:
         ValueError: The masks do not fit the backbone's images.
@@ -40,6 +42,7 @@ class Method(LightningModule, ABC):
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
         seed: int = 0,
+        shared_masks: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -47,6 +50,7 @@ class Method(LightningModule, ABC):
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.seed = seed
+        self.shared_masks = shared_masks
 
     @abstractmethod
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
@@ -92,7 +96,8 @@ class Method(LightningModule, ABC):
         return self.mask_generator(images, sample_keys(self.seed, "held-out-mask", 0, index))
 
     def _training_mask(self, batch: ImageBatch) -> PatchMask:
-        keys = sample_keys(self.seed, "train-mask", self.current_epoch, batch.index)
+        drawn_for = torch.full_like(batch.index, self.global_step) if self.shared_masks else batch.index
+        keys = sample_keys(self.seed, "train-mask", self.current_epoch, drawn_for)
         return self.mask_generator(batch.image, keys)
 
     def _log_held_out(self, split: str, batch: ImageBatch) -> None:

@@ -31,10 +31,11 @@ class MAE(Method):
         backbone: A backbone that can skip hidden tokens: ViT.
         decoder: Completed with the encoder's width and the geometry of its patches.
         normalise_targets: Per-patch normalisation of the target; on in every released model.
+        reconstruction_mean: Mean over "masked" pixels, or over "all" pixels with zeros for the visible.
         shared: See `Method`; the mask unit must be the backbone's patch.
 
     Raises:
-        ValueError: The backbone cannot skip tokens, or the mask unit is not its patch.
+        ValueError: The backbone cannot skip tokens, the mask unit is not its patch, or a choice is unknown.
     """
 
     backbone: VisibleTokenBackbone
@@ -45,6 +46,7 @@ class MAE(Method):
         backbone: MaskedBackbone,
         decoder: Callable[..., MAEDecoder],
         normalise_targets: bool = True,
+        reconstruction_mean: str = "masked",
         **shared: Any,
     ) -> None:
         if not hasattr(backbone, "forward_visible"):
@@ -54,7 +56,10 @@ class MAE(Method):
             )
         backbone = cast("VisibleTokenBackbone", backbone)
         super().__init__(backbone=backbone, **shared)
+        if reconstruction_mean not in ("masked", "all"):
+            raise ValueError(f"method.reconstruction_mean must be 'masked' or 'all', got {reconstruction_mean!r}")
         self.normalise_targets = normalise_targets
+        self.reconstruction_mean = reconstruction_mean
         rows, cols = (side // backbone.patch_size for side in backbone.image_size)
         self.grid = (rows, cols)
         self.decoder = decoder(
@@ -74,7 +79,8 @@ class MAE(Method):
 
         patches = patchify(images.float(), mask.patch_size)
         target = normalise_patches(patches) if self.normalise_targets else patches
-        pixel_mse = masked_mean((predicted - target).square(), mask.masked.flatten(1).unsqueeze(2))
+        errors, hidden = (predicted - target).square(), mask.masked.flatten(1).unsqueeze(2)
+        pixel_mse = masked_mean(errors, hidden) if self.reconstruction_mean == "masked" else (errors * hidden).mean()
         pixels = restore_patches(predicted, like=patches) if self.normalise_targets else predicted
         prediction = unpatchify(pixels, mask.patch_size, self.grid)
         return MethodOutput(loss=pixel_mse, terms={"pixel_mse": pixel_mse}, mask=mask, prediction=prediction)

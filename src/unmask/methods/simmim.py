@@ -12,6 +12,7 @@ from unmask.heads.pixel_shuffle import PixelShuffleHead
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
 from unmask.patches import PatchMask
+from unmask.targets.local import normalise_locally, restore_locally
 from unmask.types import Images, MethodOutput
 
 
@@ -32,11 +33,21 @@ class SimMIM(Method):
 
     Args:
         head: Completed with the width and stride of the backbone's last stage.
+        normalise_window: Side, pixels, of the window around a pixel whose mean and deviation normalise the target, as
+            for Swin V2; null leaves the pixels as they are, as in the paper.
         shared: See `Method`.
+
+    Raises:
+        ValueError: The mask unit is not whole tokens, or the window has no centre.
     """
 
-    def __init__(self, *, head: Callable[..., PixelShuffleHead], **shared: Any) -> None:
+    def __init__(
+        self, *, head: Callable[..., PixelShuffleHead], normalise_window: int | None = None, **shared: Any
+    ) -> None:
         super().__init__(**shared)
+        self.normalise_window = normalise_window
+        if normalise_window is not None:
+            normalise_locally(torch.zeros(1, 1, 1, 1), normalise_window)
         last = self.backbone.stages[-1]
         self.head = head(in_channels=last.channels, stride=last.stride, image_channels=self.backbone.in_channels)
         self.mask_token = nn.Parameter(torch.empty(self.backbone.stages[0].channels))
@@ -51,8 +62,21 @@ class SimMIM(Method):
             return torch.where(masked, self.mask_token.to(tokens.dtype), tokens) if stage == 0 else tokens
 
         prediction = self.head(self.backbone.forward_features(images, insert_mask_token)[-1]).float()
-        pixel_l1 = masked_mean(F.l1_loss(prediction, images, reduction="none"), mask.at_pixels())  # sec. 3.4
+        target = images
+        if self.normalise_window is not None:
+            target = normalise_locally(images.float(), self.normalise_window)
+        pixel_l1 = masked_mean(F.l1_loss(prediction, target, reduction="none"), mask.at_pixels())  # sec. 3.4
+        if self.normalise_window is not None:
+            prediction = restore_locally(prediction, self.normalise_window, like=images.float())
         return MethodOutput(loss=pixel_l1, terms={"pixel_l1": pixel_l1}, mask=mask, prediction=prediction)
+
+    @property
+    def prediction_note(self) -> str:
+        if self.normalise_window is None:
+            return ""
+        return (
+            f"Each predicted pixel is shown with the true mean and deviation of {self.normalise_window} px around it."
+        )
 
     def _hidden_tokens(self, mask: PatchMask) -> Tensor:
         stride = self.backbone.stages[0].stride

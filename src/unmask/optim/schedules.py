@@ -1,6 +1,8 @@
 """Learning-rate schedules, one value an optimizer step."""
 
 import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -14,6 +16,8 @@ def warmup_cosine(
     warmup_epochs: float,
     start_factor: float = 0.0,
     final_factor: float = 0.0,
+    shared_floor: bool = False,
+    cosine_epochs: float | None = None,
 ) -> LambdaLR:
     """Rises linearly from `start_factor` to 1, then falls to `final_factor` along half a cosine (MAE).
 
@@ -26,18 +30,25 @@ def warmup_cosine(
         steps_per_epoch: Optimizer steps an epoch.
         warmup_epochs: Length of the rise.
         start_factor, final_factor: Shares of the peak at the first step and after the last.
+        shared_floor: Take both shares of the highest group's peak, for all groups alike, as SimMIM's layer-wise rates
+            do; the rate of a group whose peak lies below them then falls to its peak and rises again.
+        cosine_epochs: Length of the fall; null is what the warm-up leaves of the run. A longer one is cut off.
 
     Raises:
         ValueError: The warm-up is as long as the run.
     """
     warmup = _warmup_steps(warmup_epochs, steps_per_epoch, total_steps)
+    fall = total_steps - warmup if cosine_epochs is None else cosine_epochs * steps_per_epoch
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return start_factor + (1.0 - start_factor) * step / warmup
-        return _half_cosine((step - warmup) / (total_steps - warmup), final_factor)
+    def curve(floor: float) -> Callable[[int], float]:
+        def factor(step: int) -> float:
+            if step < warmup:
+                return _line(step / warmup, start_factor * floor)
+            return _half_cosine((step - warmup) / fall, final_factor * floor)
 
-    return LambdaLR(optimizer, factor)
+        return factor
+
+    return _scheduled(optimizer, curve, shared_floor=shared_floor)
 
 
 def warmup_then_cosine_from_start(
@@ -48,6 +59,7 @@ def warmup_then_cosine_from_start(
     warmup_epochs: float,
     start_factor: float = 0.0,
     final_factor: float = 0.0,
+    shared_floor: bool = False,
 ) -> LambdaLR:
     """As `warmup_cosine`, but the cosine counts from step 0, so the rate drops where warm-up ends (SimMIM).
 
@@ -56,12 +68,102 @@ def warmup_then_cosine_from_start(
     """
     warmup = _warmup_steps(warmup_epochs, steps_per_epoch, total_steps)
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return start_factor + (1.0 - start_factor) * step / warmup
-        return _half_cosine(step / total_steps, final_factor)
+    def curve(floor: float) -> Callable[[int], float]:
+        def factor(step: int) -> float:
+            if step < warmup:
+                return _line(step / warmup, start_factor * floor)
+            return _half_cosine(step / total_steps, final_factor * floor)
 
-    return LambdaLR(optimizer, factor)
+        return factor
+
+    return _scheduled(optimizer, curve, shared_floor=shared_floor)
+
+
+def warmup_multistep(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    steps_per_epoch: float,
+    warmup_epochs: float,
+    milestones: Sequence[float],
+    start_factor: float = 0.0,
+    factor: float = 0.1,
+) -> LambdaLR:
+    """Rises linearly from `start_factor` to 1 and is multiplied by `factor` at each milestone (SimMIM, 800 epochs).
+
+    Args:
+        optimizer, total_steps, steps_per_epoch, warmup_epochs, start_factor: As in `warmup_cosine`.
+        milestones: Epochs done when the rate falls, rising.
+        factor: What it is multiplied by.
+
+    Raises:
+        ValueError: The warm-up is as long as the run, or a milestone lies within it or behind the one after it.
+    """
+    warmup = _warmup_steps(warmup_epochs, steps_per_epoch, total_steps)
+    if any(later <= earlier for earlier, later in pairwise([warmup_epochs, *milestones])):
+        raise ValueError(
+            f"schedule.milestones={list(milestones)} must rise and lie behind schedule.warmup_epochs={warmup_epochs:g}"
+        )
+    falls = [round(epoch * steps_per_epoch) for epoch in milestones]
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return _line(step / warmup, start_factor)
+        return factor ** sum(step >= fall for fall in falls)
+
+    return LambdaLR(optimizer, rate)
+
+
+def warmup_linear(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: float, warmup_epochs: float) -> LambdaLR:
+    """Rises linearly from 0, then falls linearly to 0 (the default of Hugging Face's Trainer, without warm-up).
+
+    Arguments and errors are those of `warmup_cosine`.
+    """
+    warmup = _warmup_steps(warmup_epochs, steps_per_epoch, total_steps)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return max(0.0, (total_steps - step) / (total_steps - warmup))
+
+    return LambdaLR(optimizer, rate)
+
+
+def warm_restarts(
+    optimizer: Optimizer,
+    *,
+    steps_per_epoch: float,
+    first_cycle_epochs: int,
+    cycle_factor: int = 2,
+    final_factor: float = 0.0,
+    **_: float,
+) -> LambdaLR:
+    """Falls along half a cosine and begins anew, each cycle longer than the one before (arXiv:1608.03983).
+
+    The rate changes once an epoch (the MAE of DDMIM's authors: 30 epochs, then 60, 120).
+
+    Args:
+        optimizer, steps_per_epoch: As in `warmup_cosine`.
+        first_cycle_epochs: Length of the first cycle.
+        cycle_factor: Length of a cycle over that of the one before.
+        final_factor: Share of the peak a cycle falls to.
+
+    Raises:
+        ValueError: The first cycle has no length, or cycles would get shorter.
+    """
+    if first_cycle_epochs < 1 or cycle_factor < 1:
+        raise ValueError(
+            "schedule.first_cycle_epochs and schedule.cycle_factor must be at least 1, "
+            f"got {first_cycle_epochs} and {cycle_factor}"
+        )
+
+    def rate(step: int) -> float:
+        epoch, length = int(step / steps_per_epoch), first_cycle_epochs
+        while epoch >= length:
+            epoch, length = epoch - length, length * cycle_factor
+        return _half_cosine(epoch / length, final_factor)
+
+    return LambdaLR(optimizer, rate)
 
 
 def step_decay(
@@ -85,6 +187,18 @@ def constant(optimizer: Optimizer, **_: float) -> LambdaLR:
 
 def _one(_: int) -> float:
     return 1.0
+
+
+def _scheduled(
+    optimizer: Optimizer, curve: Callable[[float], Callable[[int], float]], *, shared_floor: bool
+) -> LambdaLR:
+    """Gives each group the curve above its floor: 1, or what the highest peak is of its own."""
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [curve(max(peaks) / peak if shared_floor else 1.0) for peak in peaks])
+
+
+def _line(progress: float, start_factor: float) -> float:
+    return start_factor + (1.0 - start_factor) * progress
 
 
 def _half_cosine(progress: float, final_factor: float) -> float:
