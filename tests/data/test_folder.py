@@ -297,6 +297,6 @@ def test_a_folder_that_cannot_be_listed_is_named(fill: Callable[..., Path], monk
         raise PermissionError(13, "Permission denied")
 
     root = fill("1.png")
-    monkeypatch.setattr("unmask.data.folder.os.scandir", refuse)
+    monkeypatch.setattr("unmask.data.listing.os.scandir", refuse)
     with pytest.raises(ValueError, match=r"cannot read the folder .*root \(Permission denied\)"):
         open_folder(root).samples("train")

@@ -85,7 +85,7 @@ def test_one_archive_of_class_folders_needs_no_table(tmp_path: Path) -> None:
     assert data.class_names == ("collie", "pug")
     assert len(data.training_images) == 6
     again = make(tmp_path / "pets.zip")  # already extracted
-    assert again.training_images.paths == data.training_images.paths
+    assert list(again.training_images.paths) == list(data.training_images.paths)
 
 
 @pytest.mark.parametrize("member", ["../evil.txt", "/evil.txt", "a/../../evil.txt", "..\\evil.txt", "C:/evil.txt"])

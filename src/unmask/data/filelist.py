@@ -1,14 +1,20 @@
 """Images listed in text files, one line each."""
 
+import functools
 import logging
+import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from unmask.data.datamodule import Split
 from unmask.data.decoding import ARRAY_SUFFIXES, IMAGE_SUFFIXES
 from unmask.data.divided import DividedImages
 from unmask.data.labels import number_labels
+from unmask.data.paths import PathList
 from unmask.data.samples import ImageFiles
 
 _log = logging.getLogger(__name__)
@@ -64,23 +70,35 @@ class FileList(DividedImages):
 
     def read_split(self, split: Split) -> ImageFiles:
         path = self.lists[split]
-        lines = list(self.read_list(path))
-        if not lines:
+        written: list[str | None] = []
+        hashes = array("q")
+        paths = PathList(self._locate_lines(path, written, hashes))
+        if not len(paths):
             raise ValueError(f"{path} names no image")
-        paths = [str(_locate(line, path, self.root)) for line in lines]
-        repeated = len(paths) - len(set(paths))
+        repeated = len(paths) - len(np.unique(hashes))
         if repeated:
             _log.warning("%s names %d image(s) more than once; each mention is a sample", path, repeated)
         classes = () if split == "train" else self.training_images.class_names
-        labels, classes = number_labels([line.label for line in lines], classes, source=str(path))
+        labels, classes = number_labels(written, classes, source=str(path))
         return ImageFiles(paths, labels, classes, decode=self.decoder.read)
+
+    def _locate_lines(self, path: Path, written: list[str | None], hashes: "array[int]") -> Iterator[str]:
+        """Yields each line's file; appends its label, equal ones as one object, and its hash: lists may be long."""
+        seen: dict[str | None, str | None] = {}
+        place = _Place(path, self.root)
+        for line in self.read_list(path):
+            located = place.locate(line)
+            written.append(seen.setdefault(line.label, line.label))
+            hashes.append(hash(located))
+            yield located
 
     def read_list(self, path: Path) -> Iterator[ListedImage]:
         """Reads what each line names, before any file is looked for."""
-        for number, raw in enumerate(path.read_bytes().split(b"\n"), start=1):
-            text = decode_line(raw, path, number).strip()
-            if text and not text.startswith(_COMMENT):
-                yield _parse(number, text)
+        with path.open("rb") as lines:
+            for number, raw in enumerate(lines, start=1):
+                text = decode_line(raw, path, number).strip()
+                if text and not text.startswith(_COMMENT):
+                    yield _parse(number, text)
 
 
 def decode_line(raw: bytes, path: Path, number: int) -> str:
@@ -99,14 +117,28 @@ def _parse(number: int, text: str) -> ListedImage:
     return ListedImage(number, path.strip(), label.strip() or None)
 
 
-def _locate(line: ListedImage, source: Path, root: Path | None) -> Path:
-    base = source.parent if root is None else root
-    path = base / line.path  # an absolute path stands for itself
-    if root is not None and not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(
-            f"{source}:{line.number}: {line.path} leads out of data.root={root}; "
-            "leave data.root out to take paths from anywhere"
-        )
-    if not path.is_file():
-        raise ValueError(f"{source}:{line.number}: no file {path}")
-    return path
+class _Place:
+    """Where the paths of a list start from; plain strings, since Path would take ten times as long on millions."""
+
+    def __init__(self, source: Path, root: Path | None) -> None:
+        self.source, self.root = source, root
+        self.base = str(source.parent if root is None else root)
+        self.real_root = None if root is None else os.path.join(os.path.realpath(root), "")
+        self.real_folder = functools.cache(os.path.realpath)
+
+    def locate(self, line: ListedImage) -> str:
+        path = os.path.join(self.base, line.path)  # an absolute path stands for itself
+        if self.real_root is not None and not self._real(path).startswith(self.real_root):
+            raise ValueError(
+                f"{self.source}:{line.number}: {line.path} leads out of data.root={self.root}; "
+                "leave data.root out to take paths from anywhere"
+            )
+        if not os.path.isfile(path):
+            raise ValueError(f"{self.source}:{line.number}: no file {path}")
+        return path
+
+    def _real(self, path: str) -> str:
+        """What `realpath` gives, looking at each folder once."""
+        folder, name = os.path.split(path)
+        real = os.path.join(self.real_folder(folder), name)
+        return os.path.realpath(real) if name in ("", ".", "..") or os.path.islink(real) else real

@@ -1,12 +1,10 @@
 """Folders of images as people have them: with splits or without, with classes or without."""
 
 import logging
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Int
@@ -15,6 +13,7 @@ from torch import Tensor
 from unmask.data.datamodule import Split
 from unmask.data.decoding import ARRAY_SUFFIXES
 from unmask.data.divided import DividedImages
+from unmask.data.listing import FoundImages, find_images, is_folder, list_visible
 from unmask.data.samples import UNLABELLED, ImageFiles
 
 FolderLabels = Literal["auto", "folders", "none"]
@@ -94,11 +93,24 @@ class ImageFolder(DividedImages):
         return _find_splits(self.root)
 
     @cached_property
-    def _found_training_images(self) -> "_FoundImages":
+    def _found_training_images(self) -> FoundImages:
         return self._find_images(self._folders["train"])
 
-    def _find_images(self, folder: Path) -> "_FoundImages":
-        return _find_images(folder, self.decoder.suffixes)
+    def _find_images(self, folder: Path) -> FoundImages:
+        suffixes = self.decoder.suffixes
+        found = find_images(folder, suffixes)
+        ignored = ", ".join(f"{count} {suffix}" for suffix, count in found.ignored.most_common(5))
+        if any(f".{suffix}" in found.ignored for suffix in ARRAY_SUFFIXES):
+            ignored += " (arrays are read where data.channels is not 3, or data.pixel_scale is set)"
+        if not len(found.paths):
+            raise ValueError(
+                f"no image below {folder} ({f'only {ignored}' if ignored else 'no file at all'}); "
+                f"expected files named .{', .'.join(sorted(suffixes))}"
+            )
+        if ignored:
+            total = found.ignored.total()
+            _log.info("ignored %d files below %s that are not named like images: %s", total, folder, ignored)
+        return found
 
     @cached_property
     def _class_folders(self) -> tuple[str, ...]:
@@ -112,21 +124,9 @@ class ImageFolder(DividedImages):
         return found.classes
 
 
-class _FoundImages(NamedTuple):
-    """The images below a folder, in the order of their names."""
-
-    folder: Path
-    paths: list[str]
-    places: list[tuple[str, ...]]  # the folders between `folder` and each image
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(sorted({place[0] for place in self.places if place}))
-
-
 def _find_splits(root: Path) -> dict[Split, Path]:
-    entries = _list_visible(root)
-    subfolders = [Path(entry.path) for entry in entries if _is_folder(entry)]
+    entries = list_visible(root)
+    subfolders = [Path(entry.path) for entry in entries if is_folder(entry)]
     folders: dict[Split, Path] = {}
     for split, names in _SPLIT_NAMES.items():
         matches = [folder for folder in subfolders if folder.name.lower() in names]
@@ -144,67 +144,14 @@ def _find_splits(root: Path) -> dict[Split, Path]:
     return folders or {"train": root}
 
 
-def _find_images(folder: Path, suffixes: frozenset[str]) -> _FoundImages:
-    ignored: Counter[str] = Counter()
-    images = list(_walk(str(folder), (), frozenset(), suffixes, ignored))
-    listing = ", ".join(f"{count} {suffix}" for suffix, count in ignored.most_common(5))
-    if any(f".{suffix}" in ignored for suffix in ARRAY_SUFFIXES):
-        listing += " (arrays are read where data.channels is not 3, or data.pixel_scale is set)"
-    if not images:
-        raise ValueError(
-            f"no image below {folder} ({f'only {listing}' if ignored else 'no file at all'}); "
-            f"expected files named .{', .'.join(sorted(suffixes))}"
-        )
-    if ignored:
-        _log.info("ignored %d files below %s that are not named like images: %s", ignored.total(), folder, listing)
-    return _FoundImages(folder, [path for path, _ in images], [place for _, place in images])
-
-
-def _walk(
-    folder: str,
-    place: tuple[str, ...],
-    above: frozenset[tuple[int, int]],
-    suffixes: frozenset[str],
-    ignored: Counter[str],
-) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields each image with the folders that lead to it; counts the other files by the ending of their names."""
-    status = Path(folder).stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        raise ValueError(f"symlink cycle: {folder} leads back to a folder it lies in; remove the link")
-    for entry in _list_visible(folder):
-        _, dot, suffix = entry.name.lower().rpartition(".")
-        if _is_folder(entry):
-            yield from _walk(entry.path, (*place, entry.name), above | {identity}, suffixes, ignored)
-        elif dot and suffix in suffixes:
-            yield entry.path, place
-        else:
-            ignored[f".{suffix}" if dot else "without ending"] += 1
-
-
-def _list_visible(folder: str | Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as listing:
-            entries = [entry for entry in listing if not entry.name.startswith(".") and entry.name != "__MACOSX"]
-    except OSError as error:
-        raise ValueError(f"cannot read the folder {folder} ({error.strerror})") from error
-    return sorted(entries, key=lambda entry: entry.name)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    if entry.is_symlink() and not Path(entry.path).exists():
-        raise ValueError(f"broken link {entry.path} -> {Path(entry.path).readlink()}; repair or remove it")
-    return entry.is_dir()
-
-
-def _require_class_folders(found: _FoundImages) -> None:
+def _require_class_folders(found: FoundImages) -> None:
     """Raises a ValueError unless each image lies in a class folder and each class folder holds an image."""
-    for path, place in zip(found.paths, found.places, strict=True):
-        if not place:
-            raise ValueError(
-                f"{path} lies in no class folder of {found.folder}; move it into one, or set data.labels=none"
-            )
-    subfolders = [entry.name for entry in _list_visible(found.folder) if _is_folder(entry)]
+    if () in found.places:
+        stray = found.paths[int((found.place_of == found.places.index(())).nonzero()[0])]
+        raise ValueError(
+            f"{stray} lies in no class folder of {found.folder}; move it into one, or set data.labels=none"
+        )
+    subfolders = [entry.name for entry in list_visible(found.folder) if is_folder(entry)]
     empty = sorted(set(subfolders) - set(found.classes))
     if empty:
         raise ValueError(
@@ -213,7 +160,7 @@ def _require_class_folders(found: _FoundImages) -> None:
         )
 
 
-def _require_same_classes(found: _FoundImages, classes: tuple[str, ...], train: Path) -> None:
+def _require_same_classes(found: FoundImages, classes: tuple[str, ...], train: Path) -> None:
     here, there = set(found.classes) - set(classes), set(classes) - set(found.classes)
     if here or there:
         raise ValueError(
@@ -222,9 +169,9 @@ def _require_same_classes(found: _FoundImages, classes: tuple[str, ...], train: 
         )
 
 
-def _number(found: _FoundImages, classes: tuple[str, ...]) -> Int[Tensor, " n"]:
+def _number(found: FoundImages, classes: tuple[str, ...]) -> Int[Tensor, " n"]:
     numbers = {name: number for number, name in enumerate(classes)}
-    return torch.tensor([numbers[place[0]] for place in found.places])
+    return torch.tensor([numbers[place[0]] for place in found.places])[found.place_of]
 
 
 def _enumerate(names: Iterable[str]) -> str:

@@ -13,6 +13,8 @@ from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from unmask.data.paths import PathList
+
 UNLABELLED = -1
 _FINGERPRINT_BYTES = 8
 _IMAGES_HASHED_AT_ONCE = 4096
@@ -134,13 +136,13 @@ class ImageFiles(ImageSamples):
 
     def __init__(
         self,
-        paths: Sequence[str],
+        paths: PathList,
         labels: Int[Tensor, " n"],
         class_names: Sequence[str],
         *,
         decode: Callable[[str], Pixels],
     ) -> None:
-        self.paths = list(paths)
+        self.paths = paths
         self.labels = labels
         self.class_names = tuple(class_names)
         self.decode = decode
@@ -157,8 +159,7 @@ class ImageFiles(ImageSamples):
         return RawBatch(images, self.labels[index], index, epoch)
 
     def subset(self, indices: Int[Tensor, " m"]) -> "ImageFiles":
-        chosen = [self.paths[index] for index in indices.tolist()]
-        return ImageFiles(chosen, self.labels[indices], self.class_names, decode=self.decode)
+        return ImageFiles(self.paths.take(indices), self.labels[indices], self.class_names, decode=self.decode)
 
 
 class LoaderSamples(Dataset[RawBatch]):
