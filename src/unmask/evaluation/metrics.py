@@ -1,9 +1,12 @@
-"""Accuracy in percent and how far chance in the choice of test images may move it."""
+"""Figures in percent, and how far chance in the choice of test images may move an accuracy."""
 
 import math
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchmetrics.functional.clustering import adjusted_rand_score, normalized_mutual_info_score
 
 _NORMAL_QUANTILE = 1.959964  # 97.5 %
 
@@ -54,3 +57,40 @@ def wilson_interval(hits: int, num_images: int) -> tuple[float, float]:
     spread = math.sqrt(shrink * share * (1.0 - share) + shrink**2 / 4)
     centre = share + shrink / 2
     return max(0.0, (centre - spread) / (1.0 + shrink)), min(1.0, (centre + spread) / (1.0 + shrink))
+
+
+def clustering_metrics(clusters: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> dict[str, float]:
+    """Compares clusters with classes, in percent; what the clusters are called makes no difference.
+
+    `clustering_accuracy` is the share of hits under the best assignment of clusters to classes, one to one (the
+    Hungarian method; Xie et al., arXiv:1511.06335, eq. 10); `nmi` is the mutual information over the arithmetic mean of
+    the entropies; `ari` the Rand index adjusted for chance, which is 0 for clusters drawn at random.
+    """
+    counts = torch.zeros(int(clusters.max()) + 1, int(labels.max()) + 1, dtype=torch.long, device=labels.device)
+    counts.index_put_((clusters, labels), torch.ones_like(labels), accumulate=True)
+    assigned = linear_sum_assignment(counts.cpu().numpy(), maximize=True)
+    with torch.sparse.check_sparse_tensor_invariants():  # torch warns where no one has said whether to
+        nmi, ari = normalized_mutual_info_score(clusters, labels, "arithmetic"), adjusted_rand_score(clusters, labels)
+    return {
+        "clustering_accuracy": 100.0 * int(counts.cpu().numpy()[assigned].sum()) / len(labels),
+        "nmi": 100.0 * float(nmi),
+        "ari": 100.0 * float(ari),
+    }
+
+
+def auroc(scores: Float[Tensor, " n"], is_positive: Bool[Tensor, " n"]) -> float:
+    """Measures how often a positive scores above a negative, in percent; of equal scores half.
+
+    That is the area under the curve of true over false positives.
+
+    Raises:
+        ValueError: There is no positive or no negative.
+    """
+    num_positives = int(is_positive.sum())
+    num_pairs = num_positives * (len(scores) - num_positives)
+    if num_pairs == 0:
+        raise ValueError(f"AUROC needs positives and negatives, got {num_positives} of {len(scores)}")
+    _, place, counts = scores.unique(return_inverse=True, return_counts=True)
+    rank = counts.cumsum(0).double() - (counts - 1) / 2  # of each value, from 1; equal ones share the middle
+    below = float(rank[place[is_positive]].sum()) - num_positives * (num_positives + 1) / 2
+    return 100.0 * below / num_pairs
