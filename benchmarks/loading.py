@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision.transforms as T
@@ -54,12 +55,13 @@ def repeat_photos(source: Path, target: Path, count: int) -> Path:
     photos = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpeg", ".jpg"))
     for number in range(count):
         path = target / f"class{number % 10}" / f"{number:06}.jpg"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(photos[number % len(photos)], path)
     return target
 
 
-def compare_photos(root: Path, settings: argparse.Namespace) -> None:
+def usual_photo_loader(root: Path, settings: argparse.Namespace) -> DataLoader[Any]:
+    """ImageFolder with the transforms of nearly every training script."""
     usual = T.Compose(
         [
             T.RandomResizedCrop(settings.image_size, scale=SCALE, interpolation=InterpolationMode.BICUBIC),
@@ -68,13 +70,17 @@ def compare_photos(root: Path, settings: argparse.Namespace) -> None:
             T.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    theirs = DataLoader(
+    return DataLoader(
         TorchvisionFolder(str(root), usual),
         batch_size=settings.batch,
         shuffle=True,
         drop_last=True,
         num_workers=settings.workers,
     )
+
+
+def compare_photos(root: Path, settings: argparse.Namespace) -> None:
+    theirs = usual_photo_loader(root, settings)
     data = our_data(["data=folder", f"data.root={root}", "data.val_share=0", "data.test_share=0"], settings)
     ours = data.train_dataloader()
 

@@ -1,17 +1,20 @@
 """Data sets of the Hugging Face hub, by name or from a local folder."""
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from jaxtyping import Int
+from PIL import Image
 from torch import Tensor
 
 from unmask.data.datamodule import Split
-from unmask.data.decoding import BadImageError, ImageDecoder
+from unmask.data.decoding import IMAGE_SUFFIXES, BadImageError, ImageDecoder
 from unmask.data.divided import DividedImages
 from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, RawBatch, SampleKey
 
@@ -58,6 +61,12 @@ class HubImages(ImageSamples):
         )
         epoch, index = torch.tensor(keys).unbind(1)
         return RawBatch(images, self.labels[index], index, epoch)
+
+    def stored(self, index: int) -> tuple[bytes, str]:
+        image = self.table[index][self.image_column]
+        content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        known = PurePosixPath(image["path"] or "").suffix.lower().lstrip(".")
+        return content, known if known in IMAGE_SUFFIXES else str(Image.open(io.BytesIO(content)).format).lower()
 
     def subset(self, indices: Int[Tensor, " m"]) -> "HubImages":
         chosen = self.table.select(indices.tolist())

@@ -98,6 +98,11 @@ class ImageSamples(ABC):
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         """Reads the images of one batch, brought to one size by `crop` unless that is left to the device."""
 
+    def stored(self, index: int) -> tuple[bytes, str] | None:
+        """The file of an image, untouched, and the ending of its name; None where there is no file of its own."""
+        del index
+        return None
+
     @abstractmethod
     def subset(self, indices: Int[Tensor, " m"]) -> "ImageSamples":
         """Keeps the samples at `indices`, renumbered from 0."""
@@ -157,6 +162,10 @@ class ImageFiles(ImageSamples):
         images = torch.stack([crop(self.decode(self.paths[key.index]), key) for key in keys])
         epoch, index = torch.tensor(keys).unbind(1)
         return RawBatch(images, self.labels[index], index, epoch)
+
+    def stored(self, index: int) -> tuple[bytes, str]:
+        path = Path(self.paths[index])
+        return path.read_bytes(), path.suffix.lower().lstrip(".")
 
     def subset(self, indices: Int[Tensor, " m"]) -> "ImageFiles":
         return ImageFiles(self.paths.take(indices), self.labels[indices], self.class_names, decode=self.decode)

@@ -25,7 +25,7 @@ from unmask.data.shard_list import Shard, expand_patterns, find_shards, read_rec
 from unmask.data.tar_index import LabelSource, ShardIndex, read_index
 
 _NO_LABEL = "-1"
-_MAPPED_SHARDS = 256  # at a time and process, each of which takes a file descriptor
+_MAPPED_SHARDS = 512  # at a time and process, each of which takes a file descriptor
 _DOWNLOADS = 4  # at a time
 _HEADER = 512  # bytes of a member's header
 _NPY = b"\x93NUMPY\x01\x00"
@@ -75,6 +75,11 @@ class ShardImages(ImageSamples):
         epoch, index = torch.tensor(keys).unbind(1)
         return RawBatch(images, self.labels[index], index, epoch)
 
+    def stored(self, index: int) -> tuple[bytes, str]:
+        shard, offset, size = (int(column[index]) for column in self.places)
+        member = _member(self.shards[shard], offset)
+        return _view(self.shards[shard], offset, size).tobytes(), member.rpartition(".")[2].lower()
+
     def subset(self, indices: Int[Tensor, " m"]) -> "ShardImages":
         places = Places(*(column[indices] for column in self.places))
         return ShardImages(self.shards, places, self.labels[indices], self.class_names, decoder=self.decoder)
@@ -87,7 +92,7 @@ class ShardImages(ImageSamples):
             pixels = _view_pixels(content, self.decoder.channels)
             if pixels is not None:
                 return pixels
-        return self.decoder.decode(content.tobytes(), _name(path, offset))
+        return self.decoder.decode(content.tobytes(), f"{_member(path, offset)} in shard {path}")
 
 
 class Shards(DividedImages):
@@ -240,10 +245,10 @@ def _image_shape(header: bytes) -> tuple[int, ...] | None:
     return shape if len(shape) == 3 and min(shape) > 0 and dtype == np.uint8 and not is_transposed else None
 
 
-def _name(path: str, offset: int) -> str:
-    """What messages call the member whose content begins at `offset`."""
+def _member(path: str, offset: int) -> str:
+    """The name of the member whose content begins at `offset`."""
     header = _view(path, offset - _HEADER, _HEADER)
-    return f"{tarfile.TarInfo.frombuf(header.tobytes(), 'utf-8', 'surrogateescape').name} in shard {path}"
+    return tarfile.TarInfo.frombuf(header.tobytes(), "utf-8", "surrogateescape").name
 
 
 def _view(path: str, offset: int, size: int) -> UInt8[np.ndarray, " size"]:

@@ -38,6 +38,13 @@ def evaluate() -> None:
     _command("eval", _evaluate)
 
 
+def pack() -> None:
+    """Packs: `python -m unmask.data.pack data=folder data.root=DIR out=DIR2`."""
+    from unmask.runtime.pack import pack as pack_source
+
+    _plain_command("pack", pack_source)
+
+
 def _pretrain(config: DictConfig) -> Any:
     from unmask.runtime.pretrain import pretrain
 
@@ -63,6 +70,25 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     try:
         main()
     except _user_errors() as error:
+        sys.exit(_explain(error, *configuration_names(config_name)))
+
+
+def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    """Runs a task that needs no folder of its own for the run; `--help` prints its configuration file."""
+    from unmask.runtime.config import compose_config, config_directory, configuration_names
+    from unmask.runtime.console import calm_libraries
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    calm_libraries()
+    overrides = sys.argv[1:]
+    if any(override in _ABOUT for override in overrides):
+        sys.stdout.write((config_directory() / f"{config_name}.yaml").read_text(encoding="utf-8"))
+        return
+    try:
+        task(compose_config(config_name, overrides))
+    except _user_errors() as error:
+        if os.environ.get(_TRACEBACK_SWITCH) == "1":
+            raise
         sys.exit(_explain(error, *configuration_names(config_name)))
 
 

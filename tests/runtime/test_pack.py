@@ -1,0 +1,54 @@
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unmask.runtime.cli import pack
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    for place in range(20):
+        path = tmp_path / "files" / ("cat", "dog")[place % 2] / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20), (place, place, place)).save(path)
+    return tmp_path / "files"
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["pack", *arguments])
+    pack()
+
+
+def test_a_source_is_packed_and_both_loaders_timed(files: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
+    source = ["data=folder", f"data.root={files}", "data.num_workers=0", "image_size=16", "data.test_share=0"]
+    out = tmp_path / "out"
+    typed(monkeypatch, *source, f"out={out}", "timing_seconds=0.1", "splits=[train,val]", "size=16")
+    assert sorted(path.name for path in out.iterdir()) == ["dataset.json", "train-000000.tar", "val-000000.tar"]
+    assert "packed train 18, val 2 images" in caplog.text
+    assert "images/s from the shards" in caplog.text
+    assert f"next: python run.py data=shards data.root={out} data.test_share=0" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["out=x"], "error: name the source to pack, such as data=folder data.root=DIR"),
+        (["data=folder", "data.root=DIR"], "error: out must be given; add out=VALUE"),
+        (["out=x", "sise=3"], "error: unknown key 'sise'; nearest: size"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments: list[str], sentence: str, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "DIR").mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        typed(monkeypatch, *arguments)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(sentence)
+
+
+def test_help_is_the_commented_configuration(monkeypatch, capsys) -> None:
+    typed(monkeypatch, "--help")
+    assert "images_per_shard: 4096" in capsys.readouterr().out
