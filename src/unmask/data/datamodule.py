@@ -2,7 +2,9 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -23,12 +25,24 @@ from unmask.data.bad_images import (
 from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
 from unmask.data.decoding import ImageDecoder
 from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
-from unmask.data.samples import BadImage, ImageSamples, LoaderSamples, RawBatch, SampleKey
+from unmask.data.samples import BadImage, ImageSamples, LoaderCrop, LoaderSamples, RawBatch, SampleKey
 from unmask.data.splits import hold_out
+from unmask.data.statistics import (
+    MAX_IMAGES,
+    PixelStatistics,
+    choose_images,
+    keep,
+    kept_file,
+    measure_pixels,
+    read_kept,
+)
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.types import ImageBatch, Images
 
 Split = Literal["train", "val", "test"]
+Statistics = Literal["given", "auto"]
+
+_IMAGES_MEASURED_AT_ONCE = 64
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +64,9 @@ class ImageDataModule(LightningDataModule, ABC):
         on_bad_image: "raise": a training image that cannot be read stops the run; "skip": another is drawn in its place
             and the run's folder lists it. Evaluation always stops.
         max_bad_share: Of the training images that may be skipped; more stop the run.
+        statistics: "given": `pixel_mean` and `pixel_std` as they are; "auto": measured on the training images, resized
+            as for evaluation (`unmask.data.statistics`), and kept in `cache_dir` under their fingerprint.
+        cache_dir: Where what takes long to find out is kept between runs.
         channels, pixel_scale, background, exif: How files are read, see `ImageDecoder`; images in memory are RGB.
 
     Raises:
@@ -70,6 +87,8 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         eval_crop_share: float = 1.0,
+        statistics: Statistics = "given",
+        cache_dir: str = "~/.cache/unmask",
         on_bad_image: OnBadImage = "raise",
         max_bad_share: float = 0.001,
         channels: int = 3,
@@ -81,10 +100,13 @@ class ImageDataModule(LightningDataModule, ABC):
         self.decoder = ImageDecoder(channels=channels, pixel_scale=pixel_scale, background=background, exif=exif)
         if channels != 3 and self.holds_images_in_memory:
             raise ValueError(f"{type(self).__name__} has RGB images; leave data.channels at 3, got {channels}")
+        if statistics not in get_args(Statistics):
+            raise ValueError(f"data.statistics must be 'given' or 'auto', got {statistics!r}")
         for name, statistic in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            if len(statistic) != channels:
+            if len(statistic) != channels and statistics == "given":
                 raise ValueError(
-                    f"data.{name} has {len(statistic)} number(s) for data.channels={channels}; give one a channel"
+                    f"data.{name} has {len(statistic)} number(s) for data.channels={channels}; give one a channel, or "
+                    "set data.statistics=auto"
                 )
         if not 0.0 < eval_crop_share <= 1.0:
             raise ValueError(f"data.eval_crop_share must lie above 0 and at most 1, got {eval_crop_share}")
@@ -96,7 +118,9 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size = (height, width)
-        self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
+        self.statistics = statistics
+        self._given = PixelStatistics(tuple(pixel_mean), tuple(pixel_std))
+        self.cache = Path(cache_dir).expanduser()
         self.augmentation = augmentation
         self.global_batch_size = global_batch_size
         self.num_workers = num_workers
@@ -107,6 +131,49 @@ class ImageDataModule(LightningDataModule, ABC):
         self._bad_images: BadImageList | None = None
         self._splits: dict[Split, ImageSamples] = {}
         self._whole_training: ImageSamples | None = None  # where a share of it is in use
+
+    @property
+    def pixel_mean(self) -> tuple[float, ...]:
+        """Mean of each channel, in 0..1, the images are normalised with."""
+        return self._pixel_statistics.mean
+
+    @property
+    def pixel_std(self) -> tuple[float, ...]:
+        """Deviation likewise."""
+        return self._pixel_statistics.std
+
+    def describe_statistics(self) -> str:
+        """Says what images are normalised with and how it came about."""
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in self._pixel_statistics)
+        total = len(self.samples("train"))
+        measured = f"measured on {min(total, MAX_IMAGES):,} of {total:,} training images"
+        return f"mean {mean}, deviation {std}, {measured if self.statistics == 'auto' else 'as given'}"
+
+    @cached_property
+    def _pixel_statistics(self) -> PixelStatistics:
+        if self.statistics == "given":
+            return self._given
+        samples = self.samples("train")
+        path = kept_file(
+            self.cache,
+            images=samples.fingerprint,
+            decoder=asdict(self.decoder),
+            image_size=list(self.image_size),
+            limit=MAX_IMAGES,
+        )
+        kept = read_kept(path)
+        if kept is None or len(kept.mean) != self.decoder.channels:
+            kept = measure_pixels(self._whole_images(samples.subset(choose_images(len(samples)))))
+            keep(path, kept)
+        return kept
+
+    def _whole_images(self, samples: ImageSamples) -> Iterator[Tensor]:
+        """Reads images as they are, but brought to `image_size`."""
+        crop = CentreCrop(size=self.image_size, crop_share=1.0)
+        guarded = self._guarded(samples, crop)
+        for batch in self._load(guarded, PartOfBatches(len(samples), _IMAGES_MEASURED_AT_ONCE, part=0, num_parts=1)):
+            images: Tensor = batch.image
+            yield resize_and_centre_crop(images, self.image_size, 1.0) if self.holds_images_in_memory else images
 
     @abstractmethod
     def load_split(self, split: Split) -> ImageSamples:
@@ -156,10 +223,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"set global_batch_size={max(1, len(samples) // 2)} or less"
             )
         crop = AugmentedCrop(augmentation=self.augmentation, size=self.image_size, seed=self.seed, fill=self.pixel_mean)
-        guarded: LoaderSamples = RefusingSamples(samples, crop, advice=IN_TRAINING)
-        if self.on_bad_image == "skip":
-            guarded = ReplacingSamples(samples, crop, seed=self.seed)
-        return self._loader(guarded, batch_size, is_training=True)
+        return self._loader(self._guarded(samples, crop), batch_size, is_training=True)
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
         return self.evaluation_loader("val")
@@ -216,6 +280,11 @@ class ImageDataModule(LightningDataModule, ABC):
         std = torch.tensor(self.pixel_std, device=images.device)[:, None, None]
         # Each temporary costs a CPU as much as the arithmetic, so one copy is made and changed in place.
         return images.to(torch.float32, copy=True).mul_(1.0 / (255.0 * std)).sub_(mean / std)
+
+    def _guarded(self, samples: ImageSamples, crop: LoaderCrop) -> LoaderSamples:
+        if self.on_bad_image == "skip":
+            return ReplacingSamples(samples, crop, seed=self.seed)
+        return RefusingSamples(samples, crop, advice=IN_TRAINING)
 
     def _evaluated(self, split: Split) -> RefusingSamples:
         crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)

@@ -131,7 +131,7 @@ class Shards(DividedImages):
         cache_dir: str = "~/.cache/unmask",
         **shared: Any,
     ) -> None:
-        super().__init__(**shared)
+        super().__init__(cache_dir=cache_dir, **shared)
         named: dict[Split, str | Sequence[str] | None] = {"train": train, "val": val, "test": test}
         self.patterns = {split: patterns for split, patterns in named.items() if patterns is not None}
         if root is None and train is None:
@@ -142,7 +142,6 @@ class Shards(DividedImages):
             raise ValueError(f"data.root={root} is not a folder (seen from {Path.cwd()}); name a folder of shards")
         self.root = root if root is None or is_url(root) else str(Path(root).expanduser())
         self.source = LabelSource(image_key, label_key, json_field)
-        self.cache = Path(cache_dir).expanduser()
 
     def origin(self, split: Split) -> str | None:
         shards = self._shards.get(split)

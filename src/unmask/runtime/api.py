@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.backbones.base import MaskedBackbone
 from unmask.callbacks.panel import Reconstruction, reconstruction_pixels
 from unmask.methods.base import Method
-from unmask.runtime.builders import AnyMethod, build
+from unmask.runtime.builders import AnyMethod, build_data
 from unmask.runtime.builders import build_method as build_configured
 from unmask.runtime.config import compose_config
 from unmask.types import Images
@@ -25,7 +25,8 @@ def build_method(overrides: Sequence[str]) -> AnyMethod:
         overrides: Such as `["method=mae", "model=vit_tiny", "image_size=224"]`.
     """
     config = compose_config("run", overrides)
-    return build_configured(config.method, build(config.data))
+    data = build_data(config)
+    return build_configured(config.method, data)
 
 
 def extract_features(backbone: MaskedBackbone, images: Images, pool: Pool = "mean") -> Float[Tensor, "b d"]:

@@ -46,6 +46,14 @@ def build_untrusted(config: Mapping[str, Any], **arguments: Any) -> Any:
     return build(config, **arguments)
 
 
+def build_data(config: DictConfig) -> ImageDataModule:
+    """Builds `config.data`; statistics that it measures are written into the configuration, where models read them."""
+    data: ImageDataModule = build(config.data)
+    if data.statistics == "auto":
+        config.data.pixel_mean, config.data.pixel_std = list(data.pixel_mean), list(data.pixel_std)
+    return data
+
+
 def build_method(config: DictConfig, data: ImageDataModule) -> AnyMethod:
     """Builds a method; one that needs the number of classes (`_partial_`) is completed from the data."""
     built = build(config)

@@ -47,6 +47,7 @@ def print_plan(
         "method": f"{type(method).__name__}, {total / 1e6:.2f} M trainable parameters, backbone {own / 1e6:.2f} M",
         "images": f"{len(data.samples('train')):,} to train on, {len(data.samples('val')):,} held out, "
         f"{height}x{width} px",
+        **({"pixels": data.describe_statistics()} if data.statistics == "auto" else {}),
         "batch": f"{describe_batch(config, trainer)}; {steps:,} steps an epoch, {trainer.max_epochs} epochs",
         "learning rate": learning_rate,
         "device": f"{trainer.num_devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}, "

@@ -61,6 +61,7 @@ def _build_data(config: DictConfig, backbone: MaskedBackbone) -> tuple[ImageData
     served = {
         "image_size": list(backbone.image_size),
         "channels": backbone.in_channels,
+        "statistics": "given",
         "pixel_mean": list(backbone.pixel_mean),
         "pixel_std": list(backbone.pixel_std),
     }

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from unmask.callbacks.provenance import Provenance
 from unmask.data.datamodule import ImageDataModule
-from unmask.runtime.builders import AnyMethod, as_plain, build, build_entries, build_method, build_trainer
+from unmask.runtime.builders import AnyMethod, as_plain, build_data, build_entries, build_method, build_trainer
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
 from unmask.runtime.console import describe_learning_rate, print_plan
 
@@ -23,7 +23,7 @@ def pretrain(config: DictConfig) -> float | None:
     """
     learning_rate = describe_learning_rate(config)
     seed_everything(config.seed, workers=True, verbose=False)
-    data: ImageDataModule = build(config.data)
+    data = build_data(config)
     method = build_method(config.method, data)
     if config.method.get("_partial_"):  # it learns from labels
         _require_labels(data)

@@ -1,0 +1,87 @@
+"""Mean and deviation of training images, measured once."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float32, Int, UInt8
+from torch import Tensor
+
+from unmask.randomness import keyed_permutation, stream_key
+
+MAX_IMAGES = 10_000
+"""How many are measured at most; the mean of a channel is then known to about 0.002."""
+
+_log = logging.getLogger(__name__)
+
+
+class PixelStatistics(NamedTuple):
+    """Of each channel, on the scale 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def choose_images(num_images: int, limit: int = MAX_IMAGES) -> Int[Tensor, " n"]:
+    """The images that are measured: all, or `limit` drawn by a key that no seed changes; in rising order."""
+    return keyed_permutation(stream_key(0, "statistics"), num_images)[:limit].sort().values
+
+
+def measure_pixels(
+    batches: Iterable[UInt8[Tensor, "_b channels _height _width"] | Float32[Tensor, "_b channels _height _width"]],
+) -> PixelStatistics:
+    """Averages over all pixels of images of one size, on the scale 0..255 of a raw batch, in float64.
+
+    Raises:
+        ValueError: There is no image, or all pixels of a channel are equal, so that nothing can be divided by their
+            deviation.
+    """
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for images in batches:
+        values = images.double() / 255.0
+        count += values.shape[0] * values.shape[2] * values.shape[3]
+        total = total + values.sum(dim=(0, 2, 3))
+        squares = squares + values.square().sum(dim=(0, 2, 3))
+    if not count:
+        raise ValueError("there is no training image to measure; give data.pixel_mean and data.pixel_std")
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=0.0).sqrt()
+    constant = (std < 1e-6).nonzero().flatten().tolist()
+    if constant:
+        raise ValueError(
+            f"channel {constant[0]} has one value in all training images measured; leave it out, or give "
+            "data.pixel_mean and data.pixel_std with data.statistics=given"
+        )
+    return PixelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
+
+
+def kept_file(folder: Path, **what: Any) -> Path:
+    """Where the statistics of `what`, plain values, are kept."""
+    key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()
+    return folder / "statistics" / f"{key}.json"
+
+
+def read_kept(path: Path) -> PixelStatistics | None:
+    """Reads what an earlier run measured; None where there is nothing to be read."""
+    try:
+        content = json.loads(path.read_text())
+        return PixelStatistics(
+            tuple(float(value) for value in content["mean"]), tuple(float(value) for value in content["std"])
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def keep(path: Path, statistics: PixelStatistics) -> None:
+    """Keeps statistics for later runs, whole or not at all; where that is impossible a line of the log says so."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{id(statistics)}.partial")
+        partial.write_text(json.dumps(statistics._asdict()) + "\n")
+        partial.replace(path)
+    except OSError as error:
+        _log.warning("cannot keep the images' statistics in %s (%s); each run measures them", path, error.strerror)
