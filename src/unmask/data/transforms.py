@@ -76,6 +76,11 @@ class Augmentation:
         self.flip, self.erase = flip, erase
         self.rand_augment = None if rand_augment is None else RandAugment(rand_augment, interpolation=interpolation)
 
+    def __str__(self) -> str:
+        """Names every setting, for protocol lines."""
+        settings = {name: value for name, value in vars(self).items() if value is not None}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"
+
     def crop_batch(
         self, images: UInt8[Tensor, "b c height width"], keys: Int[Tensor, " b"], size: tuple[int, int]
     ) -> Float[Tensor, "b c new_height new_width"]:
@@ -146,10 +151,13 @@ class Augmentation:
 
     def _place(self, draws: Float[Tensor, "b n"], height: int, width: int) -> tuple[Boxes, Bool[Tensor, " b"]]:
         """Boxes of these draws in images of one size, and which images are mirrored."""
-        boxes, fits = _draw_boxes(draws[:, 1:], height, width, self.scale, self.ratio)
+        return self.choose_boxes(draws[:, 1:], height, width), draws[:, 0] < self.flip
+
+    def choose_boxes(self, draws: Float[Tensor, "b n"], height: int, width: int) -> Boxes:
+        """Turns uniform draws, four an attempt, into the crop of each image."""
+        boxes, fits = _draw_boxes(draws, height, width, self.scale, self.ratio)
         fallback = _centred_box(height, width, self.ratio)
-        boxes = Boxes(*(torch.where(fits, side, whole) for side, whole in zip(boxes, fallback, strict=True)))
-        return boxes, draws[:, 0] < self.flip
+        return Boxes(*(torch.where(fits, side, whole) for side, whole in zip(boxes, fallback, strict=True)))
 
 
 def resize_and_centre_crop(
@@ -190,6 +198,17 @@ def resize_boxes(
     return resized.clamp_(0.0, 255.0)
 
 
+def box_sides(
+    area: Float[Tensor, "*b"], aspect: Float[Tensor, "*b"], num_pixels: int, scale: Sequence[float], ratio: Sequence[float]
+) -> tuple[Int[Tensor, "*b"], Int[Tensor, "*b"]]:
+    """Turns two uniform draws a box into its height and width, which may be larger than the image's."""
+    areas = num_pixels * (scale[0] + (scale[1] - scale[0]) * area)
+    log_ratio = math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * aspect
+    widths = (areas * log_ratio.exp()).sqrt().round().long()
+    heights = (areas / log_ratio.exp()).sqrt().round().long()
+    return heights, widths
+
+
 def _draw_boxes(
     draws: Float[Tensor, "b n"],
     height: int,
@@ -199,10 +218,7 @@ def _draw_boxes(
 ) -> tuple[Boxes, Bool[Tensor, " b"]]:
     """Takes the first attempt that fits; the second result tells where one did."""
     area, aspect, top, left = draws.view(len(draws), -1, _DRAWS_PER_ATTEMPT).unbind(2)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * area)
-    log_ratio = math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * aspect
-    widths = (area * log_ratio.exp()).sqrt().round().long()
-    heights = (area / log_ratio.exp()).sqrt().round().long()
+    heights, widths = box_sides(area, aspect, height * width, scale, ratio)
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
     heights, widths = heights.gather(1, first).squeeze(1), widths.gather(1, first).squeeze(1)
