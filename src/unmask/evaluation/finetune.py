@@ -1,17 +1,15 @@
 """Fine-tuning: all weights learn, with labels."""
 
 import copy
-import functools
 from collections.abc import Callable
-from typing import Any, cast
 
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
-from torch import Tensor
+from lightning import LightningModule
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer
+from unmask.evaluation.describe import describe_factory
 from unmask.evaluation.features import require_labels
-from unmask.evaluation.score import run_test
+from unmask.evaluation.last_and_best import train_and_test
 
 
 class FineTune:
@@ -61,60 +59,17 @@ class FineTune:
         own_backbone = copy.deepcopy(backbone)
         own_backbone.begin_fine_tuning(drop_path_rate=self.drop_path_rate)
         module = self.classifier(backbone=own_backbone, num_classes=data.num_classes).train()  # it was loaded to rest
-        best = _BestEpoch()
-        trainer = make_trainer(max_epochs=self.epochs, check_val_every_n_epoch=1)
-        trainer.callbacks.append(best)  # type: ignore[attr-defined]  # the configured callbacks stay
-        trainer.fit(module, datamodule=cast(LightningDataModule, data))
-        if not best.weights:
-            raise ValueError(
-                "eval=finetune compares epochs by val/top1, but no validation ran; "
-                "let trainer.limit_val_batches be above 0"
-            )
-        last_metrics = run_test(trainer, module, data)
-        module.load_state_dict(best.weights)
-        best_metrics = run_test(trainer, module, data)
+        trained = train_and_test(module, data, make_trainer, epochs=self.epochs, evaluation="finetune")
         chosen = f" of seed {self.label_seed}" if self.label_share < 1.0 else ""
         num_train, num_test = len(data.samples("train")), len(data.samples("test"))
         return EvalReport(
             protocol=(
                 f"finetune: all weights, {self.epochs} epochs, last epoch, train ({num_train}{chosen}), "
                 f"test ({num_test}), {data.image_size[0]}x{data.image_size[1]} px, drop path {self.drop_path_rate:g}, "
-                f"{_describe(self.classifier)}"
+                f"{describe_factory(self.classifier)}"
             ),
-            metrics=last_metrics | {f"{name}_best_epoch": value for name, value in best_metrics.items()},
+            metrics=trained.metrics,
             num_train_images=num_train,
             num_test_images=num_test,
-            settings={
-                "selected": f"epoch {best.epoch} for top1_best_epoch",
-                "selected_on": f"val ({len(data.samples('val'))})",
-                "best_epoch": best.epoch,
-                "best_epoch_val_top1": 100.0 * best.top1,
-            },
+            settings=trained.settings,
         )
-
-
-class _BestEpoch(Callback):
-    """Keeps the weights of the epoch with the highest `val/top1`; of equals the first."""
-
-    def __init__(self) -> None:
-        self.top1 = -1.0  # share of hits
-        self.epoch = 0  # counted from 1
-        self.weights: dict[str, Tensor] = {}  # in main memory
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
-        top1 = float(trainer.callback_metrics["val/top1"])
-        if top1 > self.top1:
-            self.top1, self.epoch = top1, trainer.current_epoch + 1
-            self.weights = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
-
-
-def _describe(value: Any) -> str:
-    """Writes a factory and its settings in one line, as `Supervised(layer_decay=0.65, ...)`."""
-    if isinstance(value, functools.partial):
-        settings = ", ".join(f"{name}={_describe(setting)}" for name, setting in value.keywords.items())
-        return f"{_describe(value.func)}({settings})"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(getattr(value, "__name__", value))

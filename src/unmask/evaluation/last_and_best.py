@@ -1,0 +1,74 @@
+"""Training inside an evaluation: the last epoch is the result, the best one stands beside it."""
+
+from typing import NamedTuple, cast
+
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from torch import Tensor
+
+from unmask.evaluation.base import EvaluationData, MakeTrainer
+from unmask.evaluation.score import run_test
+
+
+class LastAndBest(NamedTuple):
+    """What a training is worth, as an `EvalReport` holds it."""
+
+    metrics: dict[str, float]  # of the last epoch, and each as `<name>_best_epoch` of the best
+    settings: dict[str, float | int | str]
+
+
+def train_and_test(
+    module: LightningModule, data: EvaluationData, make_trainer: MakeTrainer, *, epochs: int, evaluation: str
+) -> LastAndBest:
+    """Trains a module and tests it with the weights of its last epoch and of its best.
+
+    For the last epoch nothing is selected. The best is that of the highest `val/top1`, of equals the first: the number
+    upstream logs print.
+
+    Args:
+        module: Logs `val/top1`; keeps the weights of the best epoch.
+        data: Its training split is learned from, with augmentation.
+        make_trainer: Configured callbacks stay.
+        epochs: Passes over the training split.
+        evaluation: Name of the protocol, for messages.
+
+    Raises:
+        ValueError: No validation ran.
+    """
+    best = _BestEpoch()
+    trainer = make_trainer(max_epochs=epochs, check_val_every_n_epoch=1)
+    trainer.callbacks.append(best)  # type: ignore[attr-defined]
+    trainer.fit(module, datamodule=cast(LightningDataModule, data))
+    if not best.weights:
+        raise ValueError(
+            f"eval={evaluation} compares epochs by val/top1, but no validation ran; "
+            "let trainer.limit_val_batches be above 0"
+        )
+    last_metrics = run_test(trainer, module, data)
+    module.load_state_dict(best.weights)
+    best_metrics = run_test(trainer, module, data)
+    return LastAndBest(
+        metrics=last_metrics | {f"{name}_best_epoch": value for name, value in best_metrics.items()},
+        settings={
+            "selected": f"epoch {best.epoch} for top1_best_epoch",
+            "selected_on": f"val ({len(data.samples('val'))})",
+            "best_epoch": best.epoch,
+            "best_epoch_val_top1": 100.0 * best.top1,
+        },
+    )
+
+
+class _BestEpoch(Callback):
+    """Keeps the weights of the epoch with the highest `val/top1`; of equals the first."""
+
+    def __init__(self) -> None:
+        self.top1 = -1.0  # share of hits
+        self.epoch = 0  # counted from 1
+        self.weights: dict[str, Tensor] = {}  # in main memory
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        top1 = float(trainer.callback_metrics["val/top1"])
+        if top1 > self.top1:
+            self.top1, self.epoch = top1, trainer.current_epoch + 1
+            self.weights = {name: value.detach().cpu().clone() for name, value in pl_module.state_dict().items()}
