@@ -6,7 +6,7 @@ import timm.optim
 from torch import Tensor
 
 
-class LARS(timm.optim.Lars):
+class LARS(timm.optim.Lars):  # type: ignore[misc]  # timm is not annotated
     """SGD with momentum whose steps are scaled, tensor by tensor, to the size of the weights (arXiv:1708.03888).
 
     With g the gradient plus `weight_decay` times w: `q = trust * |w| / |g|`, 1 where either norm is 0;
