@@ -25,6 +25,10 @@ class EvaluationSamples(Protocol):
 
     def __len__(self) -> int: ...
 
+    def locate(self, position: int) -> str | None:
+        """Names the file of an image; None where it has none of its own."""
+        ...
+
 
 @runtime_checkable
 class EvaluationData(Protocol):
@@ -32,6 +36,8 @@ class EvaluationData(Protocol):
 
     image_size: tuple[int, int]  # height, width of the images served, pixels
     eval_crop_share: float  # side of the centred crop as a share of the resized image
+    global_batch_size: int  # images an optimizer step takes where something is trained on them
+    augmentation: Any  # of training images; str() names its settings
 
     @property
     def num_classes(self) -> int: ...
@@ -43,6 +49,10 @@ class EvaluationData(Protocol):
 
     def limit_training(self, share: float, *, seed: int = 0) -> None:
         """Keeps a share of the training images, evenly over the classes; 1 keeps all."""
+        ...
+
+    def choose_training(self, positions: Int[Tensor, " m"] | None) -> None:
+        """Keeps the training images at these positions of the whole split; None brings all back."""
         ...
 
     def evaluation_loader(self, split: Split) -> Iterable[Any]:

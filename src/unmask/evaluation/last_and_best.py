@@ -53,6 +53,7 @@ def train_and_test(
             "selected_on": f"val ({len(data.samples('val'))})",
             "best_epoch": best.epoch,
             "best_epoch_val_top1": 100.0 * best.top1,
+            "precision": str(trainer.precision),
         },
     )
 

@@ -1,8 +1,11 @@
 """Classifiers that fine-tuning puts on a backbone."""
 
+from typing import ClassVar
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.heads.batch_norm import FeatureNorm
 from unmask.heads.initialise import initialise_linear
 
 
@@ -15,6 +18,8 @@ class LinearClassifier(nn.Module):
         weight_std: Deviation of the truncated normal the weights start from: 0.02 in SimMIM and training from
             scratch, 2e-5 in MAE's fine-tuning. The bias starts at 0.
     """
+
+    reads_patches: ClassVar[bool] = False  # but pooled features
 
     def __init__(self, *, in_features: int, num_classes: int, weight_std: float = 0.02) -> None:
         super().__init__()
@@ -38,11 +43,13 @@ class BatchNormMLPClassifier(nn.Module):
         hidden_features: Width of the representation and of the hidden layer.
     """
 
+    reads_patches: ClassVar[bool] = False  # but pooled features
+
     def __init__(self, *, in_features: int, num_classes: int, hidden_features: int = 1024) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(in_features, hidden_features),
-            nn.BatchNorm1d(hidden_features),
+            FeatureNorm(hidden_features),
             nn.Linear(hidden_features, hidden_features),
             nn.GELU(),
             nn.Linear(hidden_features, num_classes),
