@@ -128,7 +128,7 @@ def test_ddmim_brings_the_backbone_it_was_published_with() -> None:
 def test_every_evaluation_can_be_built(protocol: str) -> None:
     from unmask.runtime.builders import build  # noqa: PLC0415
 
-    evaluator = build(composed("eval", f"eval={protocol}", "ckpt_path=x").eval)
+    evaluator = build(composed("eval", f"eval={protocol}", "ckpt_path=x", "paths.run_dir=x").eval)
     assert hasattr(evaluator, "evaluate") != hasattr(evaluator, "evaluate_module")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -130,7 +130,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.max_bad_share = max_bad_share
         self._bad_images: BadImageList | None = None
         self._splits: dict[Split, ImageSamples] = {}
-        self._whole_training: ImageSamples | None = None  # where a share of it is in use
+        self._limited: ImageSamples | None = None  # what a share in use was taken of
+        self._all_training: ImageSamples | None = None  # where images of it were chosen
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
@@ -194,12 +195,28 @@ class ImageDataModule(LightningDataModule, ABC):
             share: In (0, 1]; 1 keeps all.
             seed: Key of the choice.
         """
-        everything = self._whole_training if self._whole_training is not None else self.samples("train")
-        self._whole_training = everything
+        whole = self._whole_training()
         if share < 1.0:
-            _, kept = hold_out(everything.labels, max(1, round(share * len(everything))), seed=seed)
-            everything = everything.subset(kept)
-        self._splits["train"] = everything
+            _, kept = hold_out(whole.labels, max(1, round(share * len(whole))), seed=seed)
+            whole = whole.subset(kept)
+        self._splits["train"] = whole
+
+    def choose_training(self, positions: Int[Tensor, " m"] | None) -> None:
+        """Keeps the training images at `positions` for every later use, `limit_training` included.
+
+        Args:
+            positions: In the whole training split, in rising order; None brings all back.
+        """
+        if self._all_training is None:
+            self._all_training = self._whole_training()
+        self._limited = self._all_training if positions is None else self._all_training.subset(positions)
+        self._splits["train"] = self._limited
+
+    def _whole_training(self) -> ImageSamples:
+        """What `limit_training` takes a share of."""
+        if self._limited is None:
+            self._limited = self.samples("train")
+        return self._limited
 
     @property
     def class_names(self) -> tuple[str, ...]:

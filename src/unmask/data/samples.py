@@ -94,6 +94,10 @@ class ImageSamples(ABC):
         """Yields what stands for the images in the fingerprint; nothing where that would take reading them all."""
         yield from ()
 
+    def locate(self, position: int) -> str | None:
+        """Names the file of an image; None where it has none of its own."""
+        return None
+
     @abstractmethod
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         """Reads the images of one batch, brought to one size by `crop` unless that is left to the device."""
@@ -157,6 +161,9 @@ class ImageFiles(ImageSamples):
         folder = os.path.commonpath([Path(path).parent for path in self.paths]) if self.paths else ""
         for path in self.paths:
             yield f"{Path(path).stat().st_size} {os.path.relpath(path, folder)}\n".encode()
+
+    def locate(self, position: int) -> str:
+        return str(Path(self.paths[position]).absolute())
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         images = torch.stack([crop(self.decode(self.paths[key.index]), key) for key in keys])

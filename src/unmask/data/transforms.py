@@ -199,7 +199,11 @@ def resize_boxes(
 
 
 def box_sides(
-    area: Float[Tensor, "*b"], aspect: Float[Tensor, "*b"], num_pixels: int, scale: Sequence[float], ratio: Sequence[float]
+    area: Float[Tensor, "*b"],
+    aspect: Float[Tensor, "*b"],
+    num_pixels: int,
+    scale: Sequence[float],
+    ratio: Sequence[float],
 ) -> tuple[Int[Tensor, "*b"], Int[Tensor, "*b"]]:
     """Turns two uniform draws a box into its height and width, which may be larger than the image's."""
     areas = num_pixels * (scale[0] + (scale[1] - scale[0]) * area)
