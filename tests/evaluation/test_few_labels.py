@@ -6,6 +6,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from unmask.data.decoding import decode_image
 from unmask.data.filelist import FileList
+from unmask.data.paths import PathList
 from unmask.data.samples import ImageFiles
 from unmask.data.transforms import Augmentation
 from unmask.evaluation.few_labels import Budget, FewLabels, spread
@@ -61,7 +62,7 @@ def test_a_list_of_files_is_one_that_filelist_reads(make_few, make_data, draw_sp
     for path, image in zip(paths, images, strict=True):
         to_pil_image(image).save(path)
     data = make_data({}, num_classes=3)
-    data._splits["train"] = ImageFiles([str(path) for path in paths], labels, ("a", "b", "c"), decode=decode_image)
+    data._splits["train"] = ImageFiles(PathList(map(str, paths)), labels, ("a", "b", "c"), decode=decode_image)
     few = make_few()
     positions = few.choose(labels, THREE_SHOT, seed=4)
     written = few.write(data, THREE_SHOT, 4, positions)
@@ -70,7 +71,7 @@ def test_a_list_of_files_is_one_that_filelist_reads(make_few, make_data, draw_sp
         train=str(written), val_share=0.0, test_share=0.0, image_size=4, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1),
         augmentation=Augmentation(), global_batch_size=1,
     ).samples("train")  # fmt: skip
-    assert read.paths == [str(paths[position]) for position in positions]
+    assert list(read.paths) == [str(paths[position]) for position in positions]
     assert torch.equal(read.labels, labels[positions])
 
 
