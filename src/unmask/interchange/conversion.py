@@ -1,0 +1,64 @@
+"""What an importer makes of a file, and what became of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+_NUM_SHOWN = 4  # names a line lists before it counts the others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """The weights of a file under this package's names, at the file's own sizes."""
+
+    naming: str  # whose file it is, in a few words
+    settings: Mapping[str, Any]  # that build the backbone, with `_target_`
+    backbone: Mapping[str, Tensor]  # by the names of that backbone's `state_dict`
+    averaged: Mapping[str, Tensor] = field(
+        default_factory=dict
+    )  # the same of a teacher's moving average, if there is one
+    heads: Mapping[str, Tensor] = field(default_factory=dict)  # by the names of the method's `state_dict`
+    left_out: Mapping[str, str] = field(default_factory=dict)  # name in the file -> why it has no place
+    assumed: Mapping[str, str] = field(
+        default_factory=dict
+    )  # setting the file does not tell -> by which rule it is set
+    source: str = ""  # where it was read from
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How much of a network a file filled, and how much of the file found a place."""
+
+    naming: str
+    loaded: tuple[str, ...]  # names of the backbone taken as they are
+    resized: Mapping[str, str]  # name of the backbone -> from what size to what
+    missing: tuple[str, ...]  # of the backbone, not in the file: left as they were
+    unplaced: tuple[str, ...]  # of the file's backbone, unknown to this one
+    left_out: Mapping[str, str]  # name in the file -> why
+    heads: tuple[str, ...]  # names of the method's heads taken
+    notes: tuple[str, ...]  # what was assumed, and what differs between file and network
+
+    def describe(self) -> str:
+        """Writes the report, a line a finding."""
+        total = len(self.loaded) + len(self.resized) + len(self.missing)
+        lines = [f"{self.naming}: {len(self.loaded) + len(self.resized)} of {total} tensors of the backbone loaded"]
+        for change in dict.fromkeys(self.resized.values()):
+            names = [name for name, how in self.resized.items() if how == change]
+            lines.append(f"resized: {_listed(names)}, {change}")
+        if self.heads:
+            lines.append(f"heads: {len(self.heads)} tensors loaded ({_listed(self.heads)})")
+        for reason in dict.fromkeys(self.left_out.values()):
+            names = [name for name, why in self.left_out.items() if why == reason]
+            lines.append(f"left out: {_listed(names)}, {reason}")
+        if self.missing:
+            lines.append(f"missing, left as they were: {_listed(self.missing)}")
+        if self.unplaced:
+            lines.append(f"without a place in this backbone: {_listed(self.unplaced)}")
+        return "\n".join([*lines, *self.notes])
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NUM_SHOWN])
+    return shown if len(names) <= _NUM_SHOWN else f"{shown} and {len(names) - _NUM_SHOWN} more"

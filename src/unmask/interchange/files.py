@@ -1,0 +1,187 @@
+"""Reads files of weights without running anything they ask for."""
+
+import json
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+_WEIGHTS_OF_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face and timm, the safe one first
+_CONTAINERS = ("state_dict", "model", "module", "model_state_dict")  # keys under which checkpoints keep their weights
+_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # of files by torch before 1.6
+_ZIP_START = b"PK"
+
+
+class _LeftUnread:
+    """Stands where a file holds an object that is no weight; takes whatever it is given and does nothing."""
+
+    def __init__(self, *arguments: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+# Settings and statistics that training programs leave beside the weights. Nothing of those programs is imported or
+# called: a mapping is read as a plain one, everything else is dropped.
+_MAPPINGS = (
+    "argparse.Namespace",  # MAE's own runs
+    "yacs.config.CfgNode",  # SimMIM
+    "pytorch_lightning.utilities.parsing.AttributeDict",  # DDMIM, solo-learn
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "mmengine.config.config.ConfigDict",
+)
+_UNREAD = (
+    "builtins.bool",
+    "builtins.dict",
+    "builtins.float",
+    "builtins.int",
+    "builtins.list",
+    "builtins.str",
+    "collections.defaultdict",
+    "mmengine.logging.history_buffer.HistoryBuffer",
+    "numpy.core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray.scalar",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray",
+    "numpy.dtype",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.nodes.AnyNode",
+    "omegaconf.nodes.BooleanNode",
+    "omegaconf.nodes.FloatNode",
+    "omegaconf.nodes.IntegerNode",
+    "omegaconf.nodes.StringNode",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "typing.Any",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """What a file of weights holds, before anyone asks whose it is."""
+
+    path: Path
+    weights: Mapping[str, Tensor]  # by the names of the program that wrote them
+    content: Mapping[str, Any] = field(default_factory=dict)  # everything in a pickled checkpoint
+    metadata: Mapping[str, str] = field(default_factory=dict)  # header of a safetensors file
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json of a folder
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a folder
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Reads a checkpoint, a safetensors file, or a folder as Hugging Face and timm write them.
+
+    Raises:
+        ValueError: There is no such file, it is cut short, of another kind, or asks to run code.
+    """
+    place = Path(path).expanduser()
+    if not place.is_dir():
+        return _read_file(_require_file(path))
+    found = [place / name for name in _WEIGHTS_OF_FOLDERS if (place / name).is_file()]
+    if not found:
+        raise ValueError(
+            f"{path} is a folder; name a file in it, such as checkpoints/last.ckpt (a folder of Hugging Face "
+            f"or timm holds {' or '.join(_WEIGHTS_OF_FOLDERS)})"
+        )
+    file = _read_file(found[0])
+    return WeightFile(
+        path=place,
+        weights=file.weights,
+        content=file.content,
+        metadata=file.metadata,
+        config=_read_json(place / "config.json"),
+        preprocessing=_read_json(place / "preprocessor_config.json"),
+    )
+
+
+def _read_file(file: Path) -> WeightFile:
+    with file.open("rb") as opened:
+        start = opened.read(9)
+    if file.suffix == ".safetensors" or start[8:9] == b"{":
+        return _read_safetensors(file)
+    content = _read_pickled(file, start)
+    return WeightFile(path=file, content=content, weights=_weights_in(content))
+
+
+def _read_safetensors(file: Path) -> WeightFile:
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+            return WeightFile(path=file, weights=weights, metadata=opened.metadata() or {})
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
+
+
+def _read_pickled(file: Path, start: bytes) -> Mapping[str, Any]:
+    if not zipfile.is_zipfile(file) and not start.startswith(_OLD_START):
+        cut = "its closing index is missing: cut short, download or copy it again"
+        reason = cut if start.startswith(_ZIP_START) else "it is another kind of file"
+        raise ValueError(f"{file} is not a complete checkpoint ({reason})")
+    stand_ins = [(OrderedDict, name) for name in _MAPPINGS] + [(_LeftUnread, name) for name in _UNREAD]
+    try:
+        with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(_refusal(file, str(error))) from error
+    except (RuntimeError, EOFError, OSError, KeyError, IndexError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read, it may be damaged: {error}".split("\n")[0]) from error
+    return content if isinstance(content, Mapping) else {}
+
+
+def _refusal(file: Path, reason: str) -> str:
+    asked_for = re.search(r"GLOBAL (\S+)", reason)
+    if asked_for is None:
+        return f"{file} cannot be read, it may be damaged or no checkpoint at all: {reason}".split("\n")[0]
+    return (
+        f"{file} holds Python objects beside weights and is refused: {asked_for[1]} would have to be run to read it. "
+        "If you trust the file, write its weights alone: python -c \"import torch; whole = torch.load('FILE', "
+        "weights_only=False); torch.save(whole['model'], 'weights.pth')\" (or whole['state_dict'])"
+    )
+
+
+def _weights_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    for holder in (*(content.get(key) for key in _CONTAINERS), content):
+        if isinstance(holder, Mapping):
+            weights = {str(name): value for name, value in holder.items() if isinstance(value, Tensor)}
+            if weights:
+                return _unwrapped(weights)
+    return {}
+
+
+def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if all(name.startswith(wrapper) for name in weights):
+            weights = {name.removeprefix(wrapper): weight for name, weight in weights.items()}
+    return weights
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is no valid JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _require_file(path: str | Path) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{path} does not exist (looked in {Path.cwd()})")
+    return file

@@ -1,0 +1,46 @@
+"""Lightning checkpoints of DDMIM v9 (SVC-WSY/ddmim) and of its classifier."""
+
+from unmask.interchange import families
+from unmask.interchange.conversion import Conversion
+from unmask.interchange.files import WeightFile
+from unmask.interchange.importers.microsoft import microsoft_swin_to_timm, sizes_in_buffers
+from unmask.interchange.renaming import split
+
+_TEACHER = "modelEMA.module."
+
+
+def recognises(file: WeightFile) -> bool:
+    names = {name.removeprefix("model.") for name in file.weights}
+    return "encoder.patch_embed.proj.weight" in names and any(
+        name.startswith(("modelEMA.", "projection_head.")) for name in names
+    )
+
+
+def convert(file: WeightFile) -> Conversion:
+    """The student is the backbone, as in its authors' fine-tuning; the teacher goes beside it as `averaged`.
+
+    The linear layer behind the encoder, there called its head, is the first of a `DDMIM` method's projector with
+    `representation_features`.
+    """
+    pretrained, classifier = split(file.weights, "model.")
+    if not pretrained:
+        pretrained, classifier = dict(file.weights), {}
+    encoder, others = split(pretrained, "encoder.")
+    teacher, others = split(others, _TEACHER)
+    representation, encoder = split(encoder, "head.")
+    decoder, others = split(others, "decoder.0.")
+    projector, others = split(others, "projection_head.")
+    _, teacher = split(teacher, "head.")
+    heads = {f"head.project.{name}": weight for name, weight in decoder.items()}
+    heads |= {f"projector.layers.0.{name}": weight for name, weight in representation.items()}
+    # There the second part counts linear, GELU, linear from 0; here one layer stands before it.
+    heads |= {f"projector.layers.{int(name[0]) + 1}{name[1:]}": weight for name, weight in projector.items()}
+    left_out = dict.fromkeys(classifier, "the classifier") | dict.fromkeys(others, "no part of the backbone")
+    return families.swin(
+        "DDMIM v9",
+        microsoft_swin_to_timm(encoder),
+        averaged=microsoft_swin_to_timm(teacher),
+        heads=heads,
+        left_out=left_out,
+        **sizes_in_buffers(encoder, encoder["patch_embed.proj.weight"].shape[-1]),
+    )
