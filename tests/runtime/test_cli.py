@@ -59,7 +59,7 @@ def refusal(script: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch, 
         (["method=mae", "global_batch_size=64", *TINY, *DECODER], "set global_batch_size=8 or less"),
         (["method=mae", "trainer.accumulate_grad_batches=3", "global_batch_size=8", *TINY, *DECODER], "use 9"),
         (["method=mae", "schedule.warmup_epochs=5", *QUICK], "schedule.warmup_epochs=5 takes 10 steps"),
-        (["method=mae", "ckpt_path=nowhere.ckpt", *QUICK], "ckpt_path=nowhere.ckpt does not exist"),
+        (["method=mae", "ckpt_path=nowhere.ckpt", *QUICK], "nowhere.ckpt does not exist"),
     ],
 )
 def test_a_mistake_before_training_is_one_sentence(
@@ -144,7 +144,7 @@ def test_a_foreign_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch, capsys
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, "foreign.ckpt")
 
     said = refusal("eval", ["eval=knn", "ckpt_path=foreign.ckpt"], monkeypatch, capsys)
-    assert "was not written by this program" in said
+    assert "is of no program known here" in said
 
 
 def test_a_missing_checkpoint_key_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """What every masked-image-modelling method has in common."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any, final
 
 import torch
@@ -29,6 +30,8 @@ class Method(LightningModule, ABC):
         schedule: Completed with the optimizer and the number of steps.
         seed: Key of the masks.
         shared_masks: In training, all images of an optimizer step have one mask, on every device, in place of one each.
+        init_from: Path of the weights the run starts from, of this program or another; read by the command, not here,
+            and never when a finished run is rebuilt.
 
     Raises:
         ValueError: The masks do not fit the backbone's images.
@@ -43,6 +46,7 @@ class Method(LightningModule, ABC):
         schedule: ScheduleFactory,
         seed: int = 0,
         shared_masks: bool = False,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -51,6 +55,7 @@ class Method(LightningModule, ABC):
         self.schedule_factory = schedule
         self.seed = seed
         self.shared_masks = shared_masks
+        self.init_from = init_from
 
     @abstractmethod
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
@@ -60,6 +65,9 @@ class Method(LightningModule, ABC):
     def exported_backbone(self) -> MaskedBackbone:
         """The backbone whose weights are worth keeping."""
         return self.backbone
+
+    def on_weights_taken(self, names: Collection[str]) -> None:
+        """Called when weights of a file, those named of the `state_dict`, have replaced the ones drawn."""
 
     @property
     def prediction_note(self) -> str:

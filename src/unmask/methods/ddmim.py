@@ -1,6 +1,6 @@
 """DDMIM: masked image modelling with self-distillation at every stage."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -204,6 +204,11 @@ class DDMIM(Method):
             step_of_epoch = batch_idx // self.trainer.accumulate_grad_batches
             self.teacher.update(self.student_networks(), num_images=self._images_in_step, step_of_epoch=step_of_epoch)
         self._images_in_step = 0
+
+    def on_weights_taken(self, names: Collection[str]) -> None:
+        """Lets the teacher begin as the student it now is a copy of, where the file holds no teacher."""
+        if self.teacher is not None and not any(name.startswith("teacher.") for name in names):
+            self.teacher.copy_student(self.student_networks())
 
     def student_networks(self) -> dict[str, nn.Module]:
         networks: dict[str, nn.Module] = {"backbone": self.backbone}

@@ -1,6 +1,6 @@
 """Supervised training: from scratch as the baseline of every comparison, or from pre-trained weights as fine-tuning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Supervised(LightningModule):
         mixup, cutmix: Beta-distribution parameters; 0 is off. Where both are on, each batch takes one of them, with
             equal chance.
         label_smoothing: Share of the target spread over all classes.
+        init_from: As of `Method`.
 
     Raises:
         ValueError: There are no classes to learn.
@@ -52,6 +53,7 @@ class Supervised(LightningModule):
         mixup: float = 0.8,
         cutmix: float = 1.0,
         label_smoothing: float = 0.1,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -64,6 +66,7 @@ class Supervised(LightningModule):
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.layer_decay = layer_decay
+        self.init_from = init_from
         self.mix = Mixup(
             mixup_alpha=mixup,
             cutmix_alpha=cutmix,
@@ -85,6 +88,9 @@ class Supervised(LightningModule):
     def exported_backbone(self) -> MaskedBackbone:
         """The backbone whose weights are worth keeping."""
         return self.backbone
+
+    def on_weights_taken(self, names: Collection[str]) -> None:
+        """As of `Method`."""
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Float[Tensor, ""]:
         images, targets = self._mix(batch.image, batch.label)

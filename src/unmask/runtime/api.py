@@ -13,20 +13,23 @@ from unmask.methods.base import Method
 from unmask.runtime.builders import AnyMethod, build_data
 from unmask.runtime.builders import build_method as build_configured
 from unmask.runtime.config import compose_config
+from unmask.runtime.initialise import initialise
 from unmask.types import Images
 
 Pool = Literal["mean"]
 
 
 def build_method(overrides: Sequence[str]) -> AnyMethod:
-    """Builds a method with random weights from what one would type after `run.py`.
+    """Builds a method from what one would type after `run.py`, with random weights or those of `method.init_from`.
 
     Args:
         overrides: Such as `["method=mae", "model=vit_tiny", "image_size=224"]`.
     """
     config = compose_config("run", overrides)
     data = build_data(config)
-    return build_configured(config.method, data)
+    method = build_configured(config.method, data)
+    initialise(method, allow_partial=config.allow_partial, take_teacher=config.take_teacher)
+    return method
 
 
 def extract_features(backbone: MaskedBackbone, images: Images, pool: Pool = "mean") -> Float[Tensor, "b d"]:

@@ -1,20 +1,23 @@
 """Reads and writes what a run leaves behind: training checkpoints and exported backbones."""
 
 import json
-import zipfile
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from unmask.backbones.base import MaskedBackbone
+from unmask.interchange.families import with_changes
+from unmask.interchange.files import read_weights
+from unmask.interchange.fit import fit_backbone
+from unmask.interchange.importers.unmask import RECORD_KEY
+from unmask.interchange.recognise import convert
 from unmask.runtime.builders import AnyMethod, build_untrusted
 
-RECORD_KEY = "unmask"  # where a training checkpoint keeps its record, and a safetensors file its description
+_log = logging.getLogger("unmask")
 EXPORT_NAME = "backbone.safetensors"
 _NUM_DIFFERENCES_SHOWN = 4
 
@@ -36,19 +39,13 @@ def read_checkpoint(path: str | Path) -> SavedRun:
     Raises:
         ValueError: The file is missing, cut short, asks to run code, or is not a checkpoint of this package.
     """
-    file = _require_file(path)
-    if not zipfile.is_zipfile(file):
-        raise ValueError(f"{file} is not a complete checkpoint (no closing index): cut short, or another kind of file")
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+    file = read_weights(path)
+    content = file.content
+    if RECORD_KEY not in content or "state_dict" not in content:
         raise ValueError(
-            f"{file} holds Python objects beside weights and is refused: {error}".split("\n")[0]
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{file} cannot be read, it may be damaged: {error}".split("\n")[0]) from error
-    if not isinstance(content, dict) or RECORD_KEY not in content or "state_dict" not in content:
-        raise ValueError(f"{file} was not written by this program (it has no {RECORD_KEY!r} record)")
+            f"{file.path} was not written by this program (it has no {RECORD_KEY!r} record); of another program's "
+            "checkpoint the backbone alone is taken, by eval=knn, linear or finetune and by method.init_from"
+        )
     written = content[RECORD_KEY]
     run = written["record"]
     origin = {name: written.get(name) for name in ("versions", "git", "images_seen")}
@@ -79,15 +76,25 @@ def rebuild_method(saved: SavedRun, path: str | Path) -> AnyMethod:
     return method.eval()
 
 
-def load_backbone(path: str | Path) -> MaskedBackbone:
-    """Rebuilds a backbone from an exported `.safetensors` file or a training checkpoint, in eval mode."""
-    if Path(path).suffix == ".safetensors":
-        return _load_exported(path)
-    saved = read_checkpoint(path)
-    backbone = build_backbone(saved.backbone)
-    prefix = "backbone."
-    weights = {name.removeprefix(prefix): w for name, w in saved.state_dict.items() if name.startswith(prefix)}
-    _load_weights(backbone, weights, path)
+def load_backbone(
+    path: str | Path, *, allow_partial: bool = False, take_teacher: bool = False, **changes: Any
+) -> MaskedBackbone:
+    """Loads a backbone in eval mode, recognised from the file alone; logs what was loaded and what was not.
+
+    Args:
+        path: A training checkpoint or export of this program, or a file or folder of MAE, SimMIM, mmpretrain, FlyEgle,
+            DDMIM, lightly, solo-learn, timm or Hugging Face.
+        allow_partial: Accept a file that lacks part of the backbone, which then stays random.
+        take_teacher: Take the averaged teacher where a file holds one beside the trained weights (DDMIM v9).
+        changes: Settings of the backbone in place of the file's, such as `image_size=448`; positions are resized.
+
+    Raises:
+        ValueError: The file cannot be read safely, is of no known program, or does not fill the backbone.
+    """
+    conversion = convert(read_weights(path), take_teacher=take_teacher)
+    backbone = build_backbone(with_changes(conversion, changes))
+    coverage = fit_backbone(backbone, conversion, allow_partial=allow_partial)
+    _log.info(f"{path}\n{coverage.describe()}")
     return backbone.eval()
 
 
@@ -122,21 +129,6 @@ def require_same_backbone(method: AnyMethod, path: str | Path) -> None:
         )
 
 
-def _load_exported(path: str | Path) -> MaskedBackbone:
-    file = _require_file(path)
-    try:
-        with safe_open(str(file), framework="pt") as opened:
-            described = (opened.metadata() or {}).get(RECORD_KEY)
-            weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
-    if described is None:
-        raise ValueError(f"{file} does not say which backbone it holds; expected a file exported by this program")
-    backbone = build_backbone(json.loads(described)["backbone"])
-    _load_weights(backbone, weights, path)
-    return backbone.eval()
-
-
 def _load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:
     try:
         module.load_state_dict(weights)
@@ -144,12 +136,3 @@ def _load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
         raise ValueError(
             f"{path} does not hold the weights its description promises: {error}".split("\n")[0]
         ) from error
-
-
-def _require_file(path: str | Path) -> Path:
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise ValueError(f"ckpt_path={path} is a folder; name a file in it, such as checkpoints/last.ckpt")
-    if not file.is_file():
-        raise ValueError(f"ckpt_path={path} does not exist (looked in {Path.cwd()})")
-    return file

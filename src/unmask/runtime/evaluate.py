@@ -15,6 +15,8 @@ from unmask.callbacks.provenance import Provenance, describe_git
 from unmask.data.datamodule import ImageDataModule
 from unmask.evaluation.base import EvalReport
 from unmask.evaluation.report import report_dict, report_table
+from unmask.interchange.files import read_weights
+from unmask.interchange.importers.unmask import RECORD_KEY
 from unmask.runtime.builders import as_plain, build, build_entries, build_trainer, build_untrusted
 from unmask.runtime.checkpoint import build_backbone, load_backbone, load_method, read_checkpoint
 from unmask.runtime.console import describe_batch
@@ -38,7 +40,10 @@ def evaluate(config: DictConfig) -> float | None:
         make_trainer = _trainers(config, data, settings, "checkpoint")
         reports = {"checkpoint": evaluator.evaluate_module(module, data, make_trainer)}
     else:
-        backbone = load_backbone(config.ckpt_path)
+        resized = {} if config.image_size is None else {"image_size": config.image_size}
+        backbone = load_backbone(
+            config.ckpt_path, allow_partial=config.allow_partial, take_teacher=config.take_teacher, **resized
+        )
         data, settings = _build_data(config, backbone)
         make_trainer = _trainers(config, data, settings, "checkpoint")
         reports = {"checkpoint": evaluator.evaluate(backbone, data, make_trainer)}
@@ -78,8 +83,8 @@ def _build_data(config: DictConfig, backbone: MaskedBackbone) -> tuple[ImageData
 
 
 def _data_of_checkpoint(path: str) -> dict[str, Any]:
-    if Path(path).suffix == ".safetensors":
-        raise ValueError(f"{path} is an exported backbone, which remembers no data; add data=NAME data.root=DIR")
+    if RECORD_KEY not in read_weights(path).content:
+        raise ValueError(f"{path} does not remember the data it was trained on; add data=NAME data.root=DIR")
     return dict(read_checkpoint(path).config["data"])
 
 

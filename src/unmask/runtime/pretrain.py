@@ -11,6 +11,7 @@ from unmask.data.datamodule import ImageDataModule
 from unmask.runtime.builders import AnyMethod, as_plain, build_data, build_entries, build_method, build_trainer
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
 from unmask.runtime.console import describe_learning_rate, print_plan
+from unmask.runtime.initialise import initialise
 
 _log = logging.getLogger("unmask")
 
@@ -29,6 +30,8 @@ def pretrain(config: DictConfig) -> float | None:
         _require_labels(data)
     if config.ckpt_path is not None:
         require_same_backbone(method, config.ckpt_path)
+    else:
+        initialise(method, allow_partial=config.allow_partial, take_teacher=config.take_teacher)
     record = {"config": as_plain(config), "num_classes": data.num_classes, "class_names": list(data.class_names)}
     provenance = Provenance(record)
     trainer = build_trainer(config, callbacks=[provenance, *build_entries(config.callbacks)])

@@ -69,6 +69,11 @@ class EMATeacher(nn.Module):
     def train(self, mode: bool = True) -> "EMATeacher":
         return super().train(mode and self.is_stochastic)
 
+    def copy_student(self, networks: Mapping[str, nn.Module]) -> None:
+        """Takes the student's weights as they are, as at construction."""
+        for name, network in networks.items():
+            self.networks[name].load_state_dict(network.state_dict())
+
     @torch.no_grad()
     def update(self, networks: Mapping[str, nn.Module], *, num_images: int, step_of_epoch: int) -> None:
         """Follows the student; to be called after each optimizer step.
