@@ -2,11 +2,14 @@
 
 import io
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.io
 from PIL import Image
 
 
@@ -51,3 +54,41 @@ def data_settings() -> dict[str, Any]:
         "augmentation": Augmentation(),
         "global_batch_size": 2,
     }
+
+
+@dataclass(frozen=True)
+class Devkit:
+    """ImageNet's development kit in small; classes stand in the order of their ILSVRC2012_ID, which is no other's."""
+
+    classes: Mapping[str, tuple[str, ...]]
+    val_wnids: Sequence[str]
+
+    def write(self, archive: Path) -> None:
+        """Packs `meta.mat`, classes first and then a synset above them, and the classes of the validation images."""
+        fields = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height"]
+        rows = [
+            (number, wnid, ", ".join(names), "a gloss", 0, [], 0)
+            for number, (wnid, names) in enumerate(self.classes.items(), start=1)
+        ]
+        rows.append((len(rows) + 1, "n99", "entity", "a gloss", len(rows), [1], 1))
+        synsets = np.array(rows, dtype=[(field, object) for field in fields])
+        matrix = io.BytesIO()
+        scipy.io.savemat(matrix, {"synsets": synsets})
+        numbers = [list(self.classes).index(wnid) + 1 for wnid in self.val_wnids]
+        members = {
+            "meta.mat": matrix.getvalue(),
+            "ILSVRC2012_validation_ground_truth.txt": "".join(f"{number}\n" for number in numbers).encode(),
+        }
+        with tarfile.open(archive, "w:gz") as opened:
+            for name, content in members.items():
+                member = tarfile.TarInfo(f"ILSVRC2012_devkit_t12/data/{name}")
+                member.size = len(content)
+                opened.addfile(member, io.BytesIO(content))
+
+
+@pytest.fixture
+def devkit() -> Devkit:
+    return Devkit(
+        classes={"n03": ("crane", "hoist"), "n01": ("tench",), "n02": ("pug", "pug-dog")},
+        val_wnids=["n02", "n03", "n01", "n02", "n01", "n03"],
+    )

@@ -5,76 +5,52 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import scipy.io
 import torch
 from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from unmask.data.imagenet import ImageNet
 from unmask.data.imagenet_archives import extract_archives, read_meta
-from unmask.data.transforms import Augmentation
 
-CLASSES = {"n03": ("crane", "hoist"), "n01": ("tench",), "n02": ("pug", "pug-dog")}  # by ILSVRC2012_ID, not by wnid
-VAL_WNIDS = ["n02", "n03", "n01", "n02", "n01", "n03"]
+Devkit = Any  # of conftest.py
+
 FOLDERS = {"train": "parse_train_archive", "val": "parse_val_archive"}
 
 
-def pack(archive: Path, folder: Path, mode: str = "w") -> None:
-    with tarfile.open(archive, mode) as opened:
+def pack(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive, "w") as opened:
         for path in sorted(folder.iterdir()):
             opened.add(path, path.name)
     shutil.rmtree(folder)
 
 
-def write_devkit(folder: Path) -> None:
-    """The devkit's layout: leaves of the hierarchy first, then a synset with children, which is no class."""
-    fields = ["ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height"]
-    rows = [(i, w, ", ".join(names), "a gloss", 0, [], 0) for i, (w, names) in enumerate(CLASSES.items(), start=1)]
-    rows.append((4, "n99", "entity", "a gloss", 3, [1, 2, 3], 1))
-    synsets = np.array(rows, dtype=[(field, object) for field in fields])
-    data = folder / "ILSVRC2012_devkit_t12" / "data"
-    data.mkdir(parents=True)
-    scipy.io.savemat(data / "meta.mat", {"synsets": synsets})
-    number = {wnid: index for index, wnid in enumerate(CLASSES, start=1)}
-    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{number[wnid]}\n" for wnid in VAL_WNIDS))
-
-
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def root(tmp_path: Path, devkit: Devkit, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The three official archives, but tiny, and known to torchvision by their MD5."""
     root = tmp_path / "imagenet"
     parts = root / "parts"
-    for wnid in CLASSES:
+    for wnid in devkit.classes:
         (parts / wnid).mkdir(parents=True)
         for number in range(4):
             Image.new("RGB", (8, 8)).save(parts / wnid / f"{wnid}_{number}.JPEG", format="JPEG")
         pack(parts / f"{wnid}.tar", parts / wnid)
     pack(root / "ILSVRC2012_img_train.tar", parts)
     parts.mkdir()
-    for number in range(len(VAL_WNIDS)):
+    for number in range(len(devkit.val_wnids)):
         name = f"ILSVRC2012_val_{number + 1:08}.JPEG"
         Image.new("RGB", (8, 8), (number, 0, 0)).save(parts / name, format="JPEG")
     pack(root / "ILSVRC2012_img_val.tar", parts)
-    write_devkit(parts)
-    pack(root / "ILSVRC2012_devkit_t12.tar.gz", parts, "w:gz")
+    devkit.write(root / "ILSVRC2012_devkit_t12.tar.gz")
     for part, (name, _) in dict(torchvision_imagenet.ARCHIVE_META).items():
         md5 = hashlib.md5((root / name).read_bytes()).hexdigest()
         monkeypatch.setitem(torchvision_imagenet.ARCHIVE_META, part, (name, md5))
     return root
 
 
-def make(root: Path, **changes: Any) -> ImageNet:
-    settings = {
-        "held_out_per_class": 1,
-        "image_size": 8,
-        "pixel_mean": (0.5, 0.5, 0.5),
-        "pixel_std": (0.5, 0.5, 0.5),
-        "augmentation": Augmentation(),
-        "global_batch_size": 2,
-    }
-    return ImageNet(root=str(root), **settings | changes)
+@pytest.fixture
+def make(data_settings: dict[str, Any]) -> Callable[..., ImageNet]:
+    return lambda root: ImageNet(root=str(root), held_out_per_class=1, **data_settings)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, split: str) -> None:
@@ -89,22 +65,24 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, split: str) -> None:
     monkeypatch.setattr(torchvision_imagenet, FOLDERS[split], stop)
 
 
-def test_the_archives_become_the_splits(root: Path) -> None:
+def test_the_archives_become_the_splits(root: Path, make: Callable[..., ImageNet], devkit: Devkit) -> None:
     data = make(root)
     data.prepare_data()
     assert [len(data.samples(split)) for split in ("train", "val", "test")] == [9, 3, 6]
     assert data.class_names == ("n01", "n02", "n03")
     test = data.samples("test")
     assert {Path(path).name: data.class_names[label] for path, label in zip(test.paths, test.labels, strict=True)} == {
-        f"ILSVRC2012_val_{number:08}.JPEG": wnid for number, wnid in enumerate(VAL_WNIDS, start=1)
+        f"ILSVRC2012_val_{number:08}.JPEG": wnid for number, wnid in enumerate(devkit.val_wnids, start=1)
     }
     meta = read_meta(root)
     assert meta is not None
-    assert meta.classes == CLASSES
-    assert meta.val_wnids == VAL_WNIDS
+    assert meta.classes == devkit.classes
+    assert meta.val_wnids == devkit.val_wnids
 
 
-def test_an_extracted_tree_is_left_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_extracted_tree_is_left_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[..., ImageNet]
+) -> None:
     extract_archives(root)
     for name in FOLDERS.values():
         monkeypatch.setattr(torchvision_imagenet, name, None)
@@ -127,7 +105,7 @@ def test_an_interrupted_extraction_is_noticed_and_repeated(root: Path, split: st
 
 
 @pytest.mark.parametrize("name", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"])
-def test_another_archive_than_the_official_one_is_refused(root: Path, name: str) -> None:
+def test_another_archive_than_the_official_one_is_refused(root: Path, name: str, make: Callable[..., ImageNet]) -> None:
     with (root / name).open("ab") as archive:
         archive.write(b"more")
     with pytest.raises(ValueError, match=rf"{name} is not the official archive \(MD5 differs\); download it again"):
@@ -149,29 +127,33 @@ def test_validation_images_without_the_devkit_are_refused(root: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [".", "train", "val"])
-def test_meta_is_found_where_torchvision_and_bolts_put_it(root: Path, place: str) -> None:
+def test_meta_is_found_where_torchvision_and_bolts_put_it(
+    root: Path, place: str, make: Callable[..., ImageNet], devkit: Devkit
+) -> None:
     extract_archives(root)
     (root / "meta.bin").rename(root / place / "meta.bin")
     meta = read_meta(root)
     assert meta is not None
-    assert (meta.classes, meta.val_wnids) == (CLASSES, VAL_WNIDS)
+    assert (meta.classes, meta.val_wnids) == (devkit.classes, devkit.val_wnids)
     assert len(make(root).samples("test")) == 6  # the file is no image
 
 
-def test_validation_images_without_class_folders_are_labelled_by_meta(root: Path) -> None:
+def test_validation_images_without_class_folders_are_labelled_by_meta(
+    root: Path, make: Callable[..., ImageNet], devkit: Devkit
+) -> None:
     extract_archives(root)
     for image in list((root / "val").rglob("*.JPEG")):
         image.rename(root / "val" / image.name)
         if not list(image.parent.iterdir()):
             image.parent.rmdir()
     test = make(root).samples("test")
-    assert [test.class_names[label] for label in test.labels] == VAL_WNIDS
+    assert [test.class_names[label] for label in test.labels] == devkit.val_wnids
     (root / "val" / "ILSVRC2012_val_00000003.JPEG").unlink()
     with pytest.raises(ValueError, match=r"has 5 images outside class folders, and meta\.bin the classes of 6"):
         make(root).samples("test")
 
 
-def test_a_class_folder_that_meta_does_not_know_is_named(root: Path) -> None:
+def test_a_class_folder_that_meta_does_not_know_is_named(root: Path, make: Callable[..., ImageNet]) -> None:
     extract_archives(root)
     shutil.copytree(root / "train" / "n01", root / "train" / "n04")
     with pytest.raises(ValueError, match=r"has the class folder 'n04', which meta\.bin does not know"):

@@ -29,25 +29,28 @@ class DevkitMeta(NamedTuple):
     val_wnids: list[str]
 
 
+def meta_folder(root: Path) -> Path | None:
+    """Where `meta.bin` lies: torchvision puts it into the root, lightning-bolts into the splits."""
+    return next((folder for folder in (root, root / "train", root / "val") if (folder / _META).is_file()), None)
+
+
 def read_meta(root: Path) -> DevkitMeta | None:
-    """Reads `meta.bin` from where torchvision (the root) or lightning-bolts (the splits) put it; None without one.
+    """Reads `meta.bin` from `meta_folder`; None without one.
 
     Raises:
         ValueError: The file holds anything but plain containers of the devkit's content.
     """
-    for folder in (root, root / "train", root / "val"):
-        file = folder / _META
-        if not file.is_file():
-            continue
-        try:
-            classes, val_wnids = torch.load(file, weights_only=True)
-            return DevkitMeta({str(wnid): tuple(names) for wnid, names in classes.items()}, list(val_wnids))
-        except (UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"{file} is not the meta.bin that torchvision or lightning-bolts write; remove it "
-                "(it is written again from ILSVRC2012_devkit_t12.tar.gz beside it)"
-            ) from error
-    return None
+    folder = meta_folder(root)
+    if folder is None:
+        return None
+    try:
+        classes, val_wnids = torch.load(folder / _META, weights_only=True)
+        return DevkitMeta({str(wnid): tuple(names) for wnid, names in classes.items()}, list(val_wnids))
+    except (UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / _META} is not the meta.bin that torchvision or lightning-bolts write; remove it "
+            "(data=imagenet writes it from ILSVRC2012_devkit_t12.tar.gz)"
+        ) from error
 
 
 def extract_archives(root: Path) -> None:
