@@ -74,7 +74,8 @@ def measure_folder(folder: Path, settings: argparse.Namespace) -> None:
     for number in range(CLASSES):
         (folder / "images" / f"n{number:08}").mkdir(parents=True)
     for number in range(settings.images):
-        os.symlink(photos[number % len(photos)], folder / "images" / f"n{number % CLASSES:08}" / f"{number:08}.JPEG")
+        link = folder / "images" / f"n{number % CLASSES:08}" / f"{number:08}.JPEG"
+        link.symlink_to(photos[number % len(photos)])
     time.sleep(3)  # a folder that changed a moment ago is not remembered
     command = [sys.executable, __file__, "first_batch", "--photos", str(folder / "images")]
     environment = os.environ | {"XDG_CACHE_HOME": str(folder / "cache")}
