@@ -43,29 +43,17 @@ def reconstruction_pixels(
 ) -> Reconstruction:
     """Turns normalised images and predictions into what can be shown.
 
-    Of one or two channels the first is shown grey, of more than three the first three as red, green and blue; other
-    channels than RGB have no white of their own, so black to white is then five deviations about the channel's mean.
-
     Args:
-        images: As the network took them.
+        images: As the network took them; see `as_shown`.
         mask: Under which it did.
         prediction: Of all pixels, in the space of `images`.
         pixel_mean: Mean of each channel, in 0..1, the images were normalised with.
         pixel_std: Deviation likewise.
     """
-
-    def as_shown(normalised: Images) -> Float[Tensor, "b 3 height width"]:
-        images = normalised.detach().float().cpu()
-        if images.shape[1] == 3:
-            mean, std = (torch.tensor(statistic)[:, None, None] for statistic in (pixel_mean, pixel_std))
-            return (images * std + mean).clamp(0.0, 1.0)
-        shown = images[:, :3] if images.shape[1] > 3 else images[:, :1].expand(-1, 3, -1, -1)
-        return (shown / _DEVIATIONS_SHOWN + 0.5).clamp(0.0, 1.0)
-
     stages = mask.by_stage if isinstance(mask, StageMask) else ()
     mask = _on_cpu(mask)
     hidden = mask.at_pixels()
-    image, predicted = as_shown(images), as_shown(prediction)
+    image, predicted = (as_shown(pixels, pixel_mean=pixel_mean, pixel_std=pixel_std) for pixels in (images, prediction))
     return Reconstruction(
         image=image,
         masked=image.masked_fill(hidden, HIDDEN_GREY),
@@ -78,6 +66,22 @@ def reconstruction_pixels(
             if stage is not None
         },
     )
+
+
+def as_shown(
+    images: Images, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+) -> Float[Tensor, "b 3 height width"]:
+    """Undoes the normalisation: RGB in 0..1, in float32 on the CPU.
+
+    Of one or two channels the first is shown grey, of more than three the first three as red, green and blue; other
+    channels than RGB have no white of their own, so black to white is then five deviations about the channel's mean.
+    """
+    pixels = images.detach().float().cpu()
+    if pixels.shape[1] == 3:
+        mean, std = (torch.tensor(statistic)[:, None, None] for statistic in (pixel_mean, pixel_std))
+        return (pixels * std + mean).clamp(0.0, 1.0)
+    shown = pixels[:, :3] if pixels.shape[1] > 3 else pixels[:, :1].expand(-1, 3, -1, -1)
+    return (shown / _DEVIATIONS_SHOWN + 0.5).clamp(0.0, 1.0)
 
 
 def _on_cpu(mask: PatchMask) -> PatchMask:
@@ -125,13 +129,14 @@ def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle
         write(name, left + cell_width / 2, header - 7 * zoom, ha="center", size=_COLUMN, color=_INK)
         for row, cell in enumerate(shown):
             bottom = footer + (num_images - 1 - row) * (cell_height + gap)
-            figure.figimage(_enlarged_bytes(cell, scale), left, bottom, origin="upper")
+            figure.figimage(enlarged_bytes(cell, scale), left, bottom, origin="upper")
     for line, text in enumerate(note_lines):
         baseline = total_height - footer + gap + (line + 1) * footer_line
         write(text, margin, baseline, size=_TEXT, style="italic", color=_FAINT)
     return figure
 
 
-def _enlarged_bytes(image: Tensor, scale: int) -> UInt8[np.ndarray, "height width 3"]:
+def enlarged_bytes(image: Tensor, scale: int) -> UInt8[np.ndarray, "height width 3"]:
+    """Turns an image in 0..1 into bytes, each pixel a square of `scale` pixels."""
     pixels = (image * 255.0).round().to(torch.uint8).permute(1, 2, 0)
     return pixels.repeat_interleave(scale, dim=0).repeat_interleave(scale, dim=1).numpy()

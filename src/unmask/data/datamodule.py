@@ -1,12 +1,13 @@
 """What every data module has in common."""
 
+import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from jaxtyping import Int, Shaped
@@ -185,6 +186,12 @@ class ImageDataModule(LightningDataModule, ABC):
         if split not in self._splits:
             self._splits[split] = self.load_split(split)
         return self._splits[split]
+
+    def with_samples(self, split: Split, samples: ImageSamples) -> Self:
+        """The same data with other samples of its kind in place of a split; this module stays as it is."""
+        other = copy.copy(self)
+        other._splits = self._splits | {split: samples}
+        return other
 
     def limit_training(self, share: float, *, seed: int = 0) -> None:
         """Keeps a share of the training images, evenly over the classes, for every later use of the train split.

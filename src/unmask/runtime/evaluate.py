@@ -20,6 +20,7 @@ from unmask.interchange.importers.unmask import RECORD_KEY
 from unmask.runtime.builders import as_plain, build, build_entries, build_trainer, build_untrusted
 from unmask.runtime.checkpoint import build_backbone, load_backbone, load_method, read_checkpoint
 from unmask.runtime.console import describe_batch
+from unmask.runtime.use.tool import Tool, use
 
 _log = logging.getLogger("unmask")
 
@@ -34,6 +35,9 @@ def evaluate(config: DictConfig) -> float | None:
     """
     seed_everything(config.seed, workers=True, verbose=False)
     evaluator = build(config.eval)
+    if isinstance(evaluator, Tool):  # it shows what was learned and measures nothing
+        use(config, evaluator, lambda config, backbone: _build_data(config, backbone)[0])
+        return None
     if hasattr(evaluator, "evaluate_module"):
         module = load_method(config.ckpt_path)
         data, settings = _build_data(config, module.exported_backbone)
