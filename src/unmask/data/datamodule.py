@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Int, Shaped
@@ -187,7 +187,7 @@ class ImageDataModule(LightningDataModule, ABC):
             self._splits[split] = self.load_split(split)
         return self._splits[split]
 
-    def with_samples(self, split: Split, samples: ImageSamples) -> Self:
+    def with_samples(self, split: Split, samples: ImageSamples) -> "ImageDataModule":
         """The same data with other samples of its kind in place of a split; this module stays as it is."""
         other = copy.copy(self)
         other._splits = self._splits | {split: samples}

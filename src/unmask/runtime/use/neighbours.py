@@ -119,7 +119,7 @@ def _cells(queries: _Named, gallery: _Named, found: Found, device: torch.device)
     for row, pixels in enumerate(_pixels(asked, device)):
         neighbours = zip(found.similarity[row].tolist(), found.position[row].tolist(), strict=True)
         cells = [
-            Cell(of_gallery[place], f"{similarity:.2f} {_short(names[place])}") for similarity, place in neighbours
+            Cell(of_gallery[place], f"{_short(names[place])} {similarity:.2f}") for similarity, place in neighbours
         ]
         rows.append([Cell(pixels, _short(asked_names[row])), *cells])
     return rows

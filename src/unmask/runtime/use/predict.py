@@ -24,7 +24,7 @@ _ROWS_PRINTED = 20
 class Classifier(torch.nn.Module):
     """A trained classifier and the names of its classes."""
 
-    def __init__(self, module: Supervised, class_names: Sequence[str]) -> None:
+    def __init__(self, module: torch.nn.Module, class_names: Sequence[str]) -> None:
         super().__init__()
         self.module = module
         self.class_names = tuple(class_names)
