@@ -12,9 +12,6 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-EVALUATIONS = [name for name in choices("experiment") if "_finetune_" in name]  # for eval.py
-
-
 def composed(name: str, *overrides: str) -> DictConfig:
     from unmask.runtime.config import compose_config  # noqa: PLC0415
 
@@ -73,50 +70,14 @@ def test_any_optimizer_goes_with_any_schedule(optimizer: str, schedule: str) -> 
     build(config.schedule)(built, total_steps=100, steps_per_epoch=10)
 
 
-@pytest.mark.parametrize("group", ["trainer", "strategy", "logger", "callbacks", "data", "debug", "experiment"])
+@pytest.mark.parametrize("group", ["trainer", "strategy", "logger", "callbacks", "data", "debug"])
 def test_every_choice_of_a_group_composes_without_a_missing_link(group: str) -> None:
     for choice in choices(group):
-        if choice in EVALUATIONS:
-            continue
         config = composed("run", f"{group}={choice}", "name=x", "paths.run_dir=x")
         for key in config.data:
             if OmegaConf.is_missing(config.data, key):
                 config.data[key] = "somewhere"
         OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-
-
-@pytest.mark.parametrize("experiment", EVALUATIONS)
-def test_every_published_evaluation_can_be_built(experiment: str) -> None:
-    import torch  # noqa: PLC0415
-
-    from unmask.runtime.builders import build  # noqa: PLC0415
-
-    config = composed("eval", f"experiment={experiment}", "ckpt_path=x")
-    with torch.device("meta"):
-        backbone = build(composed("run", "model=swinv2_tiny").model)
-        classifier = build(config.eval).classifier(backbone=backbone, num_classes=1000)
-
-    optimizer = classifier.optimizer_factory([{"params": list(classifier.parameters())}])
-    classifier.schedule_factory(optimizer, total_steps=100, steps_per_epoch=10)
-
-
-def test_ddmim_as_published_has_its_numbers() -> None:
-    config = composed("run", "experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px", "data.root=x", "paths.run_dir=x")
-
-    assert (config.optimizer.lr, config.optimizer.weight_decay, config.global_batch_size) == (5e-3, 1e-4, 52)
-    assert (config.trainer.gradient_clip_val, config.trainer.precision, config.trainer.max_epochs) == (
-        None,
-        "32-true",
-        50,
-    )
-    assert (config.data.held_out_per_class, config.augmentation.scale) == (50, [0.08, 1.0])
-    assert (config.model.window_size, config.model.drop_path_rate, config.image_size) == (7, 0.1, 224)
-    assert (config.method.mask_generator.ratios, config.method.feature_weights) == (
-        [0.5, 0.5, 0.5, 0.0],
-        [1, 1, 1, 0.1],
-    )
-    assert (config.method.temperature, config.method.contrastive_weight) == (0.05, 1.0)
-    assert (config.method.teacher.momentum, config.method.teacher.every_n_steps) == (0.999, 32)
 
 
 def test_ddmim_brings_the_backbone_it_was_published_with() -> None:

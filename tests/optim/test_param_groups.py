@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from unmask.heads.classifier import LinearClassifier
-from unmask.optim.param_groups import decay_groups, is_decayed, layer_decay_groups
+from unmask.optim.param_groups import DECAY_RULES, decay_groups, is_decayed, layer_decay_groups
 
 SWIN_V2 = "swinv2_tiny_window8_256"
 
@@ -113,3 +113,26 @@ def test_layer_decay_must_be_a_share(layer_decay: float) -> None:
 def test_layer_decay_without_a_rate_is_refused_and_not_ignored() -> None:
     with pytest.raises(ValueError, match="needs the learning rate"):
         layer_decay_groups(nn.Linear(2, 2), layer_id=lambda _: 0, num_layers=1, layer_decay=0.5, lr=None)
+
+
+def test_rules_add_the_tokens_and_then_the_rest(make_swin, make_vit) -> None:
+    for module in (WithToken(make_swin()), WithToken(make_swin(name=SWIN_V2)), WithToken(make_vit())):
+        module.mask_token = nn.Parameter(torch.zeros(24))  # SimMIM's is a vector
+        by_rule = {
+            rule: {name for name, parameter in module.named_parameters() if is_decayed(name, parameter, rule)}
+            for rule in DECAY_RULES
+        }
+        assert {name.rpartition(".")[2] for name in by_rule["tokens"] - by_rule["weights"]} in (
+            {"mask_token"},
+            {"mask_token", "cls_token"},
+        )
+        assert by_rule["tokens"] > by_rule["weights"]
+        assert by_rule["all"] == {name for name, _ in module.named_parameters()}
+        for rule, decayed in by_rule.items():
+            groups = decay_groups(module, decayed=rule)
+            kept = [
+                names
+                for names, group in zip(names_of(groups, module), groups, strict=True)
+                if "weight_decay" not in group
+            ]
+            assert kept == [{name for name in decayed if dict(module.named_parameters())[name].requires_grad}]

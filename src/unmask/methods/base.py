@@ -13,7 +13,7 @@ from unmask.backbones.attention import prefer_fast_attention
 from unmask.backbones.base import MaskedBackbone
 from unmask.masking.base import MaskGenerator
 from unmask.optim.configure import configure_optimizer
-from unmask.optim.param_groups import decay_groups
+from unmask.optim.param_groups import DECAY_RULES, decay_groups
 from unmask.patches import PatchMask
 from unmask.randomness import sample_keys
 from unmask.types import ImageBatch, Images, MethodOutput, OptimizerFactory, ScheduleFactory
@@ -30,11 +30,12 @@ class Method(LightningModule, ABC):
         schedule: Completed with the optimizer and the number of steps.
         seed: Key of the masks.
         shared_masks: In training, all images of an optimizer step have one mask, on every device, in place of one each.
+        decayed: What weight decay applies to, a rule of `unmask.optim.param_groups.is_decayed`.
         init_from: Path of the weights the run starts from, of this program or another; read by the command, not here,
             and never when a finished run is rebuilt.
 
     Raises:
-        ValueError: The masks do not fit the backbone's images.
+        ValueError: The masks do not fit the backbone's images, or the rule is unknown.
     """
 
     def __init__(
@@ -46,15 +47,19 @@ class Method(LightningModule, ABC):
         schedule: ScheduleFactory,
         seed: int = 0,
         shared_masks: bool = False,
+        decayed: str = "weights",
         init_from: str | None = None,
     ) -> None:
         super().__init__()
+        if decayed not in DECAY_RULES:
+            raise ValueError(f"method.decayed must be one of {', '.join(DECAY_RULES)}, got {decayed!r}")
         self.backbone = backbone
         self.mask_generator = mask_generator
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.seed = seed
         self.shared_masks = shared_masks
+        self.decayed = decayed
         self.init_from = init_from
 
     @abstractmethod
@@ -92,7 +97,9 @@ class Method(LightningModule, ABC):
 
     @final
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        return configure_optimizer(self, decay_groups(self), self.optimizer_factory, self.schedule_factory)
+        return configure_optimizer(
+            self, decay_groups(self, decayed=self.decayed), self.optimizer_factory, self.schedule_factory
+        )
 
     @final
     def on_fit_start(self) -> None:

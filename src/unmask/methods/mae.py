@@ -25,7 +25,7 @@ class MAE(Method):
 
     Differs:
         - Visible patches enter the encoder in row-major order, not shuffled: attention does not depend on it.
-        - Class and mask token are not weight-decayed; the official code decays them.
+        - Class and mask token are not weight-decayed unless `decayed="tokens"`; the official code decays them.
 
     Args:
         backbone: A backbone that can skip hidden tokens: ViT.

@@ -6,24 +6,39 @@ from typing import Any
 
 from torch import nn
 
-_NEVER_DECAYED = ("pos_embed", "cls_token", "mask_token", "relative_position_bias_table", "cpb_mlp", "logit_scale")
+_POSITIONS = ("pos_embed", "relative_position_bias_table", "cpb_mlp", "logit_scale")
+_TOKENS = ("cls_token", "mask_token")
+DECAY_RULES = ("weights", "tokens", "all")
 
 
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Tells whether weight decay applies: not to vectors, biases, tokens, positions and tables of relative positions.
+def is_decayed(name: str, parameter: nn.Parameter, rule: str = "weights") -> bool:
+    """Tells whether weight decay applies.
 
-    Differs: MAE decays its class and mask tokens during pre-training, SimMIM does not; here neither is decayed.
+    Args:
+        name, parameter: Of the module.
+        rule: "weights" spares vectors, biases, tokens, positions and tables of relative positions, as SimMIM; "tokens"
+            decays class and mask tokens as well, as MAE's pre-training; "all" spares nothing.
     """
-    return parameter.ndim > 1 and not any(part in name for part in _NEVER_DECAYED)
+    if rule == "all":
+        return True
+    if any(part in name for part in _TOKENS):
+        return rule == "tokens"
+    return parameter.ndim > 1 and not any(part in name for part in _POSITIONS)
 
 
-def decay_groups(module: nn.Module) -> list[dict[str, Any]]:
+def decay_groups(module: nn.Module, *, decayed: str = "weights") -> list[dict[str, Any]]:
     """Sorts the trainable parameters into one decayed and one undecayed group for an optimizer."""
-    return layer_decay_groups(module, layer_id=lambda _: 0, num_layers=0, layer_decay=1.0, lr=None)
+    return layer_decay_groups(module, layer_id=lambda _: 0, num_layers=0, layer_decay=1.0, lr=None, decayed=decayed)
 
 
 def layer_decay_groups(
-    module: nn.Module, *, layer_id: Callable[[str], int], num_layers: int, layer_decay: float, lr: float | None
+    module: nn.Module,
+    *,
+    layer_id: Callable[[str], int],
+    num_layers: int,
+    layer_decay: float,
+    lr: float | None,
+    decayed: str = "weights",
 ) -> list[dict[str, Any]]:
     """Groups parameters by depth and decay; depth i learns at `lr * layer_decay ** (num_layers - i)`.
 
@@ -36,6 +51,7 @@ def layer_decay_groups(
         num_layers: The depth that learns at the full rate.
         layer_decay: Factor from one depth to the next shallower, in (0, 1].
         lr: Peak rate of the deepest group; None leaves the optimizer's own, and then `layer_decay` must be 1.
+        decayed: Rule of `is_decayed`.
     """
     if not 0.0 < layer_decay <= 1.0:
         raise ValueError(f"layer_decay must lie above 0 and at most 1, got {layer_decay}")
@@ -44,7 +60,7 @@ def layer_decay_groups(
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups[layer_id(name), is_decayed(name, parameter)].append(parameter)
+            groups[layer_id(name), is_decayed(name, parameter, decayed)].append(parameter)
     return [
         {
             "params": parameters,

@@ -44,7 +44,7 @@ def evaluate(config: DictConfig) -> float | None:
         make_trainer = _trainers(config, data, settings, "checkpoint")
         reports = {"checkpoint": evaluator.evaluate_module(module, data, make_trainer)}
     else:
-        resized = {} if config.image_size is None else {"image_size": config.image_size}
+        resized = {name: size for name, size in as_plain(config.backbone).items() if size is not None}
         backbone = load_backbone(
             config.ckpt_path, allow_partial=config.allow_partial, take_teacher=config.take_teacher, **resized
         )
@@ -67,13 +67,15 @@ def _build_data(config: DictConfig, backbone: MaskedBackbone) -> tuple[ImageData
     Returns:
         The data module and the plain settings that rebuild it.
     """
-    served = {
+    served: dict[str, Any] = {
         "image_size": list(backbone.image_size),
         "channels": backbone.in_channels,
         "statistics": "given",
         "pixel_mean": list(backbone.pixel_mean),
         "pixel_std": list(backbone.pixel_std),
     }
+    if config.eval_crop_share is not None:
+        served["eval_crop_share"] = config.eval_crop_share
     if config.get("data") is not None:
         settings = as_plain(config.data) | served
         return build(settings), settings

@@ -1,0 +1,330 @@
+"""The published recipes of `conf/experiment` against the numbers their sources print; nothing here is trained."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+import functools
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
+NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
+EVALUATIONS = [name for name in NAMES if "python eval.py" in (EXPERIMENTS / f"{name}.yaml").read_text()]
+TRAININGS = [name for name in NAMES if name not in EVALUATIONS]
+GRAMMAR = re.compile(r"[a-z0-9-]+(_finetune|_linear)?(_[a-z0-9-]+)?_\d+b-\d+e(_[a-z0-9-]+-\d+px)")
+OURS = {"quickstart", "mae_cifar10", "simmim_cifar10", "ddmim_cifar10"}
+IN1K_TRAIN = 1_281_167  # images
+
+
+@functools.cache
+def composed(name: str) -> DictConfig:
+    from unmask.runtime.config import compose_config
+
+    is_evaluation = name in EVALUATIONS
+    config = compose_config(
+        "eval" if is_evaluation else "run",
+        [f"experiment={name}", "paths.run_dir=x", *(["ckpt_path=x"] if is_evaluation else [])],
+    )
+    for key in config.get("data") or {}:
+        if OmegaConf.is_missing(config.data, key):
+            config.data[key] = "x"
+    return config
+
+
+@functools.cache
+def built(name: str) -> Any:
+    """The method of a recipe without storage for its weights; layer decay needs none either."""
+    from unmask.runtime.builders import build
+
+    with torch.device("meta"):
+        return build(composed(name).method)
+
+
+@functools.cache
+def backbone(model: str, *overrides: str) -> Any:
+    from unmask.runtime.builders import build
+    from unmask.runtime.config import compose_config
+
+    with torch.device("meta"):
+        return build(compose_config("run", [f"model={model}", "data=imagenet", "data.root=x", *overrides]).model)
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_resolves_under_its_own_name_and_states_where_it_comes_from(name: str) -> None:
+    config = composed(name)
+    assert config.name == name
+    assert name in OURS or GRAMMAR.fullmatch(name)
+    OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    told = re.findall(r"^# (Source|Published|Differs): \S", (EXPERIMENTS / f"{name}.yaml").read_text(), flags=re.M)
+    assert told[:2] == ["Source", "Published"]
+    said = re.search(r"_(\d+)b-(\d+)e_.*?(?:-(\d+)px)", name)
+    if said:
+        batch, epochs, side = map(int, said.groups())
+        assert config.global_batch_size == batch
+        assert (config.eval.epochs if name in EVALUATIONS else config.trainer.max_epochs) == epochs
+        own_side = config.backbone.image_size if name in EVALUATIONS else config.image_size
+        assert own_side in (side, None)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_a_recipe_keeps_its_batch_on_any_number_of_devices(name: str, num_devices: int) -> None:
+    from unmask.optim.accumulation import accumulated_batches
+
+    config = composed(name)
+    parts = num_devices * accumulated_batches(
+        config.global_batch_size, num_devices=num_devices, images_per_device=config.images_per_device
+    )
+    assert config.global_batch_size % parts == 0
+    assert config.global_batch_size // parts <= (config.images_per_device or math.inf)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mae_vit-base_4096b-800e_in1k-224px", 111_907_840),
+        ("mae_vit-large_4096b-800e_in1k-224px", 329_541_888),
+        ("mae_vit-huge_4096b-800e_in1k-224px", 657_074_508),
+        ("simmim_swin-base_2048b-100e_in1k-192px", 89_874_104),
+        ("simmim_swin-base_2048b-800e_in1k-192px", 89_874_104),
+        # mmpretrain prints 199,920,372; its last stage has the tables of windows of 12, ours those of its 6x6 grid:
+        # 48 heads in 2 blocks, 23 x 23 against 11 x 11 offsets
+        ("simmim-mm_swin-large_2048b-800e_in1k-192px", 199_920_372 - 2 * 48 * (23**2 - 11**2)),
+        ("ddmim-v9_swinv2-tiny_52b-50e_in1k-224px", None),
+    ],
+)
+def test_networks_have_as_many_parameters_as_published(name: str, expected: int | None) -> None:
+    method = built(name)
+    if expected is not None:
+        assert count(method) == expected
+        return
+    representation, *_, last = method.projector.layers
+    assert count(method.backbone) == 27_578_154
+    assert count(method.backbone) + count(representation) == 28_365_610
+    assert count(method.projector) - count(representation) == 787_456
+    assert last.out_features == 512
+    assert count(method.head) == 2_362_368
+    assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 31_515_434  # "31.52 M"
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "num_parameters", "gmacs"),
+    [
+        ("swin_base", ("image_size=192", "model.window_size=6"), 87_750_176, 11.30),
+        ("swin_base", ("image_size=224", "model.window_size=7"), 87_768_224, 15.47),
+        # 196,848,316 and 38.85 in mmpretrain, which pads the 7 x 7 tokens of the last stage to a window of 14: its tables
+        # are larger, and in 2 blocks 4 linear maps and 2 products of attention cost more
+        (
+            "swin_large",
+            ("image_size=224", "model.window_size=14"),
+            196_848_316 - 2 * 48 * (27**2 - 13**2),
+            38.85 - 2 * (4 * 1536**2 * (14**2 - 7**2) + 2 * 1536 * (14**4 - 7**4)) / 1e9,
+        ),
+        ("vit_base", (), None, 17.58),
+        ("vit_large", (), None, 61.60),
+        ("vit_huge", (), None, 167.40),
+    ],
+)
+def test_classifiers_have_the_parameters_and_the_cost_that_mmpretrain_prints(
+    model: str, overrides: tuple[str, ...], num_parameters: int | None, gmacs: float
+) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = backbone(model, *overrides)
+    if num_parameters is not None:
+        assert count(network) + 1000 * (network.embed_dim + 1) == num_parameters
+    images = torch.empty(1, 3, *network.image_size, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.forward_pooled(images)
+    assert counter.get_total_flops() / 2e9 == pytest.approx(gmacs, rel=0.01)  # a product and its sum are two
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "patches"),
+    [
+        ("mae_vit-base_4096b-800e_in1k-224px", 147, 196),
+        ("mae_vit-huge_4096b-1600e_in1k-224px", 192, 256),
+        ("flyegle-mae_vit-tiny_2048b-300e_in1k-224px", 147, 196),
+        ("simmim_swin-base_2048b-100e_in1k-192px", 22, 36),
+        ("simmim_vit-base_2048b-800e_in1k-224px", 30, 49),
+        ("simmim_swinv2-base_2048b-800e_in1k-192px", 22, 36),
+        ("ddmim_swinv2-tiny_1024b-100e_in1k-224px", 98, 196),
+    ],
+)
+def test_as_many_patches_are_hidden_as_published(name: str, hidden: int, patches: int) -> None:
+    from unmask.runtime.builders import build
+
+    config = composed(name)
+    mask = build(config.method.mask_generator)(torch.empty(3, 3, config.image_size, config.image_size))
+    masked = mask.masked.flatten(1)
+    assert masked.shape[1] == patches
+    assert masked.sum(dim=1).tolist() == [hidden] * 3
+
+
+def _cosine(share: float, low: float, high: float) -> float:
+    return low + (high - low) / 2 * (1 + math.cos(math.pi * share))
+
+
+MAE_PRE = {0: 0.0, 20: 1.2e-3, 40: 2.4e-3}
+SIMMIM_800 = {0: 2e-6, 5: (2e-6 + 4e-4) / 2, 10: 4e-4, 699: 4e-4, 700: 4e-5, 799: 4e-5}
+SIMMIM_FINE = {0: 1e-6, 10: (1e-6 + 5e-3) / 2, 20: _cosine(0.2, 1e-6, 5e-3), 50: (1e-6 + 5e-3) / 2, 100: 1e-6}
+RATES = {  # by epoch, as the sources say
+    "mae_vit-base_4096b-800e_in1k-224px": {**MAE_PRE, 420: 1.2e-3, 800: 0.0},
+    "mae_vit-huge_4096b-1600e_in1k-224px": {**MAE_PRE, 820: 1.2e-3, 1600: 0.0},
+    "mae-mm_vit-base_4096b-300e_in1k-224px": {0: 2.4e-7, 40: 2.4e-3, 170: 1.2e-3, 300: 0.0},
+    "mae-mm_vit-large_4096b-400e_in1k-224px": {0: 2.4e-7, 40: 2.4e-3, 220: 1.2e-3, 400: 0.0},
+    "flyegle-mae_vit-tiny_2048b-300e_in1k-224px": {0: 0.0, 40: 1.5e-4, 300: 0.0},
+    "flyegle-mae_vit-base_2048b-400e_in1k-224px": {0: 0.0, 20: 6e-4, 40: 1.2e-3, 400: 0.0},
+    "simmim_swin-base_2048b-100e_in1k-192px": {
+        0: 4e-6,
+        5: (4e-6 + 8e-4) / 2,
+        10: _cosine(0.1, 4e-5, 8e-4),
+        50: (4e-5 + 8e-4) / 2,
+        100: 4e-5,
+    },
+    "simmim_swin-base_2048b-800e_in1k-192px": SIMMIM_800,
+    "simmim_swin-large_2048b-800e_in1k-192px": SIMMIM_800,
+    "simmim_vit-base_2048b-800e_in1k-224px": SIMMIM_800,
+    "simmim_swinv2-base_2048b-800e_in1k-192px": SIMMIM_800,
+    "simmim-mm_swin-base_2048b-800e_in1k-192px": SIMMIM_800,
+    "simmim-mm_swin-base_2048b-100e_in1k-192px": {0: 4e-6, 10: 8e-4, 55: (4e-5 + 8e-4) / 2, 100: 4e-5},
+    "ddmim-v9_swinv2-tiny_52b-50e_in1k-224px": {0: 5e-3, 19: 5e-3, 20: 5e-4, 39: 5e-4, 40: 5e-5, 49: 5e-5},
+    "ddmim-mae_vit-small_52b-150e_in1k-224px": {
+        0: 7.5e-4,
+        15: (1e-4 + 7.5e-4) / 2,
+        29: _cosine(29 / 30, 1e-4, 7.5e-4),
+        30: 7.5e-4,
+        60: (1e-4 + 7.5e-4) / 2,
+        90: 7.5e-4,
+        149: _cosine(59 / 120, 1e-4, 7.5e-4),
+    },
+    "ddmim_swinv2-tiny_1024b-100e_in1k-224px": {0: 2e-6, 10: 4e-4, 100: 2e-5},
+    "simmim-hf_swin-base_8b-3e_indian-food-192px": {0: 5e-5, 1: 5e-5 * 2 / 3, 3: 0.0},
+    "mae_finetune_vit-base_1024b-100e_in1k-224px": {0: 0.0, 5: 2e-3, 100: 1e-6},
+    "mae_finetune_vit-large_1024b-50e_in1k-224px": {0: 0.0, 5: 4e-3, 50: 1e-6},
+    "mae_finetune_vit-huge_1024b-50e_in1k-224px": {0: 0.0, 5: 4e-3, 50: 1e-6},
+    "mae-pixel_finetune_vit-base_1024b-100e_in1k-224px": {0: 0.0, 5: 4e-3, 100: 1e-6},
+    "mae-mm_finetune_vit-huge_256b-50e_in1k-448px": {0: 4e-7, 5: 4e-3, 50: 1e-6},
+    "simmim_finetune_swin-base_2048b-100e_in1k-224px": SIMMIM_FINE,
+    "simmim-800e_finetune_swin-base_2048b-100e_in1k-224px": SIMMIM_FINE,
+    "simmim_finetune_swin-large_2048b-100e_in1k-224px": SIMMIM_FINE,
+    "simmim_finetune_vit-base_2048b-100e_in1k-224px": SIMMIM_FINE,
+    "simmim_finetune_swinv2-base_2048b-100e_in1k-224px": SIMMIM_FINE,
+    "simmim-mm_finetune_swin-base_2048b-100e_in1k-224px": {0: 1e-6, 20: 5e-3, 60: (1e-6 + 5e-3) / 2, 100: 1e-6},
+    "simmim-mm_finetune_swin-large_2048b-100e_in1k-224px": {0: 1e-6, 20: 5e-3, 100: _cosine(0.8, 1e-6, 5e-3)},
+    "flyegle-mae_finetune_vit-base_2048b-100e_in1k-224px": {0: 0.0, 5: 1.2e-3, 100: 0.0},
+    "ddmim-v9_finetune_60b-100e_in1k-224px": {0: 5e-3, 29: 5e-3, 30: 5e-4, 60: 5e-5, 90: 5e-6},
+    "ddmim-v9_finetune_60b-400e_in1k-224px": {0: 5e-3, 120: 5e-7},
+    "ddmim_finetune_swinv2-tiny_1024b-100e_in1k-224px": {0: 5e-7, 20: 2.5e-3, 100: 5e-7},
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_rates_are_the_published_ones_at_the_first_the_turning_and_the_last_step(name: str) -> None:
+    from unmask.runtime.builders import build
+
+    config = composed(name)
+    schedule = config.eval.classifier.schedule if name in EVALUATIONS else config.method.schedule
+    epochs = config.eval.epochs if name in EVALUATIONS else config.trainer.max_epochs
+    steps = IN1K_TRAIN // config.global_batch_size
+    optimizer = build(config.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    peak = optimizer.defaults["lr"]
+    (factor,) = build(schedule)(optimizer, total_steps=epochs * steps, steps_per_epoch=steps).lr_lambdas
+    at_epochs = {epoch: peak * factor(epoch * steps) for epoch in RATES[name]}
+    assert at_epochs == {epoch: pytest.approx(rate, rel=1e-3, abs=1e-12) for epoch, rate in RATES[name].items()}
+    # Rates that fall do so at the step and not a step later.
+    assert all(peak * factor(step) <= peak * (1 + 1e-9) for step in range(0, epochs * steps, steps // 3))
+
+
+STEM_SHARES = {  # of the rate of the head: decay ** (blocks + 1)
+    "simmim_finetune_swin-base_2048b-100e_in1k-224px": ("swin_base", 0.0718),
+    "simmim-800e_finetune_swin-base_2048b-100e_in1k-224px": ("swin_base", 3.78e-3),
+    "simmim_finetune_swin-large_2048b-100e_in1k-224px": ("swin_large", 1.34e-4),
+    "simmim_finetune_vit-base_2048b-100e_in1k-224px": ("beit_base", 3.70e-3),
+    "simmim_finetune_swinv2-base_2048b-100e_in1k-224px": ("swinv2_base", 0.75**25),
+    "mae_finetune_vit-base_1024b-100e_in1k-224px": ("vit_base", 3.70e-3),
+    "mae_finetune_vit-large_1024b-50e_in1k-224px": ("vit_large", 0.75**25),
+    "mae_finetune_vit-huge_1024b-50e_in1k-224px": ("vit_huge", 0.75**33),
+    "ddmim-v9_finetune_60b-100e_in1k-224px": ("swinv2_tiny", 1.0),
+}
+
+
+@pytest.mark.parametrize("name", STEM_SHARES)
+def test_layers_learn_at_the_rates_of_the_papers(name: str) -> None:
+    """The numbering of the papers' own modules, in which a merging closes its stage and belongs to its last block."""
+    from unmask.optim.param_groups import is_decayed, layer_decay_groups
+    from unmask.runtime.builders import build
+
+    model, stem_share = STEM_SHARES[name]
+    with torch.device("meta"):
+        classifier = build(composed(name).eval.classifier)(backbone=backbone(model), num_classes=1000)
+    network, decay = classifier.backbone, classifier.layer_decay
+    groups = layer_decay_groups(
+        classifier, layer_id=classifier._layer_id, num_layers=network.num_blocks + 1, layer_decay=decay, lr=1.0
+    )
+    names = {id(parameter): key for key, parameter in classifier.named_parameters()}
+    rate = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
+    spared = {names[id(p)] for group in groups for p in group["params"] if group.get("weight_decay") == 0.0}
+
+    stem = next(key for key in rate if key.endswith("patch_embed.proj.weight"))
+    assert rate[stem] == pytest.approx(stem_share, rel=5e-3)
+    assert {rate[key] for key in rate if key.startswith("head.")} == {1.0}
+    parameters = dict(classifier.named_parameters())
+    assert spared == {key for key in rate if not is_decayed(key, parameters[key])}
+    if "swin" not in model:
+        blocks = [re.search(r"blocks\.(\d+)\.", key) for key in rate]
+        for key, block in zip(rate, blocks, strict=True):
+            if block:
+                assert rate[key] == pytest.approx(decay ** (network.num_blocks - int(block[1])))
+        return
+    before = 0  # blocks of the stages so far
+    for stage, depth in enumerate(network.depths):
+        for key in (k for k in rate if k.startswith(f"backbone.swin.layers.{stage}.")):
+            block = re.search(r"blocks\.(\d+)\.", key)
+            layer = before if ".downsample." in key else before + int(block[1]) + 1  # type: ignore[index]
+            assert rate[key] == pytest.approx(decay ** (network.num_blocks + 1 - layer)), key
+        before += depth
+
+
+def test_published_settings_that_no_count_shows() -> None:
+    mae, simmim = composed("mae_vit-base_4096b-800e_in1k-224px"), composed("simmim_swin-base_2048b-100e_in1k-192px")
+    assert (mae.optimizer.betas, simmim.optimizer.betas) == ([0.9, 0.95], [0.9, 0.999])
+    assert mae.optimizer.weight_decay == simmim.optimizer.weight_decay == 0.05
+    assert (mae.trainer.gradient_clip_val, simmim.trainer.gradient_clip_val) == (None, 5.0)
+    assert mae.method.normalise_targets
+    swin_v2 = composed("simmim_swinv2-base_2048b-800e_in1k-192px")
+    assert (swin_v2.method.normalise_window, swin_v2.model.drop_path_rate) == (47, 0.1)
+    for name in EVALUATIONS:
+        config = composed(name)
+        if name.startswith("ddmim-v9"):
+            continue
+        assert (config.eval.classifier.mixup, config.eval.classifier.cutmix) == (0.8, 1.0)
+        assert config.eval.classifier.label_smoothing == 0.1
+        assert config.augmentation.rand_augment == "rand-m9-mstd0.5-inc1"
+        assert config.augmentation.erase == (0.0 if name.startswith("flyegle") else 0.25)
+        clips = name.startswith(("simmim", "ddmim"))
+        assert config.trainer.gradient_clip_val == (5.0 if clips else None)
+
+
+def test_ddmim_as_published_has_its_numbers() -> None:
+    config = composed("ddmim-v9_swinv2-tiny_52b-50e_in1k-224px")
+
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.method.decayed) == (5e-3, 1e-4, "all")
+    assert (config.trainer.gradient_clip_val, config.trainer.precision) == (None, "32-true")
+    assert (config.data.held_out_per_class, config.augmentation.scale) == (50, [0.08, 1.0])
+    assert (config.model.window_size, config.model.drop_path_rate, config.image_size) == (7, 0.1, 224)
+    assert (config.method.mask_generator.ratios, config.method.feature_weights) == (
+        [0.5, 0.5, 0.5, 0.0],
+        [1, 1, 1, 0.1],
+    )
+    assert (config.method.temperature, config.method.contrastive_weight) == (0.05, 1.0)
+    assert (config.method.teacher.momentum, config.method.teacher.every_n_steps) == (0.999, 32)
