@@ -121,8 +121,8 @@ def test_networks_have_as_many_parameters_as_published(name: str, expected: int 
     [
         ("swin_base", ("image_size=192", "model.window_size=6"), 87_750_176, 11.30),
         ("swin_base", ("image_size=224", "model.window_size=7"), 87_768_224, 15.47),
-        # 196,848,316 and 38.85 in mmpretrain, which pads the 7 x 7 tokens of the last stage to a window of 14: its tables
-        # are larger, and in 2 blocks 4 linear maps and 2 products of attention cost more
+        # 196,848,316 and 38.85 in mmpretrain, which pads the 7 x 7 tokens of the last stage to a window of 14: its
+        # tables are larger, and in 2 blocks 4 linear maps and 2 products of attention cost more
         (
             "swin_large",
             ("image_size=224", "model.window_size=14"),
