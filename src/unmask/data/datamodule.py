@@ -335,23 +335,23 @@ class ImageDataModule(LightningDataModule, ABC):
             device_batch_size=batch_size,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self._world_size,
-            seed=self.seed if is_training else None,
+            seed=self.seed if is_training and not samples.samples.is_streamed else None,
             drop_last=is_training,
             position=self._training_position if is_training else _beginning,
             accumulated=self._accumulated if is_training else 1,
         )
-        return self._load(samples, batches, keeps_workers=is_training)
+        return self._load(samples, batches, is_training=is_training)
 
     def _load(
-        self, samples: LoaderSamples, batches: Sampler[list[SampleKey]], *, keeps_workers: bool = False
+        self, samples: LoaderSamples, batches: Sampler[list[SampleKey]], *, is_training: bool = False
     ) -> DataLoader[RawBatch]:
         num_workers = 0 if self.holds_images_in_memory else self.num_workers
         return DataLoader(
             samples,
-            batch_sampler=batches,
+            batch_sampler=samples.samples.fed(batches, seed=self.seed if is_training else None),
             collate_fn=_as_fetched,
             num_workers=num_workers,
-            persistent_workers=keeps_workers and num_workers > 0,
+            persistent_workers=is_training and num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 

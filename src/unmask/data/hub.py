@@ -1,13 +1,15 @@
 """Data sets of the Hugging Face hub, by name or from a local folder."""
 
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import fsspec
 import torch
 from jaxtyping import Int
 from PIL import Image
@@ -16,7 +18,10 @@ from torch import Tensor
 from unmask.data.datamodule import Split
 from unmask.data.decoding import IMAGE_SUFFIXES, BadImageError, ImageDecoder
 from unmask.data.divided import DividedImages
-from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, RawBatch, SampleKey
+from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, Pixels, RawBatch, SampleKey
+from unmask.data.streamed import StreamedImages
+
+_log = logging.getLogger(__name__)
 
 _SPLIT_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -55,9 +60,12 @@ class HubImages(ImageSamples):
         self.name = name
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
-        stored = self.table[[key.index for key in keys]][self.image_column]
+        cells = self.table[[key.index for key in keys]][self.image_column]
         images = torch.stack(
-            [crop(self._decode(image, key.index), key) for image, key in zip(stored, keys, strict=True)]
+            [
+                crop(decode_cell(self.decoder, cell, f"row {key.index} of {self.name}"), key)
+                for cell, key in zip(cells, keys, strict=True)
+            ]
         )
         epoch, index = torch.tensor(keys).unbind(1)
         return RawBatch(images, self.labels[index], index, epoch)
@@ -73,12 +81,18 @@ class HubImages(ImageSamples):
         labels = self.labels[indices]
         return HubImages(chosen, self.image_column, labels, self.class_names, decoder=self.decoder, name=self.name)
 
-    def _decode(self, image: Mapping[str, Any] | None, row: int) -> Tensor:
-        if image is None:
-            raise BadImageError(f"row {row} of {self.name}", "has no image")
-        if image["bytes"] is None:
-            return self.decoder.read(image["path"])
-        return self.decoder.decode(image["bytes"], f"{image['path'] or 'without name'} (row {row} of {self.name})")
+
+def decode_cell(decoder: ImageDecoder, cell: Mapping[str, Any] | None, row: str) -> Pixels:
+    """Decodes what an image column holds: the bytes of a file, or where it lies."""
+    if cell is None:
+        raise BadImageError(row, "has no image")
+    content, path = cell["bytes"], cell["path"]
+    if content is None and "://" in path:  # of a streamed data set that consists of image files
+        with fsspec.open(path, "rb") as file:
+            content = file.read()
+    if content is None:
+        return decoder.read(path)
+    return decoder.decode(content, f"{path or 'without name'} ({row})")
 
 
 class Hub(DividedImages):
@@ -88,15 +102,23 @@ class Hub(DividedImages):
     and whole numbers; both may be named. Splits called train, validation and test are used as they are. Needs the
     extra `hub`.
 
+    Streaming reads rows as they come, without a copy of the data set on disk (`StreamedImages`). What that cannot give
+    is refused: splits held out of the training images, parts of a split, and replacements of bad images.
+
     Args:
         root: A name on the hub, or a folder.
         config_name: Which of several configurations.
         revision: Commit or tag on the hub.
         image_column, label_column: Names; None finds them. A data set without label column is unlabelled.
+        train, val, test: What the data set calls the splits; None finds usual names.
+        streaming: Read in passing; every epoch and device reads the whole data set once.
+        num_images: Of each split, by the data set's own names, where a streamed data set does not say so itself.
+        shuffle_buffer: Encoded images in memory that a streamed order is shuffled among.
         shared: See `DividedImages`.
 
     Raises:
-        ValueError: `datasets` is not installed, the data set cannot be found, or a column cannot be told.
+        ValueError: `datasets` is not installed, the data set cannot be found, a column or the number of images cannot
+            be told, or a setting does not go with streaming.
     """
 
     def __init__(
@@ -107,9 +129,21 @@ class Hub(DividedImages):
         revision: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        train: str | None = None,
+        val: str | None = None,
+        test: str | None = None,
+        streaming: bool = False,
+        num_images: Mapping[str, int] | None = None,
+        shuffle_buffer: int = 1000,
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
+        if streaming:
+            self._require_streamable(shuffle_buffer)
+        self.named: dict[Split, str | None] = {"train": train, "val": val, "test": test}
+        self.streaming = streaming
+        self.num_images = dict(num_images or {})
+        self.shuffle_buffer = shuffle_buffer
         self.root, self.config_name, self.revision = root, config_name, revision
         self.image_column, self.label_column = image_column, label_column
 
@@ -117,23 +151,65 @@ class Hub(DividedImages):
         return f"{self.root}, split {self._names[split]}" if split in self._names else None
 
     def how_to_add(self, split: Split) -> str:
-        return f"choose a data set with a split {split}"
+        return f"name one of its splits ({', '.join(self._tables)}) by data.{split}=NAME"
 
-    def read_split(self, split: Split) -> HubImages:
+    def load_split(self, split: Split) -> ImageSamples:
+        if self.streaming and self.origin(split) is None:
+            raise ValueError(
+                f"{self.root} has no {split} split, and none can be held out of images that are read in passing; "
+                f"set data.streaming=false, or {self.how_to_add(split)}"
+            )
+        if split == "val" and self._names.get("val", "") == self._names.get("test"):
+            _log.warning("data.val and data.test are one split: what is chosen on val is chosen on the test images")
+        return super().load_split(split)
+
+    def read_split(self, split: Split) -> HubImages | StreamedImages:
         datasets = import_module("datasets")
         table = self._tables[self._names[split]]
         image_column, label_column = self._image_column(table.features), self._label_column(table.features)
-        labels, names = torch.full((len(table),), UNLABELLED), ()
+        columns = [column for column in (image_column, label_column) if column is not None]
+        undecoded = table.cast_column(image_column, datasets.Image(decode=False)).select_columns(columns)
+        declared = getattr(table.features[label_column], "names", None) if label_column is not None else None
+        name = str(self.origin(split))
+        if self.streaming:
+            return StreamedImages(
+                undecoded,
+                image_column,
+                label_column if declared else None,
+                declared or (),
+                num_images=self._count(split, table),
+                shuffle_buffer=self.shuffle_buffer,
+                decode=partial(decode_cell, self.decoder),
+                name=name,
+            )
+        labels = torch.full((len(table),), UNLABELLED)
         if label_column is not None:
             labels = torch.tensor([UNLABELLED if label is None else label for label in table[label_column]])
-            feature = table.features[label_column]
-            names = tuple(getattr(feature, "names", None) or map(str, range(int(labels.max()) + 1)))
             labels = labels.clamp(min=UNLABELLED)
-        undecoded = table.cast_column(image_column, datasets.Image(decode=False)).select_columns([image_column])
+        names = declared or tuple(map(str, range(int(labels.max()) + 1)))
         class_names = names if (labels >= 0).any() else ()
-        return HubImages(
-            undecoded, image_column, labels, class_names, decoder=self.decoder, name=str(self.origin(split))
-        )
+        return HubImages(undecoded, image_column, labels, class_names, decoder=self.decoder, name=name)
+
+    def _require_streamable(self, shuffle_buffer: int) -> None:
+        self.shares = {}  # nothing is held out
+        if self.on_bad_image == "skip":
+            raise ValueError(
+                "data.on_bad_image=skip draws another image in place of a bad one, which data.streaming=true cannot; "
+                "set one of them to its default"
+            )
+        if shuffle_buffer < 1:
+            raise ValueError(f"data.shuffle_buffer must be at least 1 image, got {shuffle_buffer}")
+
+    def _count(self, split: Split, table: Any) -> int:
+        name = self._names[split]
+        described = (table.info.splits or {}).get(name)
+        count = self.num_images.get(name, getattr(described, "num_examples", None))
+        if not count:
+            raise ValueError(
+                f"{self.origin(split)} does not say how many images it has, which the length of an epoch depends on; "
+                f"set data.num_images={{{name}:NUMBER}}"
+            )
+        return int(count)
 
     @cached_property
     def _tables(self) -> Any:
@@ -143,7 +219,7 @@ class Hub(DividedImages):
             raise ValueError("data=hub reads with the package datasets; pip install 'unmask[hub]'") from error
         source = os.path.expanduser(self.root)  # noqa: PTH111 (a name on the hub is no path)
         try:
-            return datasets.load_dataset(source, self.config_name, revision=self.revision)
+            return datasets.load_dataset(source, self.config_name, revision=self.revision, streaming=self.streaming)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = str(error).strip().split("\n")[0]
             raise ValueError(f"data.root={self.root} cannot be read as a data set of the hub: {reason}") from error
@@ -152,8 +228,13 @@ class Hub(DividedImages):
     def _names(self) -> dict[Split, str]:
         """What the data set calls each of our splits."""
         found: dict[Split, str] = {}
-        for split, names in _SPLIT_NAMES.items():
-            present = [name for name in names if name in self._tables]
+        for split, usual in _SPLIT_NAMES.items():
+            chosen = self.named[split]
+            if chosen is not None and chosen not in self._tables:
+                raise ValueError(
+                    f"{self.root} has no split {chosen}; set data.{split} to one of {', '.join(self._tables)}"
+                )
+            present = [name for name in ([chosen] if chosen is not None else usual) if name in self._tables]
             if present:
                 found[split] = present[0]
         if "train" not in found:

@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 
 from unmask.data.paths import PathList
 
@@ -72,6 +72,7 @@ class ImageSamples(ABC):
 
     labels: Int[Tensor, " n"]
     class_names: tuple[str, ...]
+    is_streamed: ClassVar[bool] = False  # then an epoch is read in the stream's own order
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,6 +102,16 @@ class ImageSamples(ABC):
     @abstractmethod
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         """Reads the images of one batch, brought to one size by `crop` unless that is left to the device."""
+
+    def fed(self, batches: Sampler[list[SampleKey]], *, seed: int | None) -> Sampler[list[SampleKey]]:
+        """What a loader is to hand to its workers: the keys alone, where workers can read samples in any order.
+
+        Args:
+            batches: The keys of each batch.
+            seed: Key of the order of streamed samples; None keeps the stored order.
+        """
+        del seed
+        return batches
 
     def stored(self, index: int) -> tuple[bytes, str] | None:
         """The file of an image, untouched, and the ending of its name; None where there is no file of its own."""

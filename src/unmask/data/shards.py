@@ -110,8 +110,7 @@ class Shards(DividedImages):
         root: Folder or URL of a packed data set, folder of shards, or what relative patterns start from.
         train, val, test: Patterns of shards, as `expand_patterns` takes them.
         image_key, label_key, json_field: See `LabelSource`.
-        cache_dir: Where downloaded shards and lists of samples are kept.
-        shared: See `DividedImages`.
+        shared: See `DividedImages`; downloaded shards and lists of samples are kept in `cache_dir`.
 
     Raises:
         ValueError: Neither `root` nor `train` is given; when a split is read, a shard is missing or damaged, or samples
@@ -128,10 +127,9 @@ class Shards(DividedImages):
         image_key: str | None = None,
         label_key: str = "auto",
         json_field: str = "label",
-        cache_dir: str = "~/.cache/unmask",
         **shared: Any,
     ) -> None:
-        super().__init__(cache_dir=cache_dir, **shared)
+        super().__init__(**shared)
         named: dict[Split, str | Sequence[str] | None] = {"train": train, "val": val, "test": test}
         self.patterns = {split: patterns for split, patterns in named.items() if patterns is not None}
         if root is None and train is None:
