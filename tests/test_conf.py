@@ -89,8 +89,11 @@ def test_ddmim_brings_the_backbone_it_was_published_with() -> None:
 def test_every_evaluation_can_be_built(protocol: str) -> None:
     from unmask.runtime.builders import build  # noqa: PLC0415
 
-    evaluator = build(composed("eval", f"eval={protocol}", "ckpt_path=x", "paths.run_dir=x").eval)
-    assert hasattr(evaluator, "evaluate") != hasattr(evaluator, "evaluate_module")
+    config = composed("eval", f"eval={protocol}", "ckpt_path=x", "paths.run_dir=x")
+    if protocol == "embed":
+        config.eval.out = "x"  # which a user must name
+    evaluator = build(config.eval)
+    assert sum(hasattr(evaluator, kind) for kind in ("evaluate", "evaluate_module", "show")) == 1
 
 
 def test_a_misspelt_key_is_refused_not_added() -> None:
