@@ -28,7 +28,7 @@ def test_every_weight_is_loaded_bitwise_and_counted(make_vit, randomise) -> None
     number = len(theirs.state_dict())
     assert coverage.describe().splitlines() == [
         f"Somebody: {number} of {number} tensors of the backbone loaded",
-        "left out: head.weight, a classifier of 5 classes",
+        "left out: head.weight: a classifier of 5 classes",
     ]
 
 
@@ -37,8 +37,8 @@ def test_positions_follow_the_grid(make_vit, randomise) -> None:
     coverage = fit_backbone(ours, conversion_of(theirs))
     expected = resize_positions(theirs.vit.pos_embed, (6, 3), num_prefix_tokens=1)
     assert torch.equal(ours.vit.pos_embed, expected)
-    assert coverage.resized == {"vit.pos_embed": "1x17x24 to 1x19x24"}
-    assert "resized: vit.pos_embed, 1x17x24 to 1x19x24" in coverage.describe()
+    assert coverage.resized == {"vit.pos_embed": "positions of 4x4 patches to 6x3"}
+    assert "resized: positions of 4x4 patches to 6x3 (vit.pos_embed)" in coverage.describe()
 
 
 def test_tables_follow_the_window_of_each_stage(make_swin, randomise) -> None:
@@ -47,7 +47,7 @@ def test_tables_follow_the_window_of_each_stage(make_swin, randomise) -> None:
     for stage, block in ((0, 1), (1, 0), (2, 0)):
         name = f"swin.layers.{stage}.blocks.{block}.attn.{TABLE}"
         assert torch.equal(ours.state_dict()[name], resize_bias_table(theirs.state_dict()[name], (6, 6)))
-    assert len(coverage.resized) == 4
+    assert list(coverage.resized.values()) == ["relative positions in 4x4 tokens to 6x6"] * 4
 
 
 def test_a_shared_table_is_resized_with_its_rows_of_the_class_token(make_beit, randomise) -> None:

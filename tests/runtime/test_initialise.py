@@ -159,7 +159,13 @@ def test_an_evaluation_takes_any_file_with_its_data_named(
     named = [f"ckpt_path={tmp_path / 'vit.pth'}", "eval=knn", "callbacks=none"]
     with pytest.raises(ValueError, match=r"vit\.pth does not remember the data it was trained on; add data=NAME"):
         evaluate(configuration("eval", tmp_path, *named))
-    evaluate(configuration("eval", tmp_path, *named, "data=synthetic", "data.num_train=40", "data.num_val=4"))
-    assert "top1" in json.loads((tmp_path / "report.json").read_text())["reports"]["checkpoint"]["metrics"]
+    data = ["data=synthetic", "data.num_train=40", "data.num_val=4", "data.num_test=4"]
+    for changes, size in (
+        (["image_size=16"], "32x32"),
+        (["backbone.image_size=16"], "16x16"),
+    ):  # the first is the data's
+        evaluate(configuration("eval", tmp_path, *named, *data, *changes))
+        report = json.loads((tmp_path / "report.json").read_text())["reports"]["checkpoint"]
+        assert f"{size} px" in report["protocol"]
     with pytest.raises(ValueError, match=r"of another program's checkpoint the backbone alone is taken, by eval=knn"):
         evaluate(configuration("eval", tmp_path, *named, "eval=test", "data=synthetic"))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-_NUM_SHOWN = 4  # names a line lists before it counts the others
+_NUM_SHOWN = 2  # names a line lists before it counts the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,12 @@ class Coverage:
         lines = [f"{self.naming}: {len(self.loaded) + len(self.resized)} of {total} tensors of the backbone loaded"]
         for change in dict.fromkeys(self.resized.values()):
             names = [name for name, how in self.resized.items() if how == change]
-            lines.append(f"resized: {_listed(names)}, {change}")
+            lines.append(f"resized: {change} ({_listed(names)})")
         if self.heads:
             lines.append(f"heads: {len(self.heads)} tensors loaded ({_listed(self.heads)})")
         for reason in dict.fromkeys(self.left_out.values()):
             names = [name for name, why in self.left_out.items() if why == reason]
-            lines.append(f"left out: {_listed(names)}, {reason}")
+            lines.append(f"left out: {_listed(names)}: {reason}")
         if self.missing:
             lines.append(f"missing, left as they were: {_listed(self.missing)}")
         if self.unplaced:

@@ -214,8 +214,8 @@ def with_changes(conversion: Conversion, changes: Mapping[str, Any]) -> dict[str
     if {**settings, **changes}.get("num_heads") is None and "num_heads" in conversion.assumed:
         raise ValueError(
             f"{conversion.source} ({conversion.naming}) does not tell its number of attention heads, "
-            f"{conversion.assumed['num_heads']}; say num_heads=NUMBER, or load it into a configured model by "
-            "method.init_from"
+            f"{conversion.assumed['num_heads']}; say num_heads=NUMBER to load_backbone, backbone.num_heads=NUMBER to "
+            "eval.py, or load it into a configured model by method.init_from"
         )
     is_v2 = str(settings.get("name")).startswith("swinv2_") and "window_size" not in conversion.assumed
     if is_v2 and {"image_size", "window_size"} & changes.keys() and not settings.get("pretrained_window_sizes"):

@@ -1,5 +1,6 @@
 """Fills a network with what a file holds."""
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -40,13 +41,13 @@ def fit_backbone(backbone: MaskedBackbone, conversion: Conversion, *, allow_part
     for name, weight in offered.items():
         if name not in own:
             continue
-        fitted = _resize(name, weight, own[name], backbone)
+        fitted, change = _resize(name, weight, own[name], backbone)
         if fitted.shape != own[name].shape:
             misfits[name] = f"{_shape(weight)} there, {_shape(own[name])} here"
             continue
         fitting[name] = fitted
-        if weight.shape != own[name].shape:
-            resized[name] = f"{_shape(weight)} to {_shape(own[name])}"
+        if change:
+            resized[name] = change
     missing = tuple(name for name in own if name not in offered)
     unplaced = tuple(name for name in offered if name not in own)
     _require_fit(misfits, missing, unplaced, conversion, allow_partial=allow_partial)
@@ -111,19 +112,24 @@ def _spread_shared_table(weights: Mapping[str, Tensor], own: Iterable[str]) -> d
     return spread
 
 
-def _resize(name: str, weight: Tensor, target: Tensor, backbone: MaskedBackbone) -> Tensor:
-    """Resizes positions and tables; returns anything else as it is."""
+def _resize(name: str, weight: Tensor, target: Tensor, backbone: MaskedBackbone) -> tuple[Tensor, str]:
+    """Resizes positions and tables, and says from what to what; returns anything else as it is."""
     if weight.shape == target.shape or weight.shape[-1] != target.shape[-1]:
-        return weight
+        return weight, ""
     if name.endswith("pos_embed"):
         patch_size = backbone.stages[0].stride
-        grid = backbone.image_size[0] // patch_size, backbone.image_size[1] // patch_size
-        return resize_positions(weight, grid, num_prefix_tokens=_NUM_PREFIX_TOKENS)
+        rows, cols = backbone.image_size[0] // patch_size, backbone.image_size[1] // patch_size
+        side = math.isqrt(weight.shape[1] - _NUM_PREFIX_TOKENS)
+        resized = resize_positions(weight, (rows, cols), num_prefix_tokens=_NUM_PREFIX_TOKENS)
+        return resized, f"positions of {side}x{side} patches to {rows}x{cols}"
     if name.endswith("relative_position_bias_table"):
         module: Any = backbone.get_submodule(name.rpartition(".")[0])
+        height, width = module.window_size
         extra = _NUM_BEIT_EXTRA if name.startswith("beit.") else 0
-        return resize_bias_table(weight, tuple(module.window_size), num_extra_rows=extra)
-    return weight
+        side = (math.isqrt(weight.shape[0] - extra) + 1) // 2
+        resized = resize_bias_table(weight, (height, width), num_extra_rows=extra)
+        return resized, f"relative positions in {side}x{side} tokens to {height}x{width}"
+    return weight, ""
 
 
 def _require_same_family(offered: Mapping[str, Tensor], own: Mapping[str, Tensor], conversion: Conversion) -> None:

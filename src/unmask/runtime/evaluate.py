@@ -44,9 +44,12 @@ def evaluate(config: DictConfig) -> float | None:
         make_trainer = _trainers(config, data, settings, "checkpoint")
         reports = {"checkpoint": evaluator.evaluate_module(module, data, make_trainer)}
     else:
-        resized = {name: size for name, size in as_plain(config.backbone).items() if size is not None}
+        changes = {name: value for name, value in as_plain(config.backbone).items() if value is not None}
         backbone = load_backbone(
-            config.ckpt_path, allow_partial=config.allow_partial, take_teacher=config.take_teacher, **resized
+            config.ckpt_path,
+            allow_partial=config.allow_partial,
+            take_teacher=config.take_teacher,
+            **changes,
         )
         data, settings = _build_data(config, backbone)
         make_trainer = _trainers(config, data, settings, "checkpoint")

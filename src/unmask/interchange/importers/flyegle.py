@@ -1,18 +1,24 @@
 """Checkpoints of FlyEgle/MAE-pytorch: its MAE, or a classifier."""
 
-import math
-
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from unmask.interchange import families
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.renaming import split
+from unmask.positions import sinusoid_positions
 
 _IMAGE_SIZE = 224  # of every committed configuration; positions are in no file
 _NORM_EPS = 1e-5  # torch's own
+_DECODER = {  # of `TransposedConvDecoder`
+    "Decoder.blocks.": "blocks.",
+    "Decoder.unmask_embed.proj.": "mask_embed.",
+    "proj.": "embed.",
+    "restruction.": "predict.0.",
+    "patch_norm.gamma": "predict.1.weight",
+    "patch_norm.beta": "predict.1.bias",
+    "unconv.": "predict.2.convolution.",
+}
 
 
 def recognises(file: WeightFile) -> bool:
@@ -20,23 +26,31 @@ def recognises(file: WeightFile) -> bool:
 
 
 def convert(file: WeightFile) -> Conversion:
-    """The encoder has timm's names; its positions, fixed and one-dimensional, are computed."""
+    """The encoder has timm's names; positions, fixed and along the sequence, are computed."""
     encoder, others = split(file.weights, "Encoder.")
     if not encoder:
         encoder, others = split(file.weights, "model.")
     rows = _IMAGE_SIZE // encoder["patch_embed.proj.weight"].shape[-1]
-    encoder["pos_embed"] = _sequence_positions(encoder["cls_token"].shape[-1], rows * rows + 1)
+    encoder["pos_embed"] = sinusoid_positions(encoder["cls_token"].shape[-1], rows * rows + 1)
+    heads, unread = _take_decoder(others)
+    if "proj.weight" in others:
+        heads["decoder.pos_embed"] = sinusoid_positions(others["proj.weight"].shape[0], rows * rows + 1)
     return families.vit(
         "FlyEgle's MAE",
         encoder,
-        left_out=dict.fromkeys(others, "FlyEgle's decoder, which has another form than MAE's"),
+        heads=heads,
+        left_out=dict.fromkeys(unread, "read by no computation of FlyEgle's"),
         norm_eps=_NORM_EPS,
-        positions="sincos",
+        positions="sinusoid",
     )
 
 
-def _sequence_positions(width: int, length: int) -> Float[Tensor, "1 n d"]:
-    """Sines and cosines of the place in the sequence, by turns, the class token's place being 0."""
-    places = torch.arange(length, dtype=torch.float32)[:, None]
-    frequencies = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10000.0) / width))
-    return torch.stack([torch.sin(places * frequencies), torch.cos(places * frequencies)], dim=2).flatten(1)[None]
+def _take_decoder(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    decoder, unread = {}, []
+    for name, weight in weights.items():
+        part = next((part for part in _DECODER if name.startswith(part)), None)
+        if part is None:
+            unread.append(name)
+        else:
+            decoder[f"decoder.{_DECODER[part]}{name.removeprefix(part)}"] = weight
+    return decoder, unread
