@@ -1,5 +1,8 @@
+import re
+import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from unmask.data.transforms import Augmentation
 BREEDS = ["pug", "collie", "pug", "beagle", "collie", "beagle"]
 
 
-def make(root: Path, **changes: Any) -> Kaggle:
+def make(root: Path | None, **changes: Any) -> Kaggle:
     settings = {
         "image_size": 32,
         "pixel_mean": (0.5, 0.5, 0.5),
@@ -21,7 +24,7 @@ def make(root: Path, **changes: Any) -> Kaggle:
         "val_share": 0.2,
         "test_share": 0.2,
     }
-    return Kaggle(root=str(root), **settings | changes)
+    return Kaggle(root=None if root is None else str(root), **settings | changes)
 
 
 def zipped(archive: Path, names: list[str], folder: str) -> None:
@@ -118,3 +121,72 @@ def test_a_page_saved_as_zip_is_refused(tmp_path: Path) -> None:
 def test_root_or_slug_one_of_them() -> None:
     with pytest.raises(ValueError, match="give one"):
         make(Path("x"), slug="a/b")
+
+
+def test_a_slug_is_downloaded_by_kagglehub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it hands over is a folder of a version's number."""
+    downloaded = tmp_path / "datasets" / "owner" / "name" / "versions" / "2"
+    for breed in ("pug", "collie"):
+        (downloaded / "Dogs" / breed).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (8, 8)).save(downloaded / "Dogs" / breed / f"{number}.png")
+    asked: list[str] = []
+
+    def download(slug: str) -> str:
+        asked.append(slug)
+        return str(downloaded)
+
+    monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace(dataset_download=download))
+    data = make(None, slug="owner/name")
+    assert asked == ["owner/name"]
+    assert data.training_images.class_names == ("collie", "pug")
+    assert len(data.training_images) == 6
+
+
+def test_without_kagglehub_one_is_told_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "kagglehub", None)
+    with pytest.raises(ValueError, match=r"downloads by kagglehub; pip install 'unmask\[kaggle\]', or set data\.root"):
+        make(None, slug="owner/name")
+
+
+@pytest.fixture
+def breeds(tmp_path: Path) -> Path:
+    """Two class folders of 30 and 10 images."""
+    for breed, count in (("pug", 30), ("collie", 10)):
+        (tmp_path / "dogs" / breed).mkdir(parents=True)
+        for number in range(count):
+            Image.new("RGB", (8, 8)).save(tmp_path / "dogs" / breed / f"{number}.png")
+    return tmp_path / "dogs"
+
+
+def test_the_parts_are_disjoint_and_the_same_in_every_run(breeds: Path) -> None:
+    shared = {"num_labelled": 8, "val_share": 2, "test_share": 10}
+    pre_training = make(breeds, part="unlabelled", **shared)
+    classifier = make(breeds, part="labelled", seed=5, **shared)
+    parts = [set(pre_training.samples("train").paths)]
+    parts += [set(classifier.samples(split).paths) for split in ("train", "val", "test")]
+    assert [len(part) for part in parts] == [20, 8, 2, 10]
+    assert len(set.union(*parts)) == 40
+    assert set(pre_training.samples("test").paths) == parts[3]
+    assert pre_training.samples("train").labels.tolist() == [-1] * 20
+    assert pre_training.class_names == ()
+    labels = classifier.samples("train").labels
+    assert [classifier.class_names[label] for label in labels] == [
+        Path(path).parent.name for path in classifier.samples("train").paths
+    ]
+    assert labels.bincount().tolist() == [2, 6]  # a quarter of them are collies
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"part": "labelled"}, "data.part=labelled and data.num_labelled=0 do not go together"),
+        ({"num_labelled": 5}, "data.part=all and data.num_labelled=5 do not go together"),
+        ({"part": "labelled", "num_labelled": 24}, "data.num_labelled=24 of 24 training images leaves one part empty"),
+        ({"test_share": 39, "val_share": 1}, "has too few images (40) to hold out 39 for test and 1 for val"),
+        ({"test_share": 2.5}, "or whole numbers of images, got 0.2 and 2.5"),
+    ],
+)
+def test_parts_that_cannot_be_made_are_refused(breeds: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        make(breeds, **changes).samples("train")

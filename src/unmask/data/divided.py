@@ -20,7 +20,7 @@ class DividedImages(ImageDataModule):
 
     Args:
         val_share, test_share: Share of the training images, in [0, 1), held out where the source has no such split, at
-            least one image; 0 holds none out. Ours: 0.1 each.
+            least one image; 0 holds none out. A whole number from 1 on is a number of images. Ours: 0.1 each.
         split_seed: Key of what is held out.
         shared: See `ImageDataModule`.
 
@@ -32,10 +32,12 @@ class DividedImages(ImageDataModule):
 
     def __init__(self, *, val_share: float = 0.1, test_share: float = 0.1, split_seed: int = 0, **shared: Any) -> None:
         super().__init__(**shared)
-        if not (val_share >= 0.0 and test_share >= 0.0 and val_share + test_share < 1.0):
+        shares = [share for share in (val_share, test_share) if share < 1.0]
+        counts = [share for share in (val_share, test_share) if share >= 1.0]
+        if min(val_share, test_share) < 0.0 or sum(shares) >= 1.0 or any(count != int(count) for count in counts):
             raise ValueError(
                 "data.val_share and data.test_share must be shares of the training images that leave some to train "
-                f"on, got {val_share} and {test_share}"
+                f"on, or whole numbers of images, got {val_share} and {test_share}"
             )
         self.shares: dict[Split, float] = {"test": test_share, "val": val_share}
         self.split_seed = split_seed
@@ -64,7 +66,8 @@ class DividedImages(ImageDataModule):
     def _divide(self, split: Split) -> ImageSamples:
         everything = self.training_images
         missing = {name: share for name, share in self.shares.items() if share > 0.0 and self.origin(name) is None}
-        counts = {name: max(1, round(share * len(everything))) for name, share in missing.items()}
+        total = len(everything)
+        counts = {name: int(max(1, round(share * total) if share < 1 else share)) for name, share in missing.items()}
         if sum(counts.values()) >= len(everything):
             raise ValueError(
                 f"{self.origin('train')} has too few images ({len(everything)}) to hold out "

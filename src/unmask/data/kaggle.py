@@ -5,13 +5,18 @@ import logging
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+import torch
 
 from unmask.data.archives import unpack_zip
 from unmask.data.datamodule import Split
 from unmask.data.folder import ImageFolder
 from unmask.data.labels import number_labels
-from unmask.data.samples import ImageFiles
+from unmask.data.samples import UNLABELLED, ImageFiles, ImageSamples
+from unmask.data.splits import hold_out
+
+Part = Literal["all", "labelled", "unlabelled"]
 
 _log = logging.getLogger(__name__)
 
@@ -30,11 +35,15 @@ class Kaggle(ImageFolder):
             credentials; only without `root`.
         table: Name of the table in the folder; without such a file, class folders are the labels.
         id_column, label_column: Headers; None takes the first and the second column.
+        part: Of the training images: "all"; "labelled": `num_labelled` of them, evenly over the classes; "unlabelled":
+            the others, their labels taken off. One run pre-trains on one part, another learns labels on the other.
+        num_labelled: Size of the labelled part; unused with `part="all"`.
         shared: See `ImageFolder`.
 
     Raises:
-        ValueError: Neither or both of `root` and `slug` are given, kagglehub is not installed, an archive is unsafe
-            (`unpack_zip`), or the table has no such column, or names no image that is there.
+        ValueError: Neither or both of `root` and `slug` are given, `part` and `num_labelled` do not fit, kagglehub is
+            not installed, an archive is unsafe (`unpack_zip`), or the table has no such column, or names no image that
+            is there.
     """
 
     def __init__(
@@ -45,13 +54,39 @@ class Kaggle(ImageFolder):
         table: str = "labels.csv",
         id_column: str | None = None,
         label_column: str | None = None,
+        part: Part = "all",
+        num_labelled: int = 0,
         **shared: Any,
     ) -> None:
+        if part not in get_args(Part):
+            raise ValueError(f"data.part must be 'all', 'labelled' or 'unlabelled', got {part!r}")
+        if (part == "all") != (num_labelled == 0) or num_labelled < 0:
+            raise ValueError(
+                f"data.part={part} and data.num_labelled={num_labelled} do not go together; name a part and how many "
+                "images the labelled one has, or neither"
+            )
         if (root is None) == (slug is None):
             raise ValueError("data=kaggle takes data.root, what was downloaded, or data.slug=OWNER/NAME; give one")
         place = _download(slug) if slug is not None else Path(str(root)).expanduser()
         super().__init__(root=str(_unpacked(place)), **shared)
         self.table, self.id_column, self.label_column = self.root / table, id_column, label_column
+        self.part, self.num_labelled = part, num_labelled
+
+    def load_split(self, split: Split) -> ImageSamples:
+        samples = super().load_split(split)
+        if split != "train" or self.part == "all":
+            return samples
+        if not 0 < self.num_labelled < len(samples):
+            raise ValueError(
+                f"data.num_labelled={self.num_labelled} of {len(samples)} training images leaves one part empty; "
+                f"set it below {len(samples)}"
+            )
+        rest, labelled = hold_out(samples.labels, self.num_labelled, seed=self.split_seed)
+        kept = samples.subset(labelled if self.part == "labelled" else rest)
+        _log.info("of them the %s part: %d images", self.part, len(kept))
+        if self.part == "unlabelled":
+            kept.labels, kept.class_names = torch.full_like(kept.labels, UNLABELLED), ()
+        return kept
 
     def origin(self, split: Split) -> str | None:
         return None if split == "test" and self._test_lacks_labels else super().origin(split)
