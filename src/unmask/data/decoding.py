@@ -4,10 +4,11 @@ import io
 import math
 import stat
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -19,7 +20,8 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from unmask.data.samples import Pixels
 
-_OpenFile = io.BufferedReader | io.BytesIO
+_OpenFile = BinaryIO
+_Result = TypeVar("_Result")
 _Array = Shaped[np.ndarray, "..."]
 
 IMAGE_SUFFIXES = frozenset(
@@ -66,6 +68,14 @@ class BadImageError(ValueError):
     def __init__(self, name: str, reason: str = "") -> None:
         super().__init__(f"bad image {name}: {reason}" if reason else name)
         self.name, self.reason = name, reason
+
+
+class ImageHeader(NamedTuple):
+    """What a file says of its image before any pixel is read."""
+
+    kind: str  # such as "JPEG RGB" or "NPY uint16"
+    height: int  # as stored, before EXIF turns it
+    width: int
 
 
 class _UnsupportedImageError(ValueError):
@@ -141,9 +151,16 @@ class ImageDecoder:
         """Reads the bytes of a file as `read` does; `name` is what messages call it."""
         return self._read_named(io.BytesIO(content), name)
 
+    def read_header(self, file: _OpenFile, name: str) -> ImageHeader:
+        """Reads what a file says of itself, and raises as `read` does where that is enough to refuse it."""
+        return self._named(self._header, file, name)
+
     def _read_named(self, file: _OpenFile, name: str) -> Pixels:
+        return self._named(self._read, file, name)
+
+    def _named(self, read: Callable[[_OpenFile], _Result], file: _OpenFile, name: str) -> _Result:
         try:
-            return self._read(file)
+            return read(file)
         except _UnsupportedImageError as refusal:
             raise BadImageError(name, str(refusal)) from None
         except UnidentifiedImageError as error:
@@ -193,6 +210,23 @@ class ImageDecoder:
         except ValueError:
             return None
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _header(self, file: _OpenFile) -> ImageHeader:
+        head = file.read(8)
+        file.seek(0)
+        if head.startswith(_NPY):
+            shape, dtype = _npy_header(file)
+            return self._header_of_array(f"NPY {dtype.name}", shape)
+        if head.startswith(_ZIP) or (self.reads_numbers and head.startswith(_TIFF)):
+            pixels = self._read(file)
+            return ImageHeader("NPZ" if head.startswith(_ZIP) else "TIFF numbers", pixels.shape[1], pixels.shape[2])
+        image = Image.open(file, formats=_FORMATS)
+        _require_supported(image)
+        return ImageHeader(f"{image.format} {image.mode}", image.height, image.width)
+
+    def _header_of_array(self, kind: str, shape: tuple[int, ...]) -> ImageHeader:
+        _, height, width = self._channels_first(np.broadcast_to(np.uint8(0), shape)).shape
+        return ImageHeader(kind, height, width)
 
     def _as_picture(self, image: Image.Image) -> Image.Image:
         if image.mode.startswith("I"):  # 16 bit, or 16-bit PGM, which Pillow widens to 32
@@ -257,20 +291,21 @@ def _read_numpy(file: _OpenFile, *, is_archive: bool) -> _Array:
 
 
 def _read_npy(file: Any) -> _Array:
+    _npy_header(file)
+    file.seek(0)
+    array: _Array = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if np.lib.format.read_magic(file) == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     else:
         shape, _, dtype = np.lib.format.read_array_header_2_0(file)
     _require_size(shape)
     if dtype.hasobject:
-        _refuse_objects()
-    file.seek(0)
-    array: _Array = np.lib.format.read_array(file, allow_pickle=False)
-    return array
-
-
-def _refuse_objects() -> NoReturn:
-    raise _UnsupportedImageError("holds pickled Python objects, which are never loaded; save plain numbers")
+        raise _UnsupportedImageError("holds pickled Python objects, which are never loaded; save plain numbers")
+    return shape, dtype
 
 
 def _read_tiff(file: _OpenFile) -> _Array:

@@ -76,6 +76,9 @@ class HubImages(ImageSamples):
         known = PurePosixPath(image["path"] or "").suffix.lower().lstrip(".")
         return content, known if known in IMAGE_SUFFIXES else str(Image.open(io.BytesIO(content)).format).lower()
 
+    def name_of(self, index: int) -> str:
+        return f"row {index} of {self.name}"
+
     def subset(self, indices: Int[Tensor, " m"]) -> "HubImages":
         chosen = self.table.select(indices.tolist())
         labels = self.labels[indices]

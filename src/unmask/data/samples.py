@@ -1,12 +1,13 @@
 """Sets of images as a loader reads them: by (epoch, index), so that every draw is keyed."""
 
 import hashlib
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import BinaryIO, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float32, Int, UInt8
@@ -118,6 +119,15 @@ class ImageSamples(ABC):
         del index
         return None
 
+    def open(self, index: int) -> BinaryIO | None:
+        """Opens the file of an image; None where there is no file of its own."""
+        stored = self.stored(index)
+        return None if stored is None else io.BytesIO(stored[0])
+
+    def name_of(self, index: int) -> str:
+        """What messages call an image."""
+        return f"image {index}"
+
     @abstractmethod
     def subset(self, indices: Int[Tensor, " m"]) -> "ImageSamples":
         """Keeps the samples at `indices`, renumbered from 0."""
@@ -184,6 +194,12 @@ class ImageFiles(ImageSamples):
     def stored(self, index: int) -> tuple[bytes, str]:
         path = Path(self.paths[index])
         return path.read_bytes(), path.suffix.lower().lstrip(".")
+
+    def open(self, index: int) -> BinaryIO:
+        return Path(self.paths[index]).open("rb")
+
+    def name_of(self, index: int) -> str:
+        return self.paths[index]
 
     def subset(self, indices: Int[Tensor, " m"]) -> "ImageFiles":
         return ImageFiles(self.paths.take(indices), self.labels[indices], self.class_names, decode=self.decode)

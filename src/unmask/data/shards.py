@@ -80,6 +80,10 @@ class ShardImages(ImageSamples):
         member = _member(self.shards[shard], offset)
         return _view(self.shards[shard], offset, size).tobytes(), member.rpartition(".")[2].lower()
 
+    def name_of(self, index: int) -> str:
+        shard, offset, _ = (int(column[index]) for column in self.places)
+        return f"{_member(self.shards[shard], offset)} in shard {self.shards[shard]}"
+
     def subset(self, indices: Int[Tensor, " m"]) -> "ShardImages":
         places = Places(*(column[indices] for column in self.places))
         return ShardImages(self.shards, places, self.labels[indices], self.class_names, decoder=self.decoder)
@@ -92,7 +96,7 @@ class ShardImages(ImageSamples):
             pixels = _view_pixels(content, self.decoder.channels)
             if pixels is not None:
                 return pixels
-        return self.decoder.decode(content.tobytes(), f"{_member(path, offset)} in shard {path}")
+        return self.decoder.decode(content.tobytes(), self.name_of(index))
 
 
 class Shards(DividedImages):

@@ -45,6 +45,15 @@ def pack() -> None:
     _plain_command("pack", pack_source)
 
 
+def inspect() -> None:
+    """Looks at a data set: `python -m unmask.data.inspect data=folder data.root=DIR`."""
+    from unmask.runtime.config import with_default_model
+    from unmask.runtime.inspect import inspect as inspect_data
+
+    sys.argv[1:] = with_default_model(sys.argv[1:])
+    _plain_command("inspect", inspect_data)
+
+
 def _pretrain(config: DictConfig) -> Any:
     from unmask.runtime.pretrain import pretrain
 
