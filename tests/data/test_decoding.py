@@ -1,3 +1,4 @@
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -6,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
-from unmask.data.decoding import decode_image
+from unmask.data.decoding import ImageDecoder, decode_image
 
 # EXIF's own wording: where the stored image's first row and first column belong.
 EXIF_SIDES = {
@@ -260,3 +262,161 @@ def test_a_file_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(ValueError, match=r"bad image .*folder\.jpg: cannot be read \(Is a directory\)"):
         decode_image(str(tmp_path / "folder.jpg"))
+
+
+ARRAYS = {"a.npy": np.save, "a.npz": np.savez_compressed}
+
+
+def write_numbers(path: Path, array: np.ndarray) -> str:
+    if path.suffix == ".tif":
+        tifffile.imwrite(path, array, photometric="minisblack")
+    else:
+        ARRAYS[path.name](path, array)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.tif"])
+@pytest.mark.parametrize("channels", [2, 4, 5, 7, 16])
+@pytest.mark.parametrize("is_channels_last", [True, False])
+def test_numbers_keep_every_channel_in_its_place(
+    tmp_path: Path, name: str, channels: int, is_channels_last: bool
+) -> None:
+    array = np.random.default_rng(0).integers(0, 65536, (channels, 6, 9), dtype=np.uint16)
+    stored = array.transpose(1, 2, 0) if is_channels_last else array
+    image = ImageDecoder(channels=channels).read(write_numbers(tmp_path / name, np.ascontiguousarray(stored)))
+
+    assert image.dtype == torch.float32
+    np.testing.assert_allclose(image.numpy(), array / 257.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_one_channel_may_go_without_an_axis(tmp_path: Path, name: str) -> None:
+    array = noise(4, 6)[:, :, 0]
+    assert torch.equal(ImageDecoder(channels=1).read(write_numbers(tmp_path / name, array))[0], torch.from_numpy(array))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pixel_scale", "white"),
+    [("uint8", None, 255), ("uint16", None, 65535), ("float32", None, 1), ("uint16", 4095, 4095), ("int16", 200, 200)],
+)
+def test_the_scale_decides_which_number_becomes_white(
+    tmp_path: Path, dtype: str, pixel_scale: float | None, white: float
+) -> None:
+    array = np.zeros((4, 3, 3), dtype=dtype)
+    array[1] = white
+    image = ImageDecoder(channels=4, pixel_scale=pixel_scale).read(write_numbers(tmp_path / "a.npy", array))
+    assert image[1].float().tolist() == pytest.approx(np.full((3, 3), 255.0))
+    assert float(image[[0, 2, 3]].float().abs().max()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("array", "sentence"),
+    [
+        (
+            np.zeros((3, 5, 6), np.uint8),
+            r"has the shape 3x5x6, expected 4 channel\(s\) of height x width; set data.channels",
+        ),
+        (np.zeros((4, 5, 6), np.int16), "int16 numbers have no known range; set data.pixel_scale"),
+        (np.full((4, 5, 6), np.nan, np.float32), "numbers that are infinite or not a number"),
+        (np.full((4, 5, 6), np.inf), "numbers that are infinite or not a number"),
+        (np.array([[None]]), "pickled Python objects, which are never loaded"),
+        (np.broadcast_to(np.uint8(0), (4, 20_000, 20_000)), "more than 89 Mpx in 16 channels"),
+    ],
+)
+def test_other_arrays_are_refused(save: Callable[..., str], array: np.ndarray, sentence: str) -> None:
+    content = io.BytesIO()
+    if array.size > 10**6:  # the header of a large array, without its numbers
+        header = {"descr": "|u1", "fortran_order": False, "shape": array.shape}
+        np.lib.format.write_array_header_1_0(content, header)
+    else:
+        np.save(content, array, allow_pickle=True)
+    with pytest.raises(ValueError, match=rf"bad image .*a\.npy: .*{sentence}"):
+        ImageDecoder(channels=4).read(save(content.getvalue(), "a.npy"))
+
+
+def test_an_archive_of_several_arrays_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", image=np.zeros((4, 5, 6)), mask=np.zeros((5, 6)))
+    with pytest.raises(ValueError, match=r"a\.npz: holds image\.npy, mask\.npy; an \.npz needs one array an image"):
+        ImageDecoder(channels=4).read(str(tmp_path / "a.npz"))
+
+
+def test_a_cut_array_is_refused(tmp_path: Path) -> None:
+    path = Path(write_numbers(tmp_path / "a.npy", np.zeros((4, 50, 60))))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"a\.npy: truncated or corrupt \(1000 bytes"):
+        ImageDecoder(channels=4).read(str(path))
+
+
+def test_pictures_are_refused_where_numbers_are_read(save: Callable[..., str]) -> None:
+    path = save(Image.fromarray(noise(4, 6)), "a.png")
+    with pytest.raises(
+        ValueError, match=r"a\.png: data\.channels=4 is for \.npy, \.npz and TIFF files, and this is PNG"
+    ):
+        ImageDecoder(channels=4).read(path)
+    with pytest.raises(ValueError, match=r"a\.png: data\.pixel_scale is for"):
+        ImageDecoder(pixel_scale=65535).read(path)
+
+
+def test_a_float_tiff_is_read_where_its_white_is_known(save: Callable[..., str]) -> None:
+    path = save(Image.fromarray(np.array([[0.0, 0.45, 2.0]], dtype=np.float32)), "a.tif")
+    image = ImageDecoder(channels=1, pixel_scale=1.0).read(path)
+    assert image[0, 0].tolist() == pytest.approx([0.0, 114.75, 510.0])
+
+
+def test_one_channel_of_a_picture_is_its_luma(save: Callable[..., str]) -> None:
+    grey = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    assert ImageDecoder(channels=1).read(save(Image.fromarray(grey), "grey.png")).tolist() == [grey.tolist()]
+    red = ImageDecoder(channels=1).read(save(Image.new("RGB", (2, 2), (255, 0, 0)), "red.png"))
+    assert set(red.flatten().tolist()) == {76}  # 0.299 x 255
+
+
+def test_the_background_shows_through(save: Callable[..., str]) -> None:
+    rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [255, 255, 255, 51]]], dtype=np.uint8)
+    path = save(Image.fromarray(rgba), "a.png")
+    pixels = ImageDecoder(background="#102030").read(path).flatten(1).T.tolist()
+    assert pixels == [[255, 0, 0], [16, 32, 48], [64, 77, 89]]
+
+
+def test_exif_may_be_ignored(save: Callable[..., str]) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    path = save(Image.fromarray(smooth(16, 24)), "a.jpg", exif=exif)
+    assert ImageDecoder(exif=False).read(path).shape[1:] == (16, 24)
+    assert ImageDecoder().read(path).shape[1:] == (24, 16)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"channels": 0}, r"data.channels must lie in 1\.\.16, got 0"),
+        ({"channels": 17}, "got 17"),
+        ({"pixel_scale": 0.0}, "data.pixel_scale must be a positive number"),
+        ({"background": "snowwhite"}, "data.background=snowwhite is no colour"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ImageDecoder(**settings)
+
+
+def test_a_png_of_endless_text_is_refused(save: Callable[..., str]) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * 70 * 2**20, zip=True)
+    with pytest.raises(ValueError, match=r"bad image .*bomb\.png: truncated or corrupt"):
+        decode_image(save(Image.new("RGB", (2, 2)), "bomb.png", pnginfo=text))
+
+
+def test_a_broken_colour_profile_is_ignored(save: Callable[..., str]) -> None:
+    assert colours(save(Image.new("RGB", (1, 1), (9, 8, 7)), "a.png", icc_profile=b"no profile")) == [(9, 8, 7)]
+
+
+def test_a_file_of_another_user_says_whose_it_is(save: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(Image.new("RGB", (1, 1)), "a.png")
+    Path(path).chmod(0o200)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read everything
+    with pytest.raises(ValueError, match=r"a\.png: cannot be read \(Permission denied: mode 200, owner \d+\)"):
+        decode_image(path)

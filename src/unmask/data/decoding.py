@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import simplejpeg
@@ -18,9 +18,8 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from unmask.data.samples import Pixels
+from unmask.data.samples import OpenFile, Pixels
 
-_OpenFile = BinaryIO
 _Result = TypeVar("_Result")
 _Array = Shaped[np.ndarray, "..."]
 
@@ -151,14 +150,14 @@ class ImageDecoder:
         """Reads the bytes of a file as `read` does; `name` is what messages call it."""
         return self._read_named(io.BytesIO(content), name)
 
-    def read_header(self, file: _OpenFile, name: str) -> ImageHeader:
+    def read_header(self, file: OpenFile, name: str) -> ImageHeader:
         """Reads what a file says of itself, and raises as `read` does where that is enough to refuse it."""
         return self._named(self._header, file, name)
 
-    def _read_named(self, file: _OpenFile, name: str) -> Pixels:
+    def _read_named(self, file: OpenFile, name: str) -> Pixels:
         return self._named(self._read, file, name)
 
-    def _named(self, read: Callable[[_OpenFile], _Result], file: _OpenFile, name: str) -> _Result:
+    def _named(self, read: Callable[[OpenFile], _Result], file: OpenFile, name: str) -> _Result:
         try:
             return read(file)
         except _UnsupportedImageError as refusal:
@@ -174,7 +173,7 @@ class ImageDecoder:
                 raise BadImageError(name, f"cannot be read ({error.strerror})") from error
             raise BadImageError(name, f"truncated or corrupt ({_size(file)} bytes; {error})") from error
 
-    def _read(self, file: _OpenFile) -> Pixels:
+    def _read(self, file: OpenFile) -> Pixels:
         head = file.read(8)
         file.seek(0)
         if head.startswith((_NPY, _ZIP)):
@@ -196,7 +195,7 @@ class ImageDecoder:
         pixels: Tensor = pil_to_tensor(picture if turn is None else picture.transpose(turn))
         return pixels
 
-    def _read_jpeg(self, file: _OpenFile, opened: Image.Image) -> Pixels | None:
+    def _read_jpeg(self, file: OpenFile, opened: Image.Image) -> Pixels | None:
         """Decodes an ordinary upright JPEG to the pixels Pillow gives, in two thirds of the time.
 
         Whatever is unusual or damaged gives None and is left to Pillow, whose verdict counts.
@@ -211,7 +210,7 @@ class ImageDecoder:
             return None
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _header(self, file: _OpenFile) -> ImageHeader:
+    def _header(self, file: OpenFile) -> ImageHeader:
         head = file.read(8)
         file.seek(0)
         if head.startswith(_NPY):
@@ -278,7 +277,7 @@ def decode_bytes(content: bytes, name: str) -> Pixels:
     return ImageDecoder().decode(content, name)
 
 
-def _read_numpy(file: _OpenFile, *, is_archive: bool) -> _Array:
+def _read_numpy(file: OpenFile, *, is_archive: bool) -> _Array:
     """Reads a .npy file, or a .npz with one array; nothing pickled, and nothing larger than an image may be."""
     if not is_archive:
         return _read_npy(file)
@@ -308,7 +307,7 @@ def _npy_header(file: Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
-def _read_tiff(file: _OpenFile) -> _Array:
+def _read_tiff(file: OpenFile) -> _Array:
     try:
         tifffile = import_module("tifffile")
     except ImportError:
@@ -369,7 +368,7 @@ def _permissions(path: str, error: OSError) -> str:
     return f": mode {stat.S_IMODE(status.st_mode):03o}, owner {status.st_uid}"
 
 
-def _describe_content(file: _OpenFile) -> str:
+def _describe_content(file: OpenFile) -> str:
     size = _size(file)
     if size == 0:
         return "empty file"
@@ -381,5 +380,5 @@ def _describe_content(file: _OpenFile) -> str:
     return f"not a readable JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF image ({size} bytes)"
 
 
-def _size(file: _OpenFile) -> int:
+def _size(file: OpenFile) -> int:
     return file.seek(0, io.SEEK_END)

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float32, Int, UInt8
@@ -17,6 +17,8 @@ from torch.utils.data import Dataset, Sampler
 from unmask.data.paths import PathList
 
 UNLABELLED = -1
+
+OpenFile = io.BufferedReader | io.BytesIO
 _FINGERPRINT_BYTES = 8
 _IMAGES_HASHED_AT_ONCE = 4096
 
@@ -119,7 +121,7 @@ class ImageSamples(ABC):
         del index
         return None
 
-    def open(self, index: int) -> BinaryIO | None:
+    def open(self, index: int) -> OpenFile | None:
         """Opens the file of an image; None where there is no file of its own."""
         stored = self.stored(index)
         return None if stored is None else io.BytesIO(stored[0])
@@ -195,7 +197,7 @@ class ImageFiles(ImageSamples):
         path = Path(self.paths[index])
         return path.read_bytes(), path.suffix.lower().lstrip(".")
 
-    def open(self, index: int) -> BinaryIO:
+    def open(self, index: int) -> OpenFile:
         return Path(self.paths[index]).open("rb")
 
     def name_of(self, index: int) -> str:

@@ -28,7 +28,7 @@ _SMALL = 32  # px; images with a shorter side are counted
 _NUM_SHOWN = 24  # pictures of the contact sheet
 _NUM_NAMED = 5  # bad images, and groups of equal ones
 _STEPS_OF_AN_EPOCH = 1000  # as schedules are told; few of them are made
-_BATCH_ON_CPU, _BATCH_ON_GPU = 16, 64  # images of a timed step
+_BATCH_ON_CPU, _BATCH_ON_GPU = 18, 64  # images of a timed step
 
 _log = logging.getLogger("unmask")
 
