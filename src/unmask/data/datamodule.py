@@ -306,6 +306,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return images.to(torch.float32, copy=True).mul_(1.0 / (255.0 * std)).sub_(mean / std)
 
     def _guarded(self, samples: ImageSamples, crop: LoaderCrop) -> LoaderSamples:
+        if self.on_bad_image == "skip" and samples.is_streamed:
+            raise ValueError(
+                "data.on_bad_image=skip trains on another image in the place of a bad one, which a stream cannot look "
+                "up; set data.streaming=false or data.on_bad_image=raise"
+            )
         if self.on_bad_image == "skip":
             return ReplacingSamples(samples, crop, seed=self.seed)
         return RefusingSamples(samples, crop, advice=IN_TRAINING)
