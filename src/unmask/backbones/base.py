@@ -7,6 +7,7 @@ from typing import Any, Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from unmask.backbones.timm_form import TimmForm
 from unmask.types import FeatureStage, Images, StageEdit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1
@@ -74,6 +75,17 @@ class MaskedBackbone(nn.Module, ABC):
     @abstractmethod
     def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
         """Turns the pre-trained form into the one its paper fine-tunes, with stochastic depth of its own."""
+
+    def timm_form(self) -> TimmForm:
+        """Describes this backbone to timm.
+
+        Raises:
+            ValueError: timm builds no network that computes the same.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no counterpart in timm; export it by format=torch_export or format=onnx, "
+            "which keep the computation itself"
+        )
 
 
 class VisibleTokenBackbone(MaskedBackbone):

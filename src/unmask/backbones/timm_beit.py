@@ -30,6 +30,7 @@ from unmask.backbones.sequence import (
     pool_blocks,
     run_stages,
 )
+from unmask.backbones.timm_form import TimmForm
 from unmask.patches import require_whole_patches
 from unmask.types import FeatureStage, Images, StageEdit
 
@@ -172,6 +173,27 @@ class TimmBeit(MaskedBackbone):
         self.norm_after_pooling = True
         set_drop_path(self.beit.blocks, drop_path_rate)
         self._settings |= {"drop_path_rate": drop_path_rate, "norm_after_pooling": True}
+
+    def timm_form(self) -> TimmForm:
+        """Describes this backbone to timm, which averages the patches before or behind the norm as this one does."""
+        settings = self._settings
+        is_shared = settings["relative_bias"] == "shared"
+        sizes = ("embed_dim", "depth", "num_heads", "mlp_ratio")
+        arguments = {
+            "img_size": settings["image_size"],
+            "patch_size": self.patch_size,
+            "in_chans": self.in_channels,
+            **{name: settings[name] for name in sizes if settings[name] is not None},
+            "use_abs_pos_emb": False,
+            "use_shared_rel_pos_bias": is_shared,
+            "use_rel_pos_bias": not is_shared,
+            "init_values": settings["layer_scale"],
+            "global_pool": "avg",
+            "use_fc_norm": self.norm_after_pooling,
+        }
+        norm = "fc_norm." if self.norm_after_pooling else "norm."
+        weights = {re.sub(r"^norm\.", norm, name): weight for name, weight in self.beit.state_dict().items()}
+        return TimmForm(settings["name"], arguments, weights, classifier="head")
 
     def _create(self) -> Any:
         settings = self._settings

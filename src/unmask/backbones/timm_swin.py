@@ -17,6 +17,7 @@ from unmask.backbones.base import (
 )
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
+from unmask.backbones.timm_form import TimmForm
 from unmask.types import FeatureStage, Images, StageEdit
 
 
@@ -139,6 +140,19 @@ class TimmSwin(MaskedBackbone):
         """Sets stochastic depth; SimMIM fine-tunes Swin in the form it pre-trains."""
         set_drop_path([block for stage in self.swin.layers for block in stage.blocks], drop_path_rate)
         self._settings["drop_path_rate"] = drop_path_rate
+
+    def timm_form(self) -> TimmForm:
+        """Describes this backbone to timm, which averages the tokens of the final norm as this one does."""
+        sizes = ("embed_dim", "depths", "num_heads", "mlp_ratio", "pretrained_window_sizes")
+        arguments = {
+            "img_size": self._settings["image_size"],
+            "patch_size": self._settings["patch_size"],
+            "window_size": self._settings["window_size"],
+            "in_chans": self.in_channels,
+            **{name: self._settings[name] for name in sizes if self._settings[name] is not None},
+            "global_pool": "avg",
+        }
+        return TimmForm(str(self._settings["name"]), arguments, self.swin.state_dict(), classifier="head.fc")
 
     def layer_id(self, parameter_name: str) -> int:
         name = parameter_name.removeprefix("swin.")

@@ -29,11 +29,13 @@ from unmask.backbones.sequence import (
     pool_blocks,
     run_stages,
 )
+from unmask.backbones.timm_form import TimmForm
 from unmask.patches import require_whole_patches
 from unmask.positions import sincos_positions, sinusoid_positions
 from unmask.types import FeatureStage, Images, StageEdit
 
 _PLAIN = "vit_tiny_patch16_224"
+_TIMM_NORM_EPS = 1e-6
 
 
 class TimmViT(VisibleTokenBackbone):
@@ -199,6 +201,29 @@ class TimmViT(VisibleTokenBackbone):
         self.norm_after_pooling = True
         set_drop_path(self.vit.blocks, drop_path_rate)
         self._settings["drop_path_rate"] = drop_path_rate
+
+    def timm_form(self) -> TimmForm:
+        """Describes this backbone to timm, which averages the patches before or behind the norm as this one does.
+
+        timm calls the norm behind the pooling `fc_norm`. Its positions can be trained, also where they are fixed here.
+        """
+        if self._settings["norm_eps"] not in (None, _TIMM_NORM_EPS):
+            raise ValueError(
+                f"timm's ViT adds {_TIMM_NORM_EPS:g} to variances, this one norm_eps={self._settings['norm_eps']:g}; "
+                "export it by format=torch_export or format=onnx, which keep the computation itself"
+            )
+        sizes = ("embed_dim", "depth", "num_heads", "mlp_ratio")
+        arguments = {
+            "img_size": self._settings["image_size"],
+            "patch_size": self.patch_size,
+            "in_chans": self.in_channels,
+            **{name: self._settings[name] for name in sizes if self._settings[name] is not None},
+            "global_pool": "avg",
+            "fc_norm": self.norm_after_pooling,
+        }
+        norm = "fc_norm." if self.norm_after_pooling else "norm."
+        weights = {re.sub(r"^norm\.", norm, name): weight for name, weight in self.vit.state_dict().items()}
+        return TimmForm(str(self._settings["name"]), arguments, weights, classifier="head")
 
     def initialise_as_mae(self) -> None:
         for module in self.vit.modules():
