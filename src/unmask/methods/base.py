@@ -7,7 +7,7 @@ from typing import Any, final
 import torch
 from jaxtyping import Float, Int
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.backbones.attention import prefer_fast_attention
 from unmask.backbones.base import MaskedBackbone
@@ -73,6 +73,11 @@ class Method(LightningModule, ABC):
 
     def on_weights_taken(self, names: Collection[str]) -> None:
         """Called when weights of a file, those named of the `state_dict`, have replaced the ones drawn."""
+
+    @property
+    def exported_classifier(self) -> nn.Module | None:
+        """What turns pooled features into logits; None where nothing is classified."""
+        return None
 
     @property
     def prediction_note(self) -> str:

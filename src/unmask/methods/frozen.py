@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.methods.supervised import Supervised
 from unmask.optim.configure import configure_optimizer
@@ -57,6 +57,20 @@ class FrozenBackbone(Supervised):
     def what_is_read(self) -> str:
         """Names the features in a protocol line."""
         return "patches" if self.head.reads_patches else self.pool
+
+    @property
+    def exported_classifier(self) -> nn.Module:
+        """What turns pooled features into logits.
+
+        Raises:
+            ValueError: The head reads something else than the pooled features a backbone is exported with.
+        """
+        if self.what_is_read != "mean":
+            raise ValueError(
+                f"this classifier reads {self.what_is_read}, an exported backbone gives the mean over its patches; "
+                "export the backbone alone by classifier=false"
+            )
+        return super().exported_classifier
 
     @torch.no_grad()
     def features(self, images: Images) -> Float[Tensor, "b *n d"]:

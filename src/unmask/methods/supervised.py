@@ -92,6 +92,11 @@ class Supervised(LightningModule):
     def on_weights_taken(self, names: Collection[str]) -> None:
         """As of `Method`."""
 
+    @property
+    def exported_classifier(self) -> nn.Module:
+        """What turns pooled features into logits."""
+        return self.head
+
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Float[Tensor, ""]:
         images, targets = self._mix(batch.image, batch.label)
         loss: Tensor = self.training_loss(self(images), targets)

@@ -1,0 +1,54 @@
+"""PyTorch's own exported program."""
+
+from pathlib import Path
+
+import torch
+
+from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
+from unmask.interchange.exporters.graph import INPUT_NAME, PixelsToOutputs, description, input_sentence
+from unmask.interchange.exporters.place import Place
+
+PROGRAM_NAME = "model.pt2"
+_TRIAL_BATCHES = (1, 3)  # neither is the batch it is traced with
+
+
+class TorchExporter:
+    """Writes `model.pt2`: runs on torch alone, from pixels in 0..1, at any batch size.
+
+    The file also holds `unmask.json`, which says what goes in and comes out.
+    """
+
+    name = "torch_export"
+    library = "pytorch"
+
+    def write(self, source: ExportSource, folder: Path) -> None:
+        program = torch.export.export(
+            PixelsToOutputs(source).eval(),
+            (source.trial_pixels(2),),
+            dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("batch")}},
+        )
+        torch.export.save(program, folder / PROGRAM_NAME, extra_files={"unmask.json": description(source)})
+
+    def compare(self, source: ExportSource, folder: Path) -> list[Comparison]:
+        network = torch.export.load(folder / PROGRAM_NAME).module()
+        comparisons = []
+        for batch in _TRIAL_BATCHES:
+            pixels = source.trial_pixels(batch)
+            with torch.no_grad():
+                computed = network(pixels)
+            expected = source.outputs(source.normalise(pixels))
+            what = f"{source.output_name} of torch.export, batch of {batch}"
+            comparisons.append(compare_outputs(computed, expected, what=what))
+        return comparisons
+
+    def usage(self, source: ExportSource, place: Place) -> str:
+        code = [
+            "```python",
+            "import torch",
+            *place.imports,
+            "",
+            f"network = torch.export.load({place.file(PROGRAM_NAME)}).module()",
+            f"{source.output_name} = network(images)",
+            "```",
+        ]
+        return "\n".join([*code, "", input_sentence(source)])

@@ -1,0 +1,79 @@
+from typing import Any
+
+from unmask.interchange.training_record import Measurement, TrainingRun, accuracy_section, training_section
+
+CONFIG: dict[str, Any] = {
+    "seed": 3,
+    "global_batch_size": 512,
+    "method": {
+        "_target_": "unmask.methods.mae.MAE",
+        "normalise_targets": True,
+        "mask_generator": {"_target_": "unmask.masking.random.RandomMaskGenerator", "ratio": 0.75, "patch_size": 4},
+        "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1.5e-4, "betas": [0.9, 0.95]},
+        "schedule": {"_target_": "unmask.optim.schedules.warmup_cosine", "_partial_": True, "warmup_epochs": 40},
+    },
+    "data": {
+        "_target_": "unmask.data.cifar10.CIFAR10",
+        "root": "photos",
+        "num_val": 5000,
+        "train": "/home/ada/lists/train.txt",
+        "augmentation": {"_target_": "unmask.data.transforms.Augmentation", "scale": [0.2, 1.0], "flip": 0.5},
+    },
+    "trainer": {"precision": "bf16-mixed", "default_root_dir": "somewhere", "max_epochs": 800},
+    "paths": {"run_dir": "/home/ada/runs/1"},
+}
+ORIGIN = {
+    "versions": {"unmask": "0.1.0", "timm": None},
+    "git": {"commit": "abc123", "is_dirty": True},
+    "images_seen": 15360,
+    "steps": 30,
+}
+
+
+def rows(section: str) -> dict[str, str]:
+    cells = (line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ") and line != "| | |")
+    return {row[0].strip(): row[1].strip() for row in cells if len(row) == 2}
+
+
+def test_the_table_states_what_the_record_says() -> None:
+    stated = rows(training_section(TrainingRun(CONFIG, ORIGIN, 800), title="Training"))
+    assert stated["method"] == "MAE(normalise_targets=True)"
+    assert stated["masks"] == "RandomMaskGenerator(ratio=0.75, patch_size=4)"
+    assert stated["data"] == "CIFAR10"
+    assert stated["augmentation"] == "Augmentation(scale=[0.2, 1], flip=0.5)"
+    assert stated["optimizer"] == "AdamW(lr=0.00015, betas=[0.9, 0.95])"
+    assert stated["schedule"] == "warmup_cosine(warmup_epochs=40)"
+    assert stated["batch"] == "512"
+    assert stated["length"] == "800 epochs planned, 30 steps done, 15,360 images seen"
+    assert stated["precision"] == "bf16-mixed"
+    assert stated["seed"] == "3"
+    assert stated["program"] == "unmask 0.1.0, commit abc123 with uncommitted changes"
+
+
+def test_what_is_not_recorded_is_not_stated() -> None:
+    section = training_section(TrainingRun({"method": CONFIG["method"]}, {}, None), title="Training")
+    assert set(rows(section)) == {"method", "masks", "optimizer", "schedule"}
+
+
+def test_where_files_lie_stays_private_and_the_rest_is_complete() -> None:
+    section = training_section(TrainingRun(CONFIG, ORIGIN, 800), title="Training")
+    for private in ("ada", "photos", "somewhere", "run_dir"):
+        assert private not in section
+    assert '"num_val": 5000' in section
+    assert '"warmup_epochs": 40' in section
+
+
+def test_numbers_are_those_of_the_reports() -> None:
+    metrics = {"top1": 46.632, "top1_ci95_low": 45.651, "top1_ci95_high": 47.608, "top5": 90.0}
+    first = Measurement("knn: k 20 | cosine", metrics, 10000, 29.8, "abc123", "`runs/knn/1/report.json`")
+    other = Measurement("test: loss", {"loss": 0.51234}, 500, None, None, "`report.json`")
+    lines = accuracy_section([first, other]).splitlines()
+    assert lines[4] == "| knn: k 20 \\| cosine | 46.63 [45.65, 47.61] | 90.00 | 29.80 | 10,000 |"
+    assert lines[5] == "| test: loss | loss 0.5123 |  |  | 500 |"
+    assert lines[7:] == ["- `runs/knn/1/report.json`, measured at commit abc123", "- `report.json`"]
+
+
+def test_without_a_report_no_number_is_stated() -> None:
+    section = accuracy_section([])
+    assert "no number is stated" in section
+    assert not any(character.isdigit() for character in section)
