@@ -10,17 +10,20 @@ if TYPE_CHECKING:
     from unmask.runtime.checkpoint import load_backbone as load_backbone
     from unmask.runtime.checkpoint import load_method as load_method
     from unmask.runtime.config import list_experiments as list_experiments
+    from unmask.runtime.export import export_backbone as export_backbone
 
 _HOMES = {
     "build_method": "unmask.runtime.api",
     "extract_features": "unmask.runtime.api",
     "reconstruct": "unmask.runtime.api",
+    "export_backbone": "unmask.runtime.export",
     "load_backbone": "unmask.runtime.checkpoint",
     "load_method": "unmask.runtime.checkpoint",
     "list_experiments": "unmask.runtime.config",
 }
 __all__ = [
     "build_method",
+    "export_backbone",
     "extract_features",
     "list_experiments",
     "load_backbone",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from unmask.interchange.exporters.base import Comparison, ExportSource
 
 CARD_NAME = "README.md"
+UNTOLD = "## Training\n\nWhat this was exported from says nothing of its training."
 _NUM_NAMES_SHOWN = 20
 
 
@@ -32,7 +33,7 @@ def model_card(source: ExportSource, usage: str, comparisons: Sequence[Compariso
         usage,
         "## What it is",
         _network_table(source),
-        source.card or "## Training\n\nThe file this was exported from says nothing of its training.",
+        source.card or UNTOLD,
         "## Check",
         "\n".join(_checked(comparison) for comparison in comparisons),
         "## Licence",
@@ -59,14 +60,19 @@ def _network_table(source: ExportSource) -> str:
     rows = {
         "architecture": f"`{architecture}` with {', '.join(f'{name} {value}' for name, value in shown.items())}",
         "features": f"{backbone.embed_dim} numbers an image: the mean over its patches",
-        "images": f"{height}x{width} px, RGB: {crop}",
-        "normalisation": f"mean {mean}, deviation {std} of RGB in 0..1",
+        "images": f"{height}x{width} px, {_channels(source)}: {crop}",
+        "normalisation": f"mean {mean}, deviation {std} of values in 0..1",
     }
     if source.class_names:
         names = list(source.class_names)
         rest = f" and {len(names) - _NUM_NAMES_SHOWN} more" if len(names) > _NUM_NAMES_SHOWN else ""
         rows[f"{len(names)} classes"] = f"{', '.join(names[:_NUM_NAMES_SHOWN])}{rest}"
     return markdown_table(rows)
+
+
+def _channels(source: ExportSource) -> str:
+    count = source.backbone.in_channels
+    return "RGB" if count == 3 else f"{count} channel(s)"
 
 
 def _checked(comparison: Comparison) -> str:
@@ -90,4 +96,4 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
-_SHOWN_ELSEWHERE = ("_target_", "image_size", "pixel_mean", "pixel_std", "drop_path_rate", "num_stages")
+_SHOWN_ELSEWHERE = ("_target_", "image_size", "in_channels", "pixel_mean", "pixel_std", "drop_path_rate", "num_stages")

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.interchange.families import with_changes
-from unmask.interchange.files import read_weights
+from unmask.interchange.files import WeightFile, read_weights
 from unmask.interchange.fit import fit_backbone
 from unmask.interchange.importers.unmask import RECORD_KEY
 from unmask.interchange.recognise import convert
@@ -40,12 +40,20 @@ def read_checkpoint(path: str | Path) -> SavedRun:
         ValueError: The file is missing, cut short, asks to run code, or is not a checkpoint of this package.
     """
     file = read_weights(path)
-    content = file.content
-    if RECORD_KEY not in content or "state_dict" not in content:
+    saved = find_run(file)
+    if saved is None:
         raise ValueError(
             f"{file.path} was not written by this program (it has no {RECORD_KEY!r} record); of another program's "
             "checkpoint the backbone alone is taken, by eval=knn, linear or finetune and by method.init_from"
         )
+    return saved
+
+
+def find_run(file: WeightFile) -> SavedRun | None:
+    """Finds the training run in a file that was read; None in an exported backbone or another program's file."""
+    content = file.content
+    if RECORD_KEY not in content or "state_dict" not in content:
+        return None
     written = content[RECORD_KEY]
     run = written["record"]
     origin = {name: written.get(name) for name in ("versions", "git", "images_seen")}

@@ -38,6 +38,13 @@ def evaluate() -> None:
     _command("eval", _evaluate)
 
 
+def export() -> None:
+    """Exports: `python -m unmask.export ckpt_path=FILE format=huggingface`."""
+    from unmask.runtime.export import export as export_checkpoint
+
+    _plain_command("export", export_checkpoint)
+
+
 def pack() -> None:
     """Packs: `python -m unmask.data.pack data=folder data.root=DIR out=DIR2`."""
     from unmask.runtime.pack import pack as pack_source

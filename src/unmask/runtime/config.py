@@ -20,7 +20,7 @@ def config_directory() -> Path:
 
 
 def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Composes `run` or `eval` as the command line would."""
+    """Composes `run`, `eval` or `export` as the command line would."""
     register_resolvers()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         completed = with_default_model(overrides) if name == "run" else list(overrides)
@@ -37,7 +37,7 @@ def with_default_model(overrides: Sequence[str]) -> list[str]:
 
 def configuration_names(name: str) -> tuple[list[str], list[str]]:
     """Lists the keys of the default configuration, dotted, and the groups: what a misspelt name is compared with."""
-    with_checkpoint = ["ckpt_path=none"] if name == "eval" else []
+    with_checkpoint = [] if name == "run" else ["ckpt_path=none"]
     config = compose_config(name, with_checkpoint)
     groups = [path.relative_to(config_directory()).as_posix() for path in config_directory().iterdir() if path.is_dir()]
     return _dotted_keys(config), sorted(groups)

@@ -121,7 +121,8 @@ def _unknown_choice(group: str, choice: str, text: str) -> str:
 
 def calm_libraries() -> None:
     """Keeps what libraries say by default off the screen: hints, adverts, and every process but the first."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning", "torch.distributed", "fsspec", "matplotlib"):
+    loggers = ["lightning.pytorch", "lightning.fabric", "lightning", "torch.distributed", "fsspec", "matplotlib"]
+    for name in [*loggers, "timm", "httpx", "onnx_ir", "onnxscript"]:
         logging.getLogger(name).setLevel(logging.WARNING)
     if os.environ.get("LOCAL_RANK", "0") != "0":
         logging.getLogger().setLevel(logging.WARNING)

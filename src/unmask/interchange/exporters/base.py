@@ -51,7 +51,7 @@ class ExportSource:
     def trial_pixels(self, count: int) -> Images:
         """Draws images of random pixels in 0..1, always the same ones."""
         generator = torch.Generator().manual_seed(0)
-        return torch.rand(count, 3, *self.backbone.image_size, generator=generator)
+        return torch.rand(count, self.backbone.in_channels, *self.backbone.image_size, generator=generator)
 
     def normalise(self, pixels: Images) -> Images:
         """Turns RGB in 0..1 into what the backbone reads."""

@@ -13,7 +13,7 @@ INPUT_NAME = "images"
 
 
 class PixelsToOutputs(nn.Module):
-    """Normalises RGB in 0..1 and computes logits, or pooled features where there is no classifier."""
+    """Normalises pixels in 0..1 and computes logits, or pooled features where there is no classifier."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -32,10 +32,10 @@ class PixelsToOutputs(nn.Module):
 
 def description(source: ExportSource) -> str:
     """Says in JSON what goes in and comes out, for programs that hold the file alone."""
-    height, width = source.backbone.image_size
+    channels, (height, width) = source.backbone.in_channels, source.backbone.image_size
     return json.dumps(
         {
-            "input": {"name": INPUT_NAME, "shape": ["batch", 3, height, width], "values": "RGB in 0..1"},
+            "input": {"name": INPUT_NAME, "shape": ["batch", channels, height, width], "values": "in 0..1"},
             "output": source.output_name,
             "class_names": list(source.class_names),
             "crop_share": source.crop_share,
@@ -46,9 +46,10 @@ def description(source: ExportSource) -> str:
 
 def input_sentence(source: ExportSource) -> str:
     """Says in Markdown what the network takes and gives."""
-    height, width = source.backbone.image_size
+    channels, (height, width) = source.backbone.in_channels, source.backbone.image_size
+    colours = "RGB in 0..1" if channels == 3 else "values in 0..1"
     outputs = "logits of the classes below" if source.classifier is not None else "pooled features"
     return (
-        f"`images`: float32 of shape [batch, 3, {height}, {width}], RGB in 0..1; the network normalises them itself. "
+        f"`images`: float32 of shape [batch, {channels}, {height}, {width}], {colours}, normalised by the network itself. "
         f"The batch may be of any size. Out come {outputs}, one row an image."
     )

@@ -61,7 +61,7 @@ def _configuration(source: ExportSource) -> dict[str, Any]:
         "model_args": dict(form.arguments),
         "pretrained_cfg": {
             "custom_load": False,
-            "input_size": [3, *source.backbone.image_size],
+            "input_size": [source.backbone.in_channels, *source.backbone.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
             "crop_pct": source.crop_share,

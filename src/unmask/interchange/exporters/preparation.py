@@ -9,7 +9,7 @@ from unmask.interchange.exporters.base import ExportSource
 from unmask.types import Images
 
 
-def trial_photos(source: ExportSource, count: int) -> tuple[Float[Tensor, "b 3 whole_height whole_width"], Images]:
+def trial_photos(source: ExportSource, count: int) -> tuple[Float[Tensor, "b c whole_height whole_width"], Images]:
     """Draws random pixels in 0..1 that no processor resizes, and what cropping and normalising makes of them.
 
     They have the size images are resized to before the crop, since libraries resize by algorithms of their own.
@@ -17,5 +17,5 @@ def trial_photos(source: ExportSource, count: int) -> tuple[Float[Tensor, "b 3 w
     height, width = source.backbone.image_size
     generator = torch.Generator().manual_seed(0)
     size = int(height / source.crop_share), int(width / source.crop_share)
-    pixels = torch.randint(0, 256, (count, 3, *size), generator=generator) / 255
+    pixels = torch.randint(0, 256, (count, source.backbone.in_channels, *size), generator=generator) / 255
     return pixels, source.normalise(center_crop(pixels, [height, width]))

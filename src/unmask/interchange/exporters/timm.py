@@ -50,7 +50,7 @@ class TimmExporter:
                 f"{source.output_name} = model.eval()(images)",
                 "```",
                 "",
-                f"`images`: RGB in 0..1, minus {mean}, divided by {std}.",
+                f"`images`: pixels in 0..1, minus {mean}, divided by {std}.",
             ]
         )
 

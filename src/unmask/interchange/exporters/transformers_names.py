@@ -76,9 +76,14 @@ def require_square(source: ExportSource, format_name: str) -> int:
     """Reads the side of the images.
 
     Raises:
-        ValueError: They are not square.
+        ValueError: They are not square, or not RGB.
     """
     height, width = source.backbone.image_size
+    if source.backbone.in_channels != 3:
+        raise ValueError(
+            f"format={format_name} prepares RGB images alone, this network takes {source.backbone.in_channels} "
+            "channel(s); use format=huggingface for its backbone"
+        )
     if height != width:
         raise ValueError(
             f"format={format_name} takes square images alone, this network takes {height}x{width} px; "

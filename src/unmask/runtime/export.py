@@ -1,0 +1,212 @@
+"""Exports a checkpoint, with a model card that states what is known of it."""
+
+import copy
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from unmask.backbones.base import MaskedBackbone
+from unmask.interchange.exporters.base import Exporter, ExportSource
+from unmask.interchange.exporters.folder import Export, require_free, write_export
+from unmask.interchange.exporters.huggingface import HuggingFaceExporter
+from unmask.interchange.exporters.onnx import OnnxExporter
+from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.swin_simmim import SwinSimMIMExporter
+from unmask.interchange.exporters.timm import TimmExporter
+from unmask.interchange.exporters.torch_export import TorchExporter
+from unmask.interchange.exporters.vitmae import ViTMAEExporter
+from unmask.interchange.files import read_weights
+from unmask.interchange.hub import HubUpload
+from unmask.interchange.model_card import UNTOLD
+from unmask.interchange.training_record import Measurement, TrainingRun, accuracy_section, training_section
+from unmask.runtime.checkpoint import SavedRun, find_run, load_backbone, rebuild_method
+
+_log = logging.getLogger("unmask")
+_REPORT_NAME = "report.json"
+_BACKBONE_EXPORTERS: tuple[Exporter, ...] = (HuggingFaceExporter(), TimmExporter(), TorchExporter(), OnnxExporter())
+_EXPORTERS = (*_BACKBONE_EXPORTERS, ViTMAEExporter(), SwinSimMIMExporter())
+
+
+def export(config: DictConfig) -> None:
+    """Writes one export and, if asked to, sends it to the hub; what can be refused is refused before any work."""
+    exporter = _exporter(str(config.format), _EXPORTERS)
+    path = Path(config.ckpt_path).expanduser()
+    beside = path.parent / f"{path.stem}_{exporter.name}"
+    directory = beside if config.directory is None else Path(config.directory)
+    directory = directory.expanduser()
+    require_free(directory)
+    hub = None if config.push_to is None else HubUpload(config.push_to, private=config.push_private)
+    source = checkpoint_source(
+        path,
+        reports=None if config.reports is None else list(config.reports),
+        reports_root=Path(config.reports_root),
+        keep_classifier=config.classifier,
+    )
+    place = None if hub is None else Place(hub.repository, is_on_hub=True)
+    _tell(write_export(exporter, source, directory, place=place), directory)
+    _log.info(f"\n{exporter.usage(source, Place(str(directory)))}\n")
+    if hub is not None:
+        _log.info(f"sent to {hub.send(directory)}")
+
+
+def export_backbone(
+    backbone: MaskedBackbone,
+    directory: str | Path,
+    format: str = "huggingface",  # noqa: A002 (what the command calls it)
+) -> list[Path]:
+    """Writes a backbone in the form other programs open, loads it back and compares.
+
+    Args:
+        backbone: Left as it is; its weights are written in single precision.
+        directory: Made here; it may exist if it is empty.
+        format: "huggingface" (transformers and timm), "timm" (a state dict), "torch_export" or "onnx".
+
+    Returns:
+        The paths written.
+
+    Raises:
+        ValueError: The format is unknown or cannot hold this backbone, the directory holds something, or the files
+            compute something else. Nothing is left behind then.
+    """
+    exporter = _exporter(format, _BACKBONE_EXPORTERS)
+    source = ExportSource(backbone=copy.deepcopy(backbone).cpu().float().eval())
+    return write_export(exporter, source, Path(directory).expanduser()).paths
+
+
+def checkpoint_source(
+    path: Path, *, reports: Sequence[str] | None = None, reports_root: Path = Path("runs"), keep_classifier: bool = True
+) -> ExportSource:
+    """Reads a checkpoint and what is known of it.
+
+    Args:
+        path: A training checkpoint, or any file `load_backbone` reads.
+        reports: `report.json` files to quote; None takes the checkpoint's own and those under `reports_root`.
+        reports_root: Folder of runs.
+        keep_classifier: Whether a classifier is exported with its backbone.
+
+    Raises:
+        ValueError: The file cannot be read, or a report is not one of this checkpoint.
+    """
+    if reports is None:
+        measurements = _found_measurements(path, reports_root)
+    else:
+        measurements = [_given_measurement(Path(report).expanduser(), path) for report in reports]
+    accuracy = accuracy_section(measurements)
+    saved = find_run(read_weights(path))
+    if saved is None:
+        return ExportSource(backbone=load_backbone(path), card=f"{UNTOLD}\n\n{accuracy}")
+    module = rebuild_method(saved, path)
+    classifier = module.exported_classifier if keep_classifier else None
+    return ExportSource(
+        backbone=module.exported_backbone,
+        classifier=classifier,
+        class_names=() if classifier is None else saved.class_names,
+        crop_share=saved.config.get("data", {}).get("eval_crop_share", 1.0),
+        method=module,
+        card="\n\n".join([*_training_sections(saved), accuracy]),
+        tags=[type(module).__name__.lower()],
+    )
+
+
+def _exporter(name: str, exporters: Sequence[Exporter]) -> Exporter:
+    found = next((exporter for exporter in exporters if exporter.name == name), None)
+    if found is None:
+        raise ValueError(f"format must be one of {', '.join(exporter.name for exporter in exporters)}, got {name!r}")
+    return found
+
+
+def _tell(exported: Export, directory: Path) -> None:
+    for comparison in exported.comparisons:
+        _log.info(f"checked: {comparison.what} differ by {comparison.difference:.3g} at most")
+    names = ", ".join(str(path.relative_to(directory)) for path in exported.paths)
+    _log.info(f"exported to {directory}: {names}")
+
+
+def _training_sections(saved: SavedRun) -> list[str]:
+    """Describes the run, and the one its weights started from where that checkpoint can still be read."""
+    config = saved.config
+    run = TrainingRun(config, saved.origin, _epochs(config))
+    if "eval" not in config:
+        return [training_section(run, title="Training")]
+    sections = [training_section(run, title="Fine-tuning")]
+    start = config.get("ckpt_path")
+    if start is None:
+        return [*sections, "The weights fine-tuning started from were random."]
+    if not Path(start).exists():
+        return [*sections, f"Fine-tuning started from `{_short(start)}`, which was not there to be described."]
+    first = find_run(read_weights(start))
+    if first is None:
+        return [*sections, f"Fine-tuning started from `{_short(start)}`, which does not tell how it was trained."]
+    before = TrainingRun(first.config, first.origin, _epochs(first.config))
+    return [training_section(before, title="Pre-training"), *sections]
+
+
+def _epochs(config: Mapping[str, Any]) -> float | None:
+    planned = config["eval"].get("epochs") if "eval" in config else config.get("trainer", {}).get("max_epochs")
+    return None if planned is None or planned < 0 else planned
+
+
+def _found_measurements(path: Path, root: Path) -> list[Measurement]:
+    """Reads the report of the checkpoint's own run, then those under the root that measured the checkpoint."""
+    own = [folder / _REPORT_NAME for folder in path.resolve().parents[1:3]]
+    under_root = sorted([*root.glob(f"*/{_REPORT_NAME}"), *root.glob(f"*/*/{_REPORT_NAME}")])
+    measurements = []
+    for report in {file.resolve(): file for file in [*own, *under_root] if file.is_file()}.values():
+        content = _read_report(report)
+        entry = None if content is None else _entry(content, report, path)
+        if content is not None and entry is not None:
+            measurements.append(_measurement(content, entry, report))
+    return measurements
+
+
+def _given_measurement(report: Path, path: Path) -> Measurement:
+    content = _read_report(report)
+    if content is None:
+        raise ValueError(f"reports={report} is no report.json of eval.py")
+    entry = _entry(content, report, path)
+    measured = str(content.get("ckpt_path"))
+    if entry is None and not Path(measured).exists() and "checkpoint" in content["reports"]:
+        entry = "checkpoint"  # moved since; the card says which path was measured
+    if entry is None:
+        raise ValueError(f"reports={report} measured {measured}, not {path}; leave it out")
+    return _measurement(content, entry, report)
+
+
+def _measurement(content: Mapping[str, Any], entry: str, report: Path) -> Measurement:
+    found = content["reports"][entry]
+    untrained = content["reports"].get("random", {}) if entry == "checkpoint" else {}
+    return Measurement(
+        protocol=found["protocol"],
+        metrics=found["metrics"],
+        num_test_images=found["num_test_images"],
+        baseline_top1=untrained.get("metrics", {}).get("top1"),
+        commit=(content.get("git") or {}).get("commit"),
+        report=f"`{_short(report)}` of `{_short(str(content.get('ckpt_path')))}`",
+    )
+
+
+def _entry(content: Mapping[str, Any], report: Path, path: Path) -> str | None:
+    """Names the measurement of this checkpoint in a report: of what was evaluated, or of what fine-tuning kept."""
+    here, kept = path.resolve(), report.resolve().parent / "checkpoints"
+    name = here.parent.name if here.parent.parent == kept else "checkpoint"
+    is_measured = here.parent.parent == kept or Path(str(content.get("ckpt_path"))).resolve() == here
+    return name if is_measured and name in content["reports"] else None
+
+
+def _read_report(report: Path) -> Mapping[str, Any] | None:
+    """Reads what `eval.py` wrote; None for a file of another kind."""
+    try:
+        content = json.loads(report.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_report = isinstance(content, dict) and isinstance(content.get("reports"), dict)
+    return content if is_report else None
+
+
+def _short(path: str | Path) -> str:
+    """The end of a path: where a folder of runs lies is nobody's business."""
+    return "/".join(Path(path).parts[-3:])
