@@ -208,3 +208,8 @@ def test_settings_rebuild_the_same_network(make_vit, randomise) -> None:
 def test_settings_that_do_not_fit_say_what_does(make_vit, changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         make_vit(**changes)
+
+
+def test_what_timm_cannot_say_is_refused(make_vit) -> None:
+    with pytest.raises(ValueError, match=r"timm's ViT adds 1e-06 to variances, this one norm_eps=1e-05"):
+        make_vit(norm_eps=1e-5).timm_form()

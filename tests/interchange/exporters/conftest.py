@@ -12,8 +12,8 @@ STATISTICS = {"pixel_mean": (0.1, 0.5, 0.8), "pixel_std": (0.2, 0.4, 0.7)}
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk")
 
 
-@pytest.fixture(params=["vit", "vit with the norm behind the pooling", "swin", "swin v2"])
-def backbone(request: pytest.FixtureRequest, make_vit, make_swin, randomise) -> nn.Module:
+@pytest.fixture(params=["vit", "vit with the norm behind the pooling", "swin", "swin v2", "beit", "grey vit"])
+def backbone(request: pytest.FixtureRequest, make_vit, make_swin, make_beit, randomise) -> nn.Module:
     make = {
         "vit": partial(make_vit, depth=2),
         "vit with the norm behind the pooling": partial(
@@ -23,8 +23,11 @@ def backbone(request: pytest.FixtureRequest, make_vit, make_swin, randomise) -> 
         "swin v2": partial(
             make_swin, name="swinv2_tiny_window8_256", image_size=(32, 64), depths=(2, 1), num_heads=(3, 6)
         ),
+        "beit": partial(make_beit, depth=2, mlp_ratio=2.0),
+        "grey vit": partial(make_vit, depth=1, in_channels=1),
     }[request.param]
-    return randomise(make(**STATISTICS))
+    count = 1 if request.param == "grey vit" else 3
+    return randomise(make(**{name: values[:count] for name, values in STATISTICS.items()}))
 
 
 @pytest.fixture
@@ -58,11 +61,11 @@ def make_method(randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., An
 
 @pytest.fixture
 def pixels(backbone: Any) -> Tensor:
-    return torch.rand(2, 3, *backbone.image_size)
+    return torch.rand(2, backbone.in_channels, *backbone.image_size)
 
 
 @pytest.fixture
 def images(pixels: Tensor) -> Tensor:
     """The pixels, normalised by hand."""
-    mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS.values())
+    mean, std = (torch.tensor(values[: pixels.shape[1]])[:, None, None] for values in STATISTICS.values())
     return (pixels - mean) / std
