@@ -17,7 +17,7 @@ NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 EVALUATIONS = [name for name in NAMES if "python eval.py" in (EXPERIMENTS / f"{name}.yaml").read_text()]
 TRAININGS = [name for name in NAMES if name not in EVALUATIONS]
 GRAMMAR = re.compile(r"[a-z0-9-]+(_finetune|_linear)?(_[a-z0-9-]+)?_\d+b-\d+e(_[a-z0-9-]+-\d+px)")
-OURS = {"quickstart", "mae_cifar10", "simmim_cifar10", "ddmim_cifar10"}
+OURS = {"quickstart", "mae_cifar10", "simmim_cifar10", "ddmim_cifar10", "mae_doges", "mae_doges_frozen"}
 IN1K_TRAIN = 1_281_167  # images
 
 
