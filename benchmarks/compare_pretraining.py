@@ -29,6 +29,7 @@ from unmask.methods.ddmim import DDMIM
 from unmask.optim.param_groups import decay_groups
 from unmask.randomness import keyed_permutation, sample_keys, stream_key
 from unmask.runtime.builders import build
+from unmask.runtime.checkpoint import export_weights
 from unmask.runtime.config import compose_config
 from unmask.types import ImageBatch
 
@@ -56,6 +57,7 @@ def main() -> None:
     budget.add_argument("--cpu-minutes", type=float)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("compare_pretraining.md"))
+    parser.add_argument("--keep", type=Path, help="folder for the backbones, which eval.py ckpt_path= reads")
     parser.add_argument("--set", nargs="*", default=[], help="overrides for every variant")
     parser.add_argument("variants", nargs="+", choices=sorted(VARIANTS))
     settings = parser.parse_args()
@@ -82,6 +84,9 @@ def measure(variant: str, seed: int, settings: argparse.Namespace) -> dict[str, 
     prefer_fast_attention(method, device=torch.device("cpu"), is_bfloat16=True)
     epochs, minutes = (0.0, 0.0) if variant == "untrained" else train(method, data, config, settings)
     backbone = method.exported_backbone
+    if settings.keep is not None:
+        settings.keep.mkdir(parents=True, exist_ok=True)
+        export_weights(backbone, settings.keep / f"{variant.replace(' ', '-')}_seed-{seed}.safetensors")
     train_features, val, test = (
         extract_features(backbone, data, split, device=torch.device("cpu")) for split in ("train", "val", "test")
     )
@@ -110,7 +115,7 @@ def train(method: Method, data: Any, config: Any, settings: argparse.Namespace) 
             )
         keys = sample_keys(config.seed, "augmentation", epoch, index)
         cropped = data.augmentation.crop_batch(images[index], keys, data.image_size)
-        batch = ImageBatch(data.normalise(cropped / 255.0), torch.full_like(index, -1), index)
+        batch = ImageBatch(data.normalise(cropped), torch.full_like(index, -1), index)
         with torch.autocast("cpu", torch.bfloat16):
             mask = method.mask_generator(batch.image, sample_keys(config.seed, "mask", epoch, index))
             loss = method(batch.image, mask).loss

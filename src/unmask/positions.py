@@ -1,7 +1,8 @@
 """Fixed position embeddings, shared by encoder and decoder."""
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -39,3 +40,31 @@ def sincos_positions(dim: int, grid: tuple[int, int], *, num_prefix_tokens: int 
     col_codes = torch.cat([col_angles.sin(), col_angles.cos()], dim=1)[None].expand(rows, cols, -1)
     patches = torch.cat([col_codes, row_codes], dim=2).flatten(0, 1)
     return torch.cat([patches.new_zeros(num_prefix_tokens, dim), patches]).unsqueeze(0).float()
+
+
+def resample_into_box(
+    features: Float[Tensor, "b h w c"], box: Float[Tensor, "b 4"], other_box: Float[Tensor, "b 4"]
+) -> tuple[Float[Tensor, "b h w c"], Bool[Tensor, "b h w"]]:
+    """Reads a feature map of one crop at the positions of another crop of the same image, bilinearly.
+
+    Args:
+        features: Of the crop at `box`.
+        box, other_box: As `View.box` in `types`.
+
+    Returns:
+        The map as the other crop's positions lie in it, and which of these lie inside the first crop at all; the
+        others hold nothing to be used.
+    """
+    height, width = features.shape[1:3]
+    own = [(torch.arange(side, device=features.device) + 0.5) / side for side in (height, width)]
+    y, x = (
+        (other_box[:, edge, None] + own[edge] * other_box[:, edge + 2, None] - box[:, edge, None])
+        / box[:, edge + 2, None]
+        for edge in (0, 1)
+    )
+    inside = ((y >= 0) & (y <= 1))[:, :, None] & ((x >= 0) & (x <= 1))[:, None, :]
+    points = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], dim=3)
+    sampled = F.grid_sample(
+        features.permute(0, 3, 1, 2), 2 * points.to(features.dtype) - 1, padding_mode="border", align_corners=False
+    )
+    return sampled.permute(0, 2, 3, 1), inside

@@ -37,6 +37,15 @@ class ImageBatch(NamedTuple):
     index: Int[Tensor, " b"]  # type: ignore[assignment]  # the sample's number in its data set: the key of its randomness
 
 
+class View(NamedTuple):
+    """A crop of each image of a batch, resized to the size of the images."""
+
+    image: Images
+    box: Float[Tensor, "b 4"]
+    """Top, left, height and width of what it shows, as shares of the image's sides. A mirrored view has its left edge
+    on the right and a negative width."""
+
+
 class FeatureStage(NamedTuple):
     """One level of a backbone's feature maps."""
 

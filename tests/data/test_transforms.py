@@ -20,7 +20,7 @@ def keys_of(count: int, epoch: int = 0) -> Tensor:
 
 def place(augmentation: Augmentation, count: int, height: int, width: int) -> tuple[Boxes, Tensor]:
     """The boxes of `count` samples, and which are mirrored."""
-    return augmentation._place(augmentation.draws(keys_of(count)), height, width)
+    return augmentation.place(augmentation.draws(keys_of(count)), height, width)
 
 
 def distance_from_uniform(values: Tensor) -> float:

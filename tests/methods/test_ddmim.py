@@ -20,7 +20,7 @@ from unmask.methods.ddmim import DDMIM, effective_rank
 from unmask.optim.schedules import constant
 from unmask.patches import PatchMask
 from unmask.targets.ema_teacher import EMATeacher
-from unmask.types import ImageBatch, MethodOutput
+from unmask.types import ImageBatch, MethodOutput, View
 
 V2 = "swinv2_tiny_window8_256"
 FULL_MASK = PatchMask(torch.zeros(4, 4, 4, dtype=torch.bool), 16)
@@ -284,12 +284,17 @@ def test_mistakes_are_refused(make_swin, changes: dict[str, Any], sentence: str)
         make_ddmim(make_swin(), **changes)
 
 
-def test_the_students_view_is_changed_in_training_alone(make_swin, images: Tensor) -> None:
-    method = randomise_both(make_ddmim(make_swin(), student_view=lambda pictures: 0.5 * pictures))
-    mask = method.mask_generator(images)
+def _record_inputs(method: DDMIM) -> dict[str, list[Tensor]]:
     seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
     for name, backbone in (("student", method.backbone), ("teacher", method.teacher["backbone"])):
         backbone.swin.patch_embed.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0]))
+    return seen
+
+
+def test_the_students_view_is_changed_in_training_alone(make_swin, images: Tensor) -> None:
+    method = randomise_both(make_ddmim(make_swin(), student_view=lambda pictures: 0.5 * pictures))
+    mask = method.mask_generator(images)
+    seen = _record_inputs(method)
     output = method.train()(images, mask)
     method.eval()(images, mask)
     assert torch.equal(seen["student"][0], 0.5 * images)
@@ -297,6 +302,59 @@ def test_the_students_view_is_changed_in_training_alone(make_swin, images: Tenso
     hidden = mask.at_pixels().expand_as(images)
     expected = F.smooth_l1_loss(output.prediction[hidden], images[hidden])
     torch.testing.assert_close(output.terms["reconstruction"], expected)
+
+
+WHOLE = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(4, -1)
+LEFT = torch.tensor([[0.0, 0.0, 1.0, 0.5]]).expand(4, -1)
+RIGHT = torch.tensor([[0.0, 0.5, 1.0, 0.5]]).expand(4, -1)
+
+
+def test_crops_of_the_same_place_change_nothing(make_swin, images: Tensor) -> None:
+    method = randomise_both(make_ddmim(make_swin()))
+    mask = method.mask_generator(images)
+    plain = method.train()(images, mask).terms
+    method.crops = lambda pictures: (View(pictures, WHOLE), View(pictures, WHOLE))
+    for name, term in method(images, mask).terms.items():
+        torch.testing.assert_close(term, plain[name])
+
+
+def test_each_network_sees_its_crop_in_training(make_swin, images: Tensor) -> None:
+    own, theirs = torch.randn_like(images), torch.randn_like(images)
+    method = randomise_both(
+        make_ddmim(
+            make_swin(),
+            crops=lambda pictures: (View(own, LEFT), View(theirs, RIGHT)),
+            student_view=lambda pictures: 2 * pictures,
+            teacher_view=lambda pictures: 3 * pictures,
+        )
+    )
+    seen = _record_inputs(method)
+    mask = method.mask_generator(images)
+    output = method.train()(images, mask)
+    method.eval()(images, mask)
+    assert torch.equal(seen["student"][0], 2 * own)
+    assert torch.equal(seen["teacher"][0], 3 * theirs)
+    assert torch.equal(seen["student"][1], images)
+    assert torch.equal(seen["teacher"][1], images)
+    hidden = mask.at_pixels().expand_as(images)
+    torch.testing.assert_close(output.terms["reconstruction"], F.smooth_l1_loss(output.prediction[hidden], own[hidden]))
+    assert all(output.terms[f"feature_stage_{stage}"] == 0 for stage in range(3))  # the crops share no position
+    assert output.terms["contrastive"] > 0
+
+
+def test_features_of_crops_are_compared_where_they_overlap(make_swin, images: Tensor) -> None:
+    method = randomise_both(make_ddmim(make_swin()))
+    method.crops = lambda pictures: (View(pictures, WHOLE), View(pictures, LEFT))
+    mask = method.mask_generator(images)
+    student = method._encode(method.backbone, images, method._hidden_at_stages(mask))
+    teacher = method._encode(method.teacher["backbone"], images, None)
+    terms = method.train()(images, mask).terms
+    for stage in range(3):
+        tap = student.taps[stage]
+        columns = slice(0, tap.shape[2] // 2)  # the teacher's map lies on the student's left half, twice as fine
+        pairs = teacher.taps[stage].unflatten(2, (-1, 2)).mean(dim=3)
+        a, b = (F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in (tap[:, :, columns], pairs))
+        torch.testing.assert_close(terms[f"feature_stage_{stage}"], F.smooth_l1_loss(a, b))
 
 
 def test_effective_rank_counts_the_directions() -> None:

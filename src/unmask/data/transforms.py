@@ -85,7 +85,7 @@ class Augmentation:
         self, images: UInt8[Tensor, "b c height width"], keys: Int[Tensor, " b"], size: tuple[int, int]
     ) -> Float[Tensor, "b c new_height new_width"]:
         """Crops and flips images of one size; returns floats in 0..255."""
-        boxes, flipped = self._place(self.draws(keys), images.shape[2], images.shape[3])
+        boxes, flipped = self.place(self.draws(keys), images.shape[2], images.shape[3])
         return resize_boxes(images.float(), boxes, size, self.interpolation, flipped)
 
     def draws(self, keys: Int[Tensor, " b"]) -> Float[Tensor, "b n"]:
@@ -94,7 +94,7 @@ class Augmentation:
 
     def crop_image(self, image: Pixels, draws: Float[Tensor, "1 n"], size: tuple[int, int]) -> Pixels:
         """Crops and flips one image of any size, bytes to bytes, ready to be sent to the device."""
-        boxes, flipped = self._place(draws, image.shape[1], image.shape[2])
+        boxes, flipped = self.place(draws, image.shape[1], image.shape[2])
         top, left, height, width = (int(side) for side in boxes)
         crop: Tensor = TF.resized_crop(
             image, top, left, height, width, list(size), InterpolationMode(self.interpolation), antialias=True
@@ -149,7 +149,7 @@ class Augmentation:
         noise = _keyed_normal(keys ^ 2, channels * height * width).view_as(images)
         return torch.where(inside[:, None], noise, images)
 
-    def _place(self, draws: Float[Tensor, "b n"], height: int, width: int) -> tuple[Boxes, Bool[Tensor, " b"]]:
+    def place(self, draws: Float[Tensor, "b n"], height: int, width: int) -> tuple[Boxes, Bool[Tensor, " b"]]:
         """Boxes of these draws in images of one size, and which images are mirrored."""
         return self.choose_boxes(draws[:, 1:], height, width), draws[:, 0] < self.flip
 
@@ -191,11 +191,22 @@ def resize_boxes(
 
     Equals torchvision's `resized_crop` of each image up to float rounding; values stay in 0..255.
     """
+    return resample_boxes(images, boxes, size, interpolation, flipped).clamp_(0.0, 255.0)
+
+
+def resample_boxes(
+    images: Float[Tensor, "b c height width"],
+    boxes: Boxes,
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    flipped: Bool[Tensor, " b"],
+) -> Float[Tensor, "b c new_height new_width"]:
+    """Does the same to values of any range, which a bicubic kernel may overshoot."""
     rows = _resize_weights(boxes.top, boxes.height, images.shape[2], size[0], interpolation)
     cols = _resize_weights(boxes.left, boxes.width, images.shape[3], size[1], interpolation)
     cols = torch.where(flipped[:, None, None], cols.flip(1), cols)
-    resized = rows[:, None] @ images @ cols[:, None].transpose(2, 3)
-    return resized.clamp_(0.0, 255.0)
+    resized: Tensor = rows[:, None] @ images @ cols[:, None].transpose(2, 3)
+    return resized
 
 
 def box_sides(

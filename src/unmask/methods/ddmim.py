@@ -17,10 +17,23 @@ from unmask.losses.masked import masked_mean
 from unmask.masking.stages import StageMaskGenerator, stage_masks
 from unmask.methods.base import Method
 from unmask.patches import PatchMask
+from unmask.positions import resample_into_box
 from unmask.targets.ema_teacher import EMATeacher
-from unmask.types import ImageBatch, Images, MethodOutput
+from unmask.types import ImageBatch, Images, MethodOutput, View
 
 Tokens = Float[Tensor, "b h w c"]
+
+
+_Boxes = tuple[Float[Tensor, "b 4"], Float[Tensor, "b 4"]]  # the student's, the teacher's; see `View`
+
+
+class _Views(NamedTuple):
+    """What the two networks see of a batch."""
+
+    target: Images  # what the student rebuilds
+    student: Images
+    teacher: Images
+    boxes: _Boxes | None  # where in the images they look; None: everywhere
 
 
 class _Stream(NamedTuple):
@@ -87,8 +100,11 @@ class DDMIM(Method):
             student's own of the moment.
         reconstruction_mean: Mean over "masked" pixels, or over "all" pixels with zeros for the visible.
         phantom_negative: See `info_nce`.
-        student_view: Changes the student's images in training, pixel by pixel in place, such as their colours; teacher
-            and reconstruction keep the images as they are. None shows both the same.
+        crops: Cuts two crops out of each image in training, the student's and the teacher's. Features are then
+            compared where the crops overlap, the teacher's read at the student's positions, and the student rebuilds
+            its own crop. None shows both the whole image.
+        student_view, teacher_view: Change what a network sees in training, pixel by pixel in place, such as its
+            colours; what the student has to rebuild keeps its own. None changes nothing.
         shared: See `Method`.
 
     Raises:
@@ -117,7 +133,9 @@ class DDMIM(Method):
         teacher_scope: str = "all",
         reconstruction_mean: str = "masked",
         phantom_negative: bool = False,
+        crops: Callable[[Images], tuple[View, View]] | None = None,
         student_view: Callable[[Images], Images] | None = None,
+        teacher_view: Callable[[Images], Images] | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(backbone=backbone, mask_generator=mask_generator, **shared)
@@ -145,7 +163,9 @@ class DDMIM(Method):
         self.positions = positions
         self.reconstruction_mean = reconstruction_mean
         self.phantom_negative = phantom_negative
+        self.crops = crops
         self.student_view = student_view
+        self.teacher_view = teacher_view
         self.masked_stages = [stage for stage, ratio in enumerate(mask_generator.ratios) if ratio]
 
         last = backbone.stages[-1]
@@ -167,12 +187,12 @@ class DDMIM(Method):
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
-        seen = self.student_view(images) if self.student_view is not None and self.training else images
-        student = self._encode(self.backbone, seen, self._hidden_at_stages(mask))
+        views = self._views(images) if self.training else _Views(images, images, images, None)
+        student = self._encode(self.backbone, views.student, self._hidden_at_stages(mask))
         teacher = None
         if self.teacher is not None:
             with torch.no_grad():
-                teacher = self._encode(self.teacher["backbone"], images, None)
+                teacher = self._encode(self.teacher["backbone"], views.teacher, None)
 
         loss = torch.zeros((), device=images.device)
         terms: dict[str, Tensor] = {}
@@ -180,12 +200,12 @@ class DDMIM(Method):
         prediction = None
         if self.head is not None:
             prediction = self.head(student.features).float()
-            terms["reconstruction"] = self._reconstruction(prediction, images, mask)
+            terms["reconstruction"] = self._reconstruction(prediction, views.target, mask)
             loss = loss + self.reconstruction_weight * terms["reconstruction"]
         if teacher is not None:
             for stage, weight in enumerate(self.feature_weights):
                 if weight:
-                    term = self._feature_distance(stage, student, teacher, mask)
+                    term = self._feature_distance(stage, student, teacher, mask, views.boxes)
                     terms[f"feature_stage_{stage}"] = term
                     loss = loss + weight * term
         if teacher is not None and self.projector is not None:
@@ -215,6 +235,15 @@ class DDMIM(Method):
         if self.projector is not None:
             networks["projector"] = self.projector
         return networks
+
+    def _views(self, images: Images) -> _Views:
+        own, theirs, boxes = images, images, None
+        if self.crops is not None:
+            (own, own_box), (theirs, their_box) = self.crops(images)
+            boxes = own_box, their_box
+        student = self.student_view(own) if self.student_view is not None else own
+        teacher = self.teacher_view(theirs) if self.teacher_view is not None else theirs
+        return _Views(own, student, teacher, boxes)
 
     def _encode(self, backbone: MaskedBackbone, images: Images, hidden: Mapping[int, Tensor] | None) -> _Stream:
         last = len(backbone.stages)
@@ -254,12 +283,18 @@ class DDMIM(Method):
             return (errors * mask.at_pixels()).mean()
         return masked_mean(errors, mask.at_pixels())
 
-    def _feature_distance(self, stage: int, student: _Stream, teacher: _Stream, mask: PatchMask) -> Float[Tensor, ""]:
-        where = None
+    def _feature_distance(
+        self, stage: int, student: _Stream, teacher: _Stream, mask: PatchMask, boxes: _Boxes | None
+    ) -> Float[Tensor, ""]:
+        where, target = None, teacher.taps[stage]
+        if boxes is not None:
+            own, theirs = boxes
+            target, where = resample_into_box(target, theirs, own)
         if self.positions != "all":
             cell = _hidden_share(mask, student.taps[stage])
-            where = cell >= 0.5 if self.positions == "masked" else cell < 0.5
-        return feature_distance(student.taps[stage], teacher.taps[stage], norm=self.feature_norm, where=where)
+            chosen = cell >= 0.5 if self.positions == "masked" else cell < 0.5
+            where = chosen if where is None else where & chosen
+        return feature_distance(student.taps[stage], target, norm=self.feature_norm, where=where)
 
     def _contrast(self, student: _Stream, teacher: _Stream) -> tuple[Tensor, Tensor]:
         assert self.projector is not None
