@@ -93,7 +93,8 @@ def test_every_evaluation_can_be_built(protocol: str) -> None:
     if protocol == "embed":
         config.eval.out = "x"  # which a user must name
     evaluator = build(config.eval)
-    assert sum(hasattr(evaluator, kind) for kind in ("evaluate", "evaluate_module", "show")) == 1
+    kinds = [kind for kind in ("evaluate", "evaluate_module", "show") if hasattr(evaluator, kind)]
+    assert len(kinds) == 1 or (not kinds and len(evaluator.protocols) > 1)
 
 
 def test_a_misspelt_key_is_refused_not_added() -> None:

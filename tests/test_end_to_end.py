@@ -117,6 +117,30 @@ def test_a_fine_tuned_classifier_tests_as_it_was_reported(pretrained: Path, tmp_
 
 
 @pytest.mark.slow
+def test_two_processes_measure_what_one_does_to_the_last_digit(pretrained: Path, tmp_path: Path) -> None:
+    """64 training images in batches of 24 are three batches, so the second process runs short of one."""
+    small = [f"eval.protocols.{name}" for name in ("linear.epochs=3", "logistic.head.max_iterations=5")]
+    reports = {}
+    for devices in (1, 2):
+        done = command(
+            "eval.py",
+            "eval=all",
+            f"ckpt_path={pretrained / 'checkpoints' / 'last.ckpt'}",
+            *small,
+            "global_batch_size=24",
+            "trainer.accelerator=cpu",
+            f"trainer.devices={devices}",
+            f"hydra.run.dir=on_{devices}",
+            cwd=tmp_path,
+        )
+        assert done.returncode == 0, done.stderr
+        reports[devices] = json.loads((tmp_path / f"on_{devices}" / "report.json").read_text())
+        assert done.stdout.count("report written to") == 1  # only the first process speaks
+    assert len(reports[1]["reports"]) == 10
+    assert reports[2] == reports[1]
+
+
+@pytest.mark.slow
 def test_two_processes_train_as_one(pretrained: Path, tmp_path: Path) -> None:
     done = command(
         "run.py", "method=mae", *TINY, "trainer.max_epochs=2", "trainer.devices=2", "hydra.run.dir=run", cwd=tmp_path

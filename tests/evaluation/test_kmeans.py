@@ -39,11 +39,11 @@ def test_the_tightest_of_the_starts_counts_and_a_seed_repeats_it(overlapping):
 def test_starts_are_drawn_in_proportion_to_the_squared_distance():
     """Points at 0 (twice), 1 and 3: after a first centre at 0 the second is 3 with probability 9 / 10."""
     points = torch.tensor([[0.0], [0.0], [1.0], [3.0]])
-    draws = [kmeans._draw_centres(points, 2, key=key).flatten().tolist() for key in range(4000)]
+    draws = [kmeans._draw_centres(points, 2, key=key).flatten().tolist() for key in range(1200)]
     first, after_zero = [a for a, _ in draws], [b for a, b in draws if a == 0.0]
-    assert first.count(0.0) / 4000 == pytest.approx(0.5, abs=0.03)  # 4 standard errors
+    assert first.count(0.0) / 1200 == pytest.approx(0.5, abs=0.06)  # 4 standard errors
     assert 0.0 not in after_zero
-    assert after_zero.count(3.0) / len(after_zero) == pytest.approx(0.9, abs=0.03)
+    assert after_zero.count(3.0) / len(after_zero) == pytest.approx(0.9, abs=0.05)
 
 
 def test_blocks_change_nothing(overlapping, monkeypatch):

@@ -5,6 +5,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from unmask.evaluation import knn
@@ -114,7 +115,32 @@ def test_the_protocol_names_all_that_changes_the_number(blobs, make_trainer):
     assert (report.num_train_images, report.num_test_images) == (60, 40)
 
 
-@pytest.mark.parametrize("settings", [{"k": 0}, {"also_k": (0,)}, {"uniform_k": 0}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "settings", [{"k": 0}, {"also_k": (0,)}, {"uniform_k": 0}, {"temperature": 0.0}, {"also_temperatures": (-1.0,)}]
+)
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match="eval"):
         KNN(**settings)
+
+
+def test_the_grid_of_counts_and_temperatures_is_one_vote_each(blobs, make_trainer):
+    backbone, data, *_ = blobs
+    metrics = KNN(k=7, also_k=(2,), also_temperatures=(0.5, 0.07, 0.01)).evaluate(backbone, data, make_trainer).metrics
+    assert {name for name in metrics if "_t" in name} == {
+        "top1_k2_t0.01", "top1_k7_t0.01", "top1_k2_t0.5", "top1_k7_t0.5"
+    }  # fmt: skip
+    for k, temperature in ((2, 0.01), (7, 0.5)):
+        alone = KNN(k=k, also_k=(), temperature=temperature).evaluate(backbone, data, make_trainer).metrics
+        assert metrics[f"top1_k{k}_t{temperature:g}"] == alone["top1"]
+    assert len({metrics[name] for name in ("top1_k7", "top1_k7_t0.01", "top1_k7_t0.5")}) > 1
+
+
+@pytest.mark.filterwarnings("ignore")  # of what lightly imports
+def test_votes_are_lightlys(blobs, make_trainer):
+    lightly = pytest.importorskip("lightly.utils.benchmarking")
+    backbone, data, (bank, bank_labels), (queries, labels) = blobs
+    for k, temperature in ((20, 0.07), (5, 0.5)):
+        normalised = F.normalize(queries, dim=1), F.normalize(bank, dim=1).T
+        ranked = lightly.knn_predict(*normalised, bank_labels, 6, knn_k=k, knn_t=temperature)
+        metrics = KNN(k=k, also_k=(), temperature=temperature).evaluate(backbone, data, make_trainer).metrics
+        assert metrics["top1"] == pytest.approx(100 * (ranked[:, 0] == labels).float().mean().item())

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unmask.evaluation.features import Features
+from unmask.evaluation.features import Features, FrozenFeatures
 from unmask.evaluation.linear import LinearProbe
 from unmask.optim.schedules import warmup_cosine
 from unmask.randomness import keyed_permutation, stream_key
@@ -108,8 +108,85 @@ def test_separate_blobs_are_told_apart(make_backbone, make_data, draw_splits, ma
 
 
 @pytest.mark.parametrize(
-    "settings", [{"base_lrs": ()}, {"base_lrs": (0.1, 0.01)}, {"base_lrs": (0.0,)}, {"epochs": 0}, {"batch_size": 1}]
+    "settings",
+    [
+        {"layers": []},
+        {"pools": []},
+        {"base_lrs": ()},
+        {"base_lrs": (0.1, 0.01)},
+        {"base_lrs": (0.0,)},
+        {"epochs": 0},
+        {"batch_size": 1},
+    ],
 )
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match="eval"):
         LinearProbe(**settings)
+
+
+@pytest.fixture
+def vit_data(make_data, draw_splits):
+    splits = draw_splits((40, 30, 30), num_classes=3, spread=60.0, side=32)
+    return lambda **changes: make_data(splits | changes, num_classes=3, image_size=32)
+
+
+def test_layer_pooling_and_rate_are_chosen_together_on_val(make_vit, vit_data, make_trainer):
+    backbone, data = make_vit(), vit_data()
+    probe = LinearProbe(base_lrs=(0.01, 0.3), layers=[1, 4], pools=["mean", "cls"], epochs=3, batch_size=16)
+    report = probe.evaluate(backbone, data, make_trainer)
+    grid = dict(line.split(": ") for line in str(report.settings["val_top1_of_grid"]).split("; "))
+    assert list(grid) == ["block 4 mean", "block 1 mean", "block 1 cls", "block 4 cls"]
+    assert all(f"{name}" in report.protocol for name in grid)
+
+    shared = FrozenFeatures(backbone, data, make_trainer, probe.views(backbone))
+    scores = {}
+    for view, name in zip(probe.views(backbone), grid, strict=True):
+        train, val, test = (shared.read(split, view) for split in ("train", "val", "test"))
+        scores[name] = probe.score(train, val, test, 3)
+        assert [float(value) for value in grid[name].split(", ")] == pytest.approx(scores[name].val_top1, abs=1e-3)
+    best = max(scores, key=lambda name: max(scores[name].val_top1))
+    rate = (0.01, 0.3)[scores[best].best]
+    assert report.settings["selected"] == f"{best}, base_lr={rate:g}"
+    assert report.metrics["top1"] == scores[best].metrics["top1"]
+    assert report.metrics["final_mean_top1"] == scores["block 4 mean"].metrics["top1"]
+    assert report.metrics["final_mean_top1_ci95_low"] == scores["block 4 mean"].metrics["top1_ci95_low"]
+
+
+def test_test_labels_never_reach_the_choice(make_vit, vit_data, make_trainer):
+    backbone, data = make_vit(), vit_data()
+    images, labels = data.splits["test"]
+    probe = LinearProbe(base_lrs=(0.01, 0.3, 1.0), epochs=2, batch_size=16)
+    first = probe.evaluate(backbone, data, make_trainer)
+    scrambled = probe.evaluate(backbone, vit_data(test=(images, labels[torch.randperm(30)])), make_trainer)
+    assert scrambled.settings == first.settings
+    assert scrambled.metrics["val_top1"] == first.metrics["val_top1"]
+    assert scrambled.metrics["top1"] != first.metrics["top1"]
+
+
+def test_the_default_grid_spreads_over_depth_and_puts_the_pooled_features_first(make_vit, make_swin):
+    def names(backbone):
+        return [(view.layer + 1, view.pool) for view in LinearProbe().views(backbone)]
+
+    assert names(make_vit(depth=6, num_stages=1)) == [
+        (6, "mean"), (2, "mean"), (2, "cls"), (3, "mean"), (3, "cls"), (5, "mean"), (5, "cls"), (6, "cls"),
+    ]  # fmt: skip
+    assert names(make_swin()) == [(3, "mean"), (1, "mean"), (2, "mean")]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"layers": [1, 5]}, r"eval.layers has \[5\], but TimmViT has block 1 to block 4; choose from 1 to 4"),
+        ({"layers": [0]}, r"eval.layers has \[0\]"),
+        ({"pools": ["median"]}, r"eval.pools has \['median'\], which TimmViT does not offer; choose from \['mean'"),
+    ],
+)
+def test_layers_and_poolings_a_backbone_lacks_are_refused(make_vit, vit_data, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        LinearProbe(**settings).evaluate(make_vit(), vit_data(), lambda: None)
+
+
+def test_a_single_training_image_is_refused(make_backbone, make_data, draw_splits):
+    data = make_data(draw_splits((1, 6, 6), num_classes=3, spread=3.0), num_classes=3)
+    with pytest.raises(ValueError, match="the train split has 1 image; it needs 2"):
+        LinearProbe().evaluate(make_backbone(), data, lambda: None)

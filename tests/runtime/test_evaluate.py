@@ -1,28 +1,141 @@
-"""An evaluation at another image size or window than the backbone was trained at."""
+"""One table over checkpoints, seeds and a random backbone; an evaluation at another image size or window."""
 
-# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
-
+import csv
 import json
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-DATA = ["data=synthetic", "data.num_train=12", "data.num_val=4", "data.num_test=8"]
-QUIET = ["trainer.accelerator=cpu", "logger=none", "callbacks=none", "name=x"]
+from unmask.runtime.checkpoint import export_weights, load_backbone
+from unmask.runtime.config import compose_config
+from unmask.runtime.evaluate import evaluate
+
+DATA = ["data=synthetic", "data.num_train=40", "data.num_val=16", "data.num_test=24", "global_batch_size=16"]
+FEW = ["data=synthetic", "data.num_train=12", "data.num_val=4", "data.num_test=8"]
+QUIET = ["name=x", "trainer.accelerator=cpu", "logger=none", "callbacks=none", "trainer.precision=32-true"]
+PROBE = ["eval.protocols.linear.epochs=2", "eval.protocols.linear.layers=[1,2]", "eval.protocols.knn.also_k=[]"]
+PROBE += ["eval.protocols.logistic.head.max_iterations=5", "eval.protocols.clustering.num_starts=2"]
 
 
 @pytest.fixture
-def evaluate_at(tmp_path: Path) -> Callable[..., dict]:
-    def run(backbone: nn.Module, *overrides: str) -> dict:
-        from unmask.runtime.checkpoint import export_weights
-        from unmask.runtime.config import compose_config
-        from unmask.runtime.evaluate import evaluate
+def files(make_vit: Callable[..., Any], make_swin: Callable[..., Any], tmp_path: Path) -> dict[str, str]:
+    """Two backbones of one kind and one of another, as exported files."""
+    made = {}
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        made[name] = str(export_weights(make_vit(), tmp_path / f"{name}.safetensors"))
+    swin = make_swin(image_size=32, window_size=4, depths=(1, 1), num_heads=(3, 3))
+    return made | {"swin": str(export_weights(swin, tmp_path / "swin.safetensors"))}
 
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def run(*overrides: str) -> dict[str, Any]:
+        folder = tmp_path / "run"
+        folder.mkdir()
+        evaluate(compose_config("eval", [*DATA, *QUIET, f"paths.run_dir={folder}", *overrides]))
+        return json.loads((folder / "report.json").read_text())
+
+    return run
+
+
+def values(report: dict[str, Any], protocol: str, metric: str, backbone: str) -> list[float]:
+    found = [entry for entry in report["reports"].values() if entry["backbone"] == backbone]
+    return [entry["metrics"][metric] for entry in found if entry["protocol"].startswith(f"{protocol}:")]
+
+
+def test_all_cheap_protocols_stand_in_one_table_with_their_spread(
+    files: dict[str, str], run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    report = run(
+        "eval=all",
+        f"ckpt_path=[{files['a']},{files['b']}]",
+        f"compare={{swin: {files['swin']}}}",
+        "seeds=[3,5]",
+        *PROBE,
+    )
+    labels = set(report["reports"])
+    assert {"checkpoint/knn/1", "checkpoint/knn/2", "swin/knn", "random/knn/seed_3", "random/knn/seed_5"} <= labels
+    assert {"checkpoint/linear/2/seed_5", "swin/linear/seed_3", "random/anomaly/seed_5"} <= labels
+    assert len(labels) == (2 + 4 + 2 + 4 + 2) + (1 + 2 + 1 + 2 + 1) + 5 * 2
+    assert report["reports"]["checkpoint/knn/2"]["ckpt_path"] == files["b"]
+    assert report["reports"]["random/knn/seed_5"]["ckpt_path"] is None
+
+    for entry in report["reports"].values():
+        assert entry["git"] is None or set(entry["git"]) == {"commit", "is_dirty"}
+        assert {"train", "test"} <= set(entry["data"])
+    fingerprints = {(split, digest) for entry in report["reports"].values() for split, digest in entry["data"].items()}
+    assert len(fingerprints) == 3
+
+    summary = {(row["backbone"], row["protocol"], row["metric"]): row for row in report["summary"]}
+    knn = values(report, "knn", "top1", "checkpoint")
+    assert summary["checkpoint", "knn", "top1"]["std"] == pytest.approx(statistics.stdev(knn))
+    nmi = values(report, "clustering", "nmi", "checkpoint")  # seeds 3 and 5 of a, then of b
+    by_file = [statistics.fmean(nmi[:2]), statistics.fmean(nmi[2:])]
+    assert summary["checkpoint", "clustering", "nmi"]["mean"] == pytest.approx(statistics.fmean(by_file))
+    assert summary["checkpoint", "clustering", "nmi"]["std"] == pytest.approx(statistics.stdev(by_file))
+    assert summary["swin", "knn", "top1"]["std"] is None
+
+    rows = list(csv.DictReader((tmp_path / "run" / "report.csv").read_text().splitlines()))
+    (auroc,) = [r for r in rows if (r["backbone"], r["protocol"], r["metric"]) == ("random", "anomaly", "auroc")]
+    mean, std = (statistics.fmean(values(report, "anomaly", "auroc", "random")), float(auroc["std"]))
+    assert float(auroc["mean"]) == pytest.approx(mean)
+    assert f"{mean:.2f} ± {std:.2f}" in (tmp_path / "run" / "report.md").read_text()
+    assert rf"{mean:.2f} $\pm$ {std:.2f}" in (tmp_path / "run" / "report.tex").read_text()
+
+
+def test_one_protocol_alone_gives_the_numbers_it_has_among_all(
+    files: dict[str, str], run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    together = run("eval=all", f"ckpt_path={files['a']}", *PROBE)["reports"]
+    (tmp_path / "run").rename(tmp_path / "first")
+    alone = run("eval=linear", f"ckpt_path={files['a']}", "eval.epochs=2", "eval.layers=[1,2]")["reports"]
+    assert set(alone) == {"checkpoint", "random"}
+    for name in alone:
+        assert alone[name] == together[f"{name}/linear"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["eval=all", "ckpt_path=[{a},{swin}]"], "hold different backbones, so their figures cannot be averaged"),
+        (["eval=knn", "ckpt_path=[{a},{a}]"], "checkpoint must name different files"),
+        (["eval=knn", "ckpt_path={a}", "compare={random: {b}}"], "compare has the name 'random'"),
+        (["eval=knn", "ckpt_path={a}", "compare={../b: {b}}"], "compare has the name '../b'"),
+        (["eval=knn", "ckpt_path={a}", "compare={other: nowhere.ckpt}"], "nowhere.ckpt does not exist"),
+        (["eval=knn", "ckpt_path={a}", "seeds=[1,1]"], "seeds must be different whole numbers"),
+        (["eval=test", "ckpt_path={a}", "seeds=[1,2]"], "draws nothing; leave seeds out"),
+        (["eval=all", "ckpt_path={a}", "eval.protocols.knn.k=41"], "set eval.protocols.knn.k=40 or less"),
+        (["eval=linear", "ckpt_path={a}", "eval.layers=[5]"], "has block 1 to block 4; choose from 1 to 4"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_any_image_is_read(
+    files: dict[str, str],
+    run: Callable[..., dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: Sequence[str],
+    sentence: str,
+) -> None:
+    monkeypatch.setattr("unmask.data.datamodule.ImageDataModule.evaluation_part", lambda *_, **__: pytest.fail("read"))
+    named = [
+        text.replace("{a}", files["a"]).replace("{b}", files["b"]).replace("{swin}", files["swin"])
+        for text in overrides
+    ]
+    with pytest.raises(ValueError, match=sentence):
+        run(*named)
+    assert list(Path(files["a"]).with_name("run").iterdir()) == []
+
+
+@pytest.fixture
+def evaluate_at(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    def run(backbone: nn.Module, *overrides: str) -> dict[str, Any]:
         path = export_weights(backbone, tmp_path / "backbone.safetensors")
-        given = ["eval=finetune", "eval.epochs=1", "global_batch_size=4", "recipe=supervised_small", *DATA, *QUIET]
+        given = ["eval=finetune", "eval.epochs=1", "global_batch_size=4", "recipe=supervised_small", *FEW, *QUIET]
         evaluate(compose_config("eval", [*given, f"ckpt_path={path}", f"paths.run_dir={tmp_path}", *overrides]))
         return json.loads((tmp_path / "report.json").read_text())["reports"]["checkpoint"]
 
@@ -32,8 +145,6 @@ def evaluate_at(tmp_path: Path) -> Callable[..., dict]:
 def test_a_vit_is_fine_tuned_at_twice_the_size_with_its_positions_resized(
     make_vit: Callable[..., nn.Module], randomise: Callable[[nn.Module], nn.Module], evaluate_at, tmp_path: Path
 ) -> None:
-    from unmask.runtime.checkpoint import load_backbone
-
     backbone = randomise(make_vit())  # of 32 px
     # A rate of next to nothing shows what the run started from.
     report = evaluate_at(backbone, "backbone.image_size=64", "base_lr=1e-30", "eval_crop_share=0.5")
@@ -51,8 +162,6 @@ def test_a_vit_is_fine_tuned_at_twice_the_size_with_its_positions_resized(
 def test_a_swin_is_fine_tuned_with_larger_windows(
     make_swin: Callable[..., nn.Module], randomise: Callable[[nn.Module], nn.Module], evaluate_at, tmp_path: Path
 ) -> None:
-    from unmask.runtime.checkpoint import load_backbone
-
     backbone = randomise(make_swin(image_size=32, patch_size=2))  # windows of 4: 16, 8 and 4 tokens
     evaluate_at(backbone, "backbone.image_size=48", "backbone.window_size=6", "base_lr=1e-30")
     tuned = load_backbone(tmp_path / "checkpoints" / "checkpoint" / "last.ckpt")

@@ -268,7 +268,7 @@ class ImageDataModule(LightningDataModule, ABC):
         samples = self._evaluated(split)
         return self._load(samples, PartOfBatches(len(samples), self.global_batch_size, part=part, num_parts=num_parts))
 
-    def fingerprints(self) -> dict[Split, str]:
+    def fingerprints(self) -> dict[str, str]:
         """Names the content of each split that has been read, as far as it has been limited."""
         return {split: samples.fingerprint for split, samples in self._splits.items()}
 

@@ -14,6 +14,11 @@ class FeatureEvaluator(ABC):
     baseline: bool  # whether a random backbone of the same settings is to be measured beside
     is_seeded: ClassVar[bool]  # whether the number depends on a seed of the protocol's own
 
+    @property
+    def protocols(self) -> tuple["FeatureEvaluator", ...]:
+        """What is measured on one pass over the images: itself; see `FeatureProtocols` for several."""
+        return (self,)
+
     def views(self, backbone: MaskedBackbone) -> tuple[FeatureView, ...]:
         """What it reads beside the pooled features."""
         return ()

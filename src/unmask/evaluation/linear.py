@@ -99,7 +99,7 @@ class LinearProbe(FeatureEvaluator):
         *,
         base_lrs: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
         layers: Sequence[int] | None = None,
-        pools: Sequence[Pooling] | None = None,
+        pools: Sequence[str] | None = None,
         epochs: int = 90,
         batch_size: int = 1024,
         seed: int = 0,
@@ -125,7 +125,8 @@ class LinearProbe(FeatureEvaluator):
         num_layers = len(backbone.layer_names)
         quarters = sorted({math.ceil(num_layers * quarter / 4) for quarter in (1, 2, 3, 4)})
         layers = quarters if self.layers is None else self.layers
-        pools = [pool for pool in ("mean", "cls") if pool in backbone.poolings] if self.pools is None else self.pools
+        wanted = ("mean", "cls") if self.pools is None else self.pools
+        pools: list[Pooling] = [pool for pool in backbone.poolings if pool in wanted]
         grid = dict.fromkeys(FeatureView(layer - 1, pool) for layer in layers for pool in pools)
         return tuple(sorted(grid, key=lambda view: view != final_mean(backbone)))
 

@@ -1,53 +1,293 @@
-"""Reports as a reader and as a program read them."""
+"""Measurements as a reader, a table of a paper and a program want them."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+import csv
+import io
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 from unmask.evaluation.base import EvalReport
 
-_COLUMNS = ("protocol", "backbone", "top-1 [95 % CI]", "top-5", "train images", "test images", "selected")
+_LOW, _HIGH = "_ci95_low", "_ci95_high"
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
 
 
-def report_table(reports: Mapping[str, EvalReport]) -> str:
-    """Lays reports out as a Markdown table that also reads well on a terminal, each protocol in full beneath.
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One protocol on one backbone in one run, with all that says what the numbers are numbers of."""
 
-    Args:
-        reports: By the name of the backbone.
+    backbone: str  # its name in the tables
+    ckpt_path: str | None  # None for random weights
+    seed: int  # of the protocol, and of random weights
+    report: EvalReport
+    data: Mapping[str, str]  # the fingerprint of each split that was read
+    git: Mapping[str, str | bool] | None  # the commit of the working directory and whether files differ from it
+
+    @property
+    def protocol(self) -> str:
+        """The protocol's name."""
+        return self.report.protocol.partition(":")[0]
+
+
+class Summary(NamedTuple):
+    """One metric over the runs of one backbone."""
+
+    mean: float
+    std: float | None  # sample deviation; None for one run
+    num_runs: int  # of checkpoints where there are several, else of seeds
+    interval: tuple[float, float] | None  # 95 %, over the choice of test images; None for several runs
+
+
+class Column(NamedTuple):
+    """What stands under one heading of a table."""
+
+    protocol: str
+    metric: str
+
+
+def summarise(measurements: Sequence[Measurement], metric: str) -> Summary:
+    """Averages a metric over the runs of one backbone under one protocol.
+
+    Over several checkpoints the deviation is that of the checkpoints' means, so that it tells how far repeating the
+    pre-training spreads; over seeds of one checkpoint it is that of the seeds.
     """
-    rows = [_COLUMNS, *(_row(backbone, report) for backbone, report in reports.items())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    by_checkpoint: dict[str | None, list[float]] = {}
+    for measured in measurements:
+        by_checkpoint.setdefault(measured.ckpt_path, []).append(measured.report.metrics[metric])
+    runs = list(by_checkpoint.values())
+    values = [statistics.fmean(run) for run in runs] if len(runs) > 1 else runs[0]
+    if len(values) > 1:
+        return Summary(statistics.fmean(values), statistics.stdev(values), len(values), None)
+    bounds = [measurements[0].report.metrics.get(metric + end) for end in (_LOW, _HIGH)]
+    low, high = bounds
+    return Summary(values[0], None, 1, None if low is None or high is None else (low, high))
+
+
+def markdown_report(measurements: Sequence[Measurement]) -> str:
+    """Lays measurements out as a table that also reads well on a terminal, and says beneath what they are.
+
+    A row is a backbone, a column a headline metric of a protocol.
+    """
+    columns = headline_columns(measurements)
+    header = ("backbone", *(f"{column.protocol} {column.metric}" for column in columns))
+    rows = [header, *_rows(measurements, columns, _plain_cell)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [_line([cell.ljust(width) for cell, width in zip(row, widths, strict=True)]) for row in rows]
     rule = _line(["-" * width for width in widths])
-    protocols = dict.fromkeys(report.protocol for report in reports.values())
-    return "\n".join([lines[0], rule, *lines[1:], "", *(f"- {protocol}" for protocol in protocols)])
+    notes = [*_notes(measurements), *_protocols(measurements), *_choices(measurements), *_origins(measurements)]
+    return "\n".join([lines[0], rule, *lines[1:], "", *(f"- {note}" for note in notes)])
 
 
-def report_dict(report: EvalReport) -> dict[str, Any]:
-    """Turns a report into plain values for JSON."""
-    return asdict(report)
+def latex_report(measurements: Sequence[Measurement]) -> str:
+    """Lays the same table out for LaTeX with the package booktabs; what the numbers are stands in comments."""
+    columns = headline_columns(measurements)
+    header = ["backbone", *(f"{column.protocol} {column.metric}" for column in columns)]
+    notes = [*_notes(measurements), *_protocols(measurements), *_choices(measurements), *_origins(measurements)]
+    lines = [
+        *(f"% {note}" for note in notes),
+        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        r"\toprule",
+        _latex_line([escape_latex(name) for name in header]),
+        r"\midrule",
+        *(_latex_line([escape_latex(name), *cells]) for name, *cells in _rows(measurements, columns, _latex_cell)),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(lines)
 
 
-def _row(backbone: str, report: EvalReport) -> tuple[str, ...]:
-    metrics, settings = report.metrics, report.settings
-    selected = f"{settings['selected']} on {settings['selected_on']}" if "selected" in settings else "nothing"
-    return (
-        report.protocol.partition(":")[0],
-        backbone,
-        _headline(metrics),
-        f"{metrics['top5']:.2f}" if "top5" in metrics else "-",
-        str(report.num_train_images),
-        str(report.num_test_images),
-        selected,
+def csv_report(measurements: Sequence[Measurement]) -> str:
+    """Writes every metric, one a line: backbone, protocol, metric, mean, std, num_runs, ci95_low, ci95_high."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("backbone", "protocol", "metric", "mean", "std", "num_runs", "ci95_low", "ci95_high"))
+    for backbone, protocol, runs in _groups(measurements):
+        for metric in runs[0].report.metrics:
+            if metric.endswith((_LOW, _HIGH)):
+                continue
+            summary = summarise(runs, metric)
+            bounds = summary.interval or ("", "")
+            spread = "" if summary.std is None else summary.std
+            writer.writerow((backbone, protocol, metric, summary.mean, spread, summary.num_runs, *bounds))
+    return text.getvalue()
+
+
+def labelled(measurements: Sequence[Measurement]) -> dict[str, Measurement]:
+    """Names each measurement by its backbone and by what else varies: "checkpoint", "checkpoint/knn/2/seed_1"."""
+    num_protocols = len({measured.protocol for measured in measurements})
+    names = {}
+    for backbone, protocol, runs in _groups(measurements):
+        paths, seeds = list(dict.fromkeys(run.ckpt_path for run in runs)), {run.seed for run in runs}
+        for run in runs:
+            parts = [backbone]
+            parts += [protocol] if num_protocols > 1 else []
+            parts += [str(paths.index(run.ckpt_path) + 1)] if len(paths) > 1 else []
+            parts += [f"seed_{run.seed}"] if len(seeds) > 1 else []
+            names["/".join(parts)] = run
+    return names
+
+
+def report_dict(measurement: Measurement) -> dict[str, Any]:
+    """Turns a measurement into plain values for JSON, its report's fields beside its own."""
+    fields = asdict(measurement)
+    report: dict[str, Any] = fields.pop("report")
+    return fields | report
+
+
+def summary_dicts(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """Lists mean, deviation and number of runs of every metric, for JSON."""
+    return [
+        {"backbone": backbone, "protocol": protocol, "metric": metric, **summarise(runs, metric)._asdict()}
+        for backbone, protocol, runs in _groups(measurements)
+        for metric in runs[0].report.metrics
+        if not metric.endswith((_LOW, _HIGH))
+    ]
+
+
+def headline_columns(measurements: Sequence[Measurement]) -> list[Column]:
+    """Chooses what a table shows: of each protocol the metrics its report puts first, as far as it has them."""
+    return list(
+        dict.fromkeys(
+            Column(measured.protocol, metric)
+            for measured in measurements
+            for metric in measured.report.headline
+            if metric in measured.report.metrics
+        )
     )
 
 
-def _headline(metrics: Mapping[str, float]) -> str:
-    """Shows top-1 with its interval, or the loss of a module that does not classify."""
-    if "top1" in metrics:
-        return f"{metrics['top1']:.2f} [{metrics['top1_ci95_low']:.2f}, {metrics['top1_ci95_high']:.2f}]"
-    return f"loss {metrics['loss']:.4f}" if "loss" in metrics else "-"
+def escape_latex(text: str) -> str:
+    """Writes a text so that LaTeX prints it as it is."""
+    return "".join(_LATEX.get(character, character) for character in text)
 
 
-def _line(cells: list[str]) -> str:
+def _rows(
+    measurements: Sequence[Measurement], columns: Sequence[Column], cell: Callable[[Summary, str], str]
+) -> list[tuple[str, ...]]:
+    by_place = {(backbone, protocol): runs for backbone, protocol, runs in _groups(measurements)}
+
+    def fill(backbone: str, column: Column) -> str:
+        runs = by_place.get((backbone, column.protocol))
+        has_it = runs is not None and column.metric in runs[0].report.metrics
+        return cell(summarise(runs, column.metric), column.metric) if runs is not None and has_it else "-"
+
+    backbones = dict.fromkeys(measured.backbone for measured in measurements)
+    return [(backbone, *(fill(backbone, column) for column in columns)) for backbone in backbones]
+
+
+def _groups(measurements: Sequence[Measurement]) -> list[tuple[str, str, list[Measurement]]]:
+    """Collects the runs of each backbone under each protocol, in the order of the first."""
+    groups: dict[tuple[str, str], list[Measurement]] = {}
+    for measured in measurements:
+        groups.setdefault((measured.backbone, measured.protocol), []).append(measured)
+    return [(backbone, protocol, runs) for (backbone, protocol), runs in groups.items()]
+
+
+def _plain_cell(summary: Summary, metric: str) -> str:
+    digits = _digits(metric)
+    if summary.std is not None:
+        return f"{summary.mean:.{digits}f} ± {summary.std:.{digits}f}"
+    interval = "" if summary.interval is None else " [{:.{d}f}, {:.{d}f}]".format(*summary.interval, d=digits)
+    return f"{summary.mean:.{digits}f}{interval}"
+
+
+def _latex_cell(summary: Summary, metric: str) -> str:
+    return _plain_cell(summary, metric).replace("±", r"$\pm$")
+
+
+def _digits(metric: str) -> int:
+    return 4 if metric == "loss" else 2
+
+
+def _notes(measurements: Sequence[Measurement]) -> list[str]:
+    columns = headline_columns(measurements)
+    notes = [
+        "figures in percent" + ("" if all(column.metric != "loss" for column in columns) else ", but for the loss")
+    ]
+    summaries = [
+        summarise(runs, column.metric)
+        for _, protocol, runs in _groups(measurements)
+        for column in columns
+        if column.protocol == protocol and column.metric in runs[0].report.metrics
+    ]
+    if any(summary.interval is not None for summary in summaries):
+        notes[0] += "; [low, high] is the 95 % interval over the choice of test images"
+    spreads = [
+        f"{name}: {_over(runs)}"
+        for name, runs in _by_backbone(measurements).items()
+        if len({(run.ckpt_path, run.seed) for run in runs}) > 1
+    ]
+    if spreads:
+        notes.append(f"± is the sample standard deviation; {'; '.join(spreads)}")
+    return notes
+
+
+def _by_backbone(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    by_name: dict[str, list[Measurement]] = {}
+    for measured in measurements:
+        by_name.setdefault(measured.backbone, []).append(measured)
+    return by_name
+
+
+def _over(runs: Sequence[Measurement]) -> str:
+    paths, seeds = {run.ckpt_path for run in runs}, sorted({run.seed for run in runs})
+    listed = f"seeds {', '.join(map(str, seeds))}"
+    if len(paths) > 1:
+        return f"{len(paths)} checkpoints" + (f", each the mean of {listed}" if len(seeds) > 1 else "")
+    return f"{listed} of the weights and the protocol" if None in paths else f"{listed} of the protocol"
+
+
+def _protocols(measurements: Sequence[Measurement]) -> list[str]:
+    """Spells each protocol out once, with the backbones it was run on where they differ in it."""
+    on: dict[str, dict[str, None]] = {}
+    for measured in measurements:
+        on.setdefault(measured.report.protocol, {})[measured.backbone] = None
+    everyone = set(_by_backbone(measurements))
+    return [
+        protocol if set(names) == everyone else f"{protocol} ({', '.join(names)})" for protocol, names in on.items()
+    ]
+
+
+def _choices(measurements: Sequence[Measurement]) -> list[str]:
+    """Says what was selected on which split, and what was left out."""
+    lines = []
+    for backbone, protocol, runs in _groups(measurements):
+        settings = [run.report.settings for run in runs]
+        chosen = dict.fromkeys(f"{s['selected']} on {s['selected_on']}" for s in settings if "selected" in s)
+        if chosen:
+            lines.append(f"{protocol}, {backbone}: selected {'; '.join(chosen)}")
+        left_out = dict.fromkeys(str(s["left_out"]) for s in settings if "left_out" in s)
+        lines += [f"{protocol}, {backbone}: left out {note}" for note in left_out]
+    return lines
+
+
+def _origins(measurements: Sequence[Measurement]) -> list[str]:
+    """Names the checkpoints, the data and the code."""
+    paths = {
+        name: dict.fromkeys(run.ckpt_path for run in runs if run.ckpt_path is not None)
+        for name, runs in _by_backbone(measurements).items()
+    }
+    lines = [f"{name}: {', '.join(map(str, listed))}" for name, listed in paths.items() if listed]
+    fingerprints = dict.fromkeys(f"{split} {digest}" for run in measurements for split, digest in run.data.items())
+    if fingerprints:
+        lines.append(f"data: {', '.join(fingerprints)}")
+    code = dict.fromkeys(_describe_code(run.git) for run in measurements if run.git is not None)
+    return [*lines, *(f"code: {state}" for state in code)]
+
+
+def _describe_code(git: Mapping[str, str | bool]) -> str:
+    return f"{git['commit']}{' with changes' if git['is_dirty'] else ''}"
+
+
+def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
