@@ -164,18 +164,20 @@ def resize_and_centre_crop(
     image: UInt8[Tensor, "*b c height width"] | Float32[Tensor, "*b c height width"],
     size: tuple[int, int],
     crop_share: float,
+    *,
+    interpolation: InterpolationMode = InterpolationMode.BICUBIC,
 ) -> UInt8[Tensor, "*b c new_height new_width"] | Float32[Tensor, "*b c new_height new_width"]:
     """Prepares an image, or a batch of one size, for evaluation.
 
-    It is resized (bicubic) until a centred crop of `size` is `crop_share` of it along the tighter side. With the usual
-    0.875 and 224 px the short side becomes 256.
+    It is resized (bicubic; masks of class numbers take the nearest pixel) until a centred crop of `size` is
+    `crop_share` of it along the tighter side. With the usual 0.875 and 224 px the short side becomes 256.
     """
     target = [int(side / crop_share) for side in size]
     height, width = image.shape[-2:]
     factor = max(target[0] / height, target[1] / width)
     resized = [max(size[0], round(height * factor)), max(size[1], round(width * factor))]
     if resized != [height, width]:
-        image = TF.resize(image, resized, InterpolationMode.BICUBIC, antialias=True)
+        image = TF.resize(image, resized, interpolation, antialias=True)
     cropped: Tensor = TF.center_crop(image, list(size))
     return cropped
 
