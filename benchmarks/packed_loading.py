@@ -4,18 +4,34 @@
 
 The photographs are packed by `write_packed` (raw pixels, short side 256) into a temporary folder. The other side is
 ImageFolder with the usual transforms on Pillow images (RandomResizedCrop(bicubic), RandomHorizontalFlip, ToTensor,
-Normalize). Both serve the same size and area shares with the same number of workers. The sides take turns, so that
-whatever else the machine does falls on both: only the paired ratios carry over to another machine or hour.
+Normalize). Both serve the same size and area shares with the same number of workers. The sides take turns, each in a
+process of its own, so that whatever else the machine does falls on both: only the paired ratios carry over to another
+machine or hour. Beside images a second stand CPU milliseconds an image, of all processes of a side together, which a
+busy machine changes less.
 """
 
 import argparse
+import gc
+import multiprocessing
+import resource
+import statistics
 import tempfile
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from loading import our_data, repeat_photos, report, take_turns, usual_photo_loader
+from loading import our_data, repeat_photos, usual_photo_loader
 
 from unmask.data.packing import Packing, write_packed
+
+
+class Cost(NamedTuple):
+    """Of one image."""
+
+    wall: float  # seconds
+    cpu: float
 
 
 def main() -> None:
@@ -29,37 +45,83 @@ def main() -> None:
     settings = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        compare(Path(folder), settings)
+        sides = prepare(Path(folder), settings)
+        print(f"{settings.images} photos, {settings.image_size} px, {settings.workers} workers, batch {settings.batch}")
+        take_turns(sides, 1)  # warms up the page cache
+        report(take_turns(sides, settings.rounds))
 
 
-def compare(folder: Path, settings: argparse.Namespace) -> None:
+def prepare(folder: Path, settings: argparse.Namespace) -> dict[str, Callable[[], Iterable[torch.Tensor]]]:
     files = repeat_photos(settings.photos, folder / "files", settings.images)
     whole = ["data.val_share=0", "data.test_share=0"]
     source = our_data(["data=folder", f"data.root={files}", *whole], settings)
     write_packed(source, folder / "packed", Packing(format="raw", size=256), ["train"])
+    for name in ("files", "packed"):
+        size = sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file())
+        print(f"{name}: {size / 2**20:.0f} MiB")
     cache = f"data.cache_dir={folder / 'cache'}"
     packed = our_data(["data=shards", f"data.root={folder / 'packed'}", cache, *whole], settings)
-
-    theirs, files_loader, ours = (
-        usual_photo_loader(files, settings),
-        source.train_dataloader(),
-        packed.train_dataloader(),
-    )
-    sides = {
-        "ImageFolder, Pillow transforms": lambda: (images for images, _ in theirs),
-        "data=folder, as workers hand over": lambda: (batch.image for batch in files_loader),
-        "data=shards, packed raw at 256 px, until normalised": lambda: (
-            packed.finish(batch, augmented=True).image for batch in ours
+    packed.samples("train")  # the shards are listed before the clock starts, as files are
+    return {
+        "ImageFolder, Pillow transforms": lambda: (images for images, _ in usual_photo_loader(files, settings)),
+        "data=folder, as workers hand over": lambda: (batch.image for batch in source.train_dataloader()),
+        "data=shards, packed raw at 256 px, as workers hand over": lambda: (
+            batch.image for batch in packed.train_dataloader()
         ),
-        "data=shards, packed raw at 256 px, as workers hand over": lambda: (batch.image for batch in ours),
+        "the same, until normalised": lambda: (
+            packed.finish(batch, augmented=True).image for batch in packed.train_dataloader()
+        ),
     }
-    size = {
-        name: sum(path.stat().st_size for path in (folder / name).rglob("*.*") if path.is_file())
-        for name in ("files", "packed")
-    }
-    print(f"{settings.images} photos, {settings.image_size} px, {settings.workers} workers, batch {settings.batch}")
-    print(f"on disk: files {size['files'] / 2**20:.0f} MiB, packed {size['packed'] / 2**20:.0f} MiB")
-    report(take_turns(sides, settings.rounds))
+
+
+def take_turns(sides: dict[str, Callable[[], Iterable[torch.Tensor]]], rounds: int) -> dict[str, list[Cost]]:
+    costs: dict[str, list[Cost]] = {name: [] for name in sides}
+    for turn in range(rounds):
+        for name in list(sides) if turn % 2 else reversed(list(sides)):
+            costs[name].append(measure(sides[name]))
+    return costs
+
+
+def measure(side: Callable[[], Iterable[torch.Tensor]]) -> Cost:
+    """Reads one epoch in a process of its own, whose workers have ended when their time is counted."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def run() -> None:
+        count, start, used = 0, time.perf_counter(), cpu_seconds()
+        for images in side():
+            count += len(images)
+        wall = time.perf_counter() - start
+        gc.collect()  # ends persistent workers
+        sender.send(Cost(wall / count, (cpu_seconds() - used) / count))
+
+    process = context.Process(target=run)
+    process.start()
+    cost: Cost = receiver.recv()
+    process.join()
+    return cost
+
+
+def cpu_seconds() -> float:
+    """Of this process and of those it has waited for."""
+    usages = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def report(costs: dict[str, list[Cost]]) -> None:
+    """Prints each side's medians and its ratios to the first side, paired by round: median [least, most]."""
+    reference = next(iter(costs.values()))
+    print("| side | images/s | ratio | CPU ms an image | ratio |\n|---|---|---|---|---|")
+    for name, measured in costs.items():
+        rate = 1 / statistics.median(cost.wall for cost in measured)
+        cpu = 1000 * statistics.median(cost.cpu for cost in measured)
+        pairs = list(zip(reference, measured, strict=True))
+        ratios = [spread([before[place] / after[place] for before, after in pairs]) for place in range(2)]
+        print(f"| {name} | {rate:.0f} | {ratios[0]} | {cpu:.2f} | {ratios[1]} |")
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
 
 
 if __name__ == "__main__":
