@@ -150,6 +150,18 @@ def test_a_run_starts_from_the_file(official_mae: tuple[Any, Path], tmp_path: Pa
     assert all(torch.equal(weight, exported[name]) for name, weight in theirs.backbone.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_resumed_run_does_not_read_the_file_again(tmp_path: Path) -> None:
+    still = ["optimizer.lr=0", "callbacks=none", "+trainer.enable_checkpointing=true"]
+    first = configuration("run", tmp_path, *MAE, *DATA, *still, "trainer.max_epochs=1")
+    first.trainer.default_root_dir = str(tmp_path)
+    pretrain(first)
+    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    resumed = configuration("run", tmp_path, *MAE, *DATA, *still, "trainer.max_epochs=2")
+    resumed.ckpt_path, resumed.method.init_from = str(checkpoint), "gone.pth"
+    pretrain(resumed)
+
+
 def test_an_evaluation_takes_any_file_with_its_data_named(
     randomise: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:

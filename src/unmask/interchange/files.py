@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+DESCRIPTION_KEY = "timm"  # in the header of a safetensors file: what timm's `config.json` says in a folder
 _WEIGHTS_OF_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face and timm, the safe one first
 _CONTAINERS = ("state_dict", "model", "module", "model_state_dict")  # keys under which checkpoints keep their weights
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
@@ -79,7 +80,7 @@ class WeightFile:
     weights: Mapping[str, Tensor]  # by the names of the program that wrote them
     content: Mapping[str, Any] = field(default_factory=dict)  # everything in a pickled checkpoint
     metadata: Mapping[str, str] = field(default_factory=dict)  # header of a safetensors file
-    config: Mapping[str, Any] = field(default_factory=dict)  # config.json of a folder
+    config: Mapping[str, Any] = field(default_factory=dict)  # config.json of a folder, or the same in a header
     preprocessing: Mapping[str, Any] = field(default_factory=dict)  # preprocessor_config.json of a folder
 
 
@@ -104,7 +105,7 @@ def read_weights(path: str | Path) -> WeightFile:
         weights=file.weights,
         content=file.content,
         metadata=file.metadata,
-        config=_read_json(place / "config.json"),
+        config=_read_json(place / "config.json") or file.config,
         preprocessing=_read_json(place / "preprocessor_config.json"),
     )
 
@@ -122,9 +123,11 @@ def _read_safetensors(file: Path) -> WeightFile:
     try:
         with safe_open(str(file), framework="pt") as opened:
             weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-            return WeightFile(path=file, weights=weights, metadata=opened.metadata() or {})
+            metadata = opened.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
+    described = _parse(metadata[DESCRIPTION_KEY], f"{file}'s header") if DESCRIPTION_KEY in metadata else {}
+    return WeightFile(path=file, weights=weights, metadata=metadata, config=described)
 
 
 def _read_pickled(file: Path, start: bytes) -> Mapping[str, Any]:
@@ -171,12 +174,14 @@ def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
+    return _parse(file.read_text(), str(file)) if file.is_file() else {}
+
+
+def _parse(text: str, place: str) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{file} is no valid JSON: {error}") from error
+        raise ValueError(f"{place} is no valid JSON: {error}") from error
     return content if isinstance(content, dict) else {}
 
 

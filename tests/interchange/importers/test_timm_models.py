@@ -74,6 +74,14 @@ def test_a_folder_tells_heads_and_statistics(timm_vit, images, require_same_feat
     assert (backbone.pixel_mean, backbone.pixel_std) == ((0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
 
 
+def test_a_header_may_tell_what_a_folder_does(timm_vit, images, require_same_features, tmp_path) -> None:
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 8}
+    theirs = timm_vit(num_heads=8)
+    described = json.dumps({"architecture": "vit_tiny_patch16_224", "model_args": sizes})
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors", metadata={"format": "pt", "timm": described})
+    require_same_features(load_backbone(tmp_path / "model.safetensors"), theirs.forward_features(images)[:, 1:])
+
+
 def test_a_folder_tells_the_window_of_a_swin_v2(timm_swin, images, require_same_features, tmp_path) -> None:
     sizes = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 1), "num_heads": (2, 3)}
     theirs = timm_swin("swinv2_tiny_window8_256")
