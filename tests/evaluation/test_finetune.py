@@ -181,3 +181,19 @@ def test_a_share_of_the_labels_is_even_over_the_classes_and_only_trains(data, ma
 def test_a_share_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r"label_share must lie above 0 and at most 1, got 0"):
         FineTune(classifier=make_classifier(), epochs=1, label_share=0.0)
+
+
+@pytest.mark.parametrize(("family", "expected"), [("vit", 0.65), ("beit", 0.65), ("swin", 0.9)])
+def test_a_layer_decay_left_open_is_the_familys(request, data, make_trainer, family, expected):
+    sizes = {"image_size": 32, "patch_size": 2} if family == "swin" else {}
+    backbone = request.getfixturevalue(f"make_{family}")(**sizes)
+    decays = []
+
+    class Noting(Supervised):
+        def on_fit_start(self):
+            decays.append(self.layer_decay)
+
+    evaluator = FineTune(classifier=make_classifier(kind=Noting, layer_decay=None), epochs=1)
+    report = evaluator.evaluate(backbone, data, make_trainer)
+    assert decays == [expected]
+    assert f"layer_decay={expected}" in report.protocol

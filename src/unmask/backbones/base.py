@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class MaskedBackbone(nn.Module, ABC):
     It knows nothing of masks: a method hides tokens through the edit, evaluation passes none.
     """
 
+    usual_layer_decay: ClassVar[float]  # of the rate from one block to the one before it, in fine-tuning
     stages: tuple[FeatureStage, ...]  # shallow to deep; ViT: equal groups of blocks at one stride
     image_size: tuple[int, int]  # height, width of the images it takes, pixels
     num_blocks: int  # transformer blocks over all stages

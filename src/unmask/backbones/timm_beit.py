@@ -65,6 +65,7 @@ class TimmBeit(MaskedBackbone):
         ValueError: The image is not whole patches, the depth not whole stages, or timm has no such model.
     """
 
+    usual_layer_decay = 0.65  # SimMIM's recipe of ViT-B
     beit: Any  # timm's model
     grid: tuple[int, int]  # patches: rows, columns
 

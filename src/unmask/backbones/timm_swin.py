@@ -46,6 +46,7 @@ class TimmSwin(MaskedBackbone):
             such model, or `pretrained_window_sizes` are not one a stage of a Swin V2.
     """
 
+    usual_layer_decay = 0.9  # SimMIM's 100-epoch recipe of Swin-B
     swin: Any  # timm's model
 
     def __init__(

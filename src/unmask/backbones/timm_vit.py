@@ -66,6 +66,7 @@ class TimmViT(VisibleTokenBackbone):
             tokens than one class token in front of the patches.
     """
 
+    usual_layer_decay = 0.65  # MAE's code for ViT-B
     vit: Any  # timm's model
     grid: tuple[int, int]  # patches: rows, columns
 

@@ -1,6 +1,7 @@
 """Fine-tuning: all weights learn, with labels."""
 
 import copy
+import functools
 from collections.abc import Callable
 
 from lightning import LightningModule
@@ -19,7 +20,8 @@ class FineTune:
     validation split, the number upstream logs print. Augmentation is the data module's.
 
     Args:
-        classifier: Completed with `backbone` and `num_classes`; logs `val/top1`, `test/top1` and `test/top5`.
+        classifier: Completed with `backbone` and `num_classes`; logs `val/top1`, `test/top1` and `test/top5`. A
+            `layer_decay` of None is replaced by the usual one of the backbone's family.
         epochs: Passes over the training split.
         drop_path_rate: Stochastic depth of the last block while fine-tuning.
         label_share: Share of the training images used, evenly over the classes, in (0, 1]; `epochs` counts passes over
@@ -58,7 +60,8 @@ class FineTune:
         data.limit_training(self.label_share, seed=self.label_seed)
         own_backbone = copy.deepcopy(backbone)
         own_backbone.begin_fine_tuning(drop_path_rate=self.drop_path_rate)
-        module = self.classifier(backbone=own_backbone, num_classes=data.num_classes).train()  # it was loaded to rest
+        classifier = _with_layer_decay(self.classifier, own_backbone)
+        module = classifier(backbone=own_backbone, num_classes=data.num_classes).train()  # it was loaded to rest
         trained = train_and_test(module, data, make_trainer, epochs=self.epochs, evaluation="finetune")
         chosen = f" of seed {self.label_seed}" if self.label_share < 1.0 else ""
         num_train, num_test = len(data.samples("train")), len(data.samples("test"))
@@ -66,10 +69,19 @@ class FineTune:
             protocol=(
                 f"finetune: all weights, {self.epochs} epochs, last epoch, train ({num_train}{chosen}), "
                 f"test ({num_test}), {data.image_size[0]}x{data.image_size[1]} px, drop path {self.drop_path_rate:g}, "
-                f"{describe_factory(self.classifier)}"
+                f"{describe_factory(classifier)}"
             ),
             metrics=trained.metrics,
             num_train_images=num_train,
             num_test_images=num_test,
             settings=trained.settings,
         )
+
+
+def _with_layer_decay(
+    classifier: Callable[..., LightningModule], backbone: MaskedBackbone
+) -> Callable[..., LightningModule]:
+    settings = classifier.keywords if isinstance(classifier, functools.partial) else {}
+    if "layer_decay" in settings and settings["layer_decay"] is None:
+        return functools.partial(classifier, layer_decay=backbone.usual_layer_decay)
+    return classifier

@@ -22,6 +22,7 @@ _OLD_NAMES = {  # what other programs of this kind call it
     "epochs": "max_epochs",
     "batch_size": "global_batch_size",
 }
+_MAX_OPTIONS = 20  # shown in one sentence
 _OMEGACONF_DETAILS = ("full_key:", "object_type=", "reference_type=")
 _FROM_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 _EXPECTED_WARNINGS = (
@@ -80,6 +81,10 @@ def describe_learning_rate(config: DictConfig) -> str:
 def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequence[str]) -> str:
     """Says what a user got wrong, with the nearest valid names where a name is unknown."""
     text = _innermost(error)
+    other_command = re.search(r"In 'experiment/([^']+)': Could not override '(\w+)'", text)
+    if other_command:
+        name, command = other_command[1], "eval.py" if other_command[2] == "eval" else "run.py"
+        return f"experiment={name} is for the other command; use python {command} experiment={name}"
     unknown_key = re.search(r"Could not override '([^']+)'", text)
     if unknown_key:
         return _unknown_key(unknown_key[1], known_keys, groups)
@@ -107,6 +112,8 @@ def _innermost(error: BaseException) -> str:
 def _unknown_key(key: str, known_keys: Sequence[str], groups: Sequence[str]) -> str:
     known = [*known_keys, *groups]
     renamed = ".".join(_OLD_NAMES.get(part, part) for part in key.split("."))
+    if key in known:
+        return f"{key} is no key of what was chosen here; add it by +{key}=..., all keys are listed by --cfg job"
     near = [renamed] if renamed in known else difflib.get_close_matches(renamed, known, n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(near)}" if near else ""
     return f"unknown key {key!r}{hint}. A new key is added by +{key}=..., all keys are listed by --cfg job"
@@ -116,6 +123,8 @@ def _unknown_choice(group: str, choice: str, text: str) -> str:
     available = re.search(r"Available options in '[^']*':\s*(.*)", text, flags=re.DOTALL)
     options = re.findall(r"[\w.-]+", available[1].split("Config search path")[0]) if available else []
     near = difflib.get_close_matches(choice, options, n=3, cutoff=0.4) or options
+    if len(options) > _MAX_OPTIONS:
+        return f"{group}={choice} does not exist; nearest: {', '.join(near[:3])} (all {len(options)} by --help)"
     return f"{group}={choice} does not exist; nearest: {', '.join(near)} (of {', '.join(options)})"
 
 
