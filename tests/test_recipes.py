@@ -12,7 +12,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-EXPERIMENTS = Path(__file__).parents[1] / "conf" / "experiment"
+ROOT = Path(__file__).parents[1]
+EXPERIMENTS = ROOT / "conf" / "experiment"
+PAGE = ROOT / "docs" / "recipes.md"
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
 EVALUATIONS = [name for name in NAMES if "python eval.py" in (EXPERIMENTS / f"{name}.yaml").read_text()]
 TRAININGS = [name for name in NAMES if name not in EVALUATIONS]
@@ -58,14 +60,43 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def facts(name: str) -> dict[str, str]:
+    """What the comment of a recipe says under Source, Published and Differs."""
+    comment = re.match(r"(?:#.*\n)*", (EXPERIMENTS / f"{name}.yaml").read_text())[0]  # type: ignore[index]
+    joined = re.sub(r"\n#   ", " ", comment)
+    return {label: text for label, text in re.findall(r"^# (Source|Published|Differs): (.*)$", joined, flags=re.M)}
+
+
+def page_with_tables(page: str) -> str:
+    """Puts a row for every recipe into the page."""
+    for command, names in (("run.py", TRAININGS), ("eval.py", EVALUATIONS)):
+        rows = ["| experiment | source | published, top-1 in percent | differs |", "|---|---|---|---|"]
+        for name in names:
+            said = facts(name)
+            rows.append(f"| `{name}` | {said['Source']} | {said['Published']} | {said.get('Differs', '')} |")
+        table = "\n".join(rows)
+        page = re.sub(
+            rf"(<!-- {re.escape(command)} -->\n).*?(<!-- end -->)",
+            lambda found, table=table: f"{found[1]}{table}\n{found[2]}",
+            page,
+            flags=re.S,
+        )
+    return page
+
+
+def test_the_page_of_recipes_lists_every_one_as_its_file_says() -> None:
+    page = PAGE.read_text()
+    assert page == page_with_tables(page), "run `python tests/test_recipes.py` to write the tables anew"
+    assert all(f"| `{name}` |" in page for name in NAMES)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_resolves_under_its_own_name_and_states_where_it_comes_from(name: str) -> None:
     config = composed(name)
     assert config.name == name
     assert name in OURS or GRAMMAR.fullmatch(name)
     OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    told = re.findall(r"^# (Source|Published|Differs): \S", (EXPERIMENTS / f"{name}.yaml").read_text(), flags=re.M)
-    assert told[:2] == ["Source", "Published"]
+    assert {"Source", "Published"} <= facts(name).keys()
     said = re.search(r"_(\d+)b-(\d+)e_.*?(?:-(\d+)px)", name)
     if said:
         batch, epochs, side = map(int, said.groups())
@@ -225,6 +256,9 @@ RATES = {  # by epoch, as the sources say
     "ddmim-v9_finetune_60b-100e_in1k-224px": {0: 5e-3, 29: 5e-3, 30: 5e-4, 60: 5e-5, 90: 5e-6},
     "ddmim-v9_finetune_60b-400e_in1k-224px": {0: 5e-3, 120: 5e-7},
     "ddmim_finetune_swinv2-tiny_1024b-100e_in1k-224px": {0: 5e-7, 20: 2.5e-3, 100: 5e-7},
+    "mae_linear_vit-base_16384b-90e_in1k-224px": {0: 0.0, 5: 3.2, 10: 6.4, 50: 3.2, 90: 0.0},
+    "mae_linear_vit-large_16384b-50e_in1k-224px": {0: 0.0, 10: 6.4, 30: 3.2, 50: 0.0},
+    "mae-mm_linear_vit-large_16384b-90e_in1k-224px": {0: 0.0, 10: 6.4, 90: 0.0},
 }
 
 
@@ -301,12 +335,16 @@ def test_published_settings_that_no_count_shows() -> None:
     assert mae.optimizer.weight_decay == simmim.optimizer.weight_decay == 0.05
     assert (mae.trainer.gradient_clip_val, simmim.trainer.gradient_clip_val) == (None, 5.0)
     assert mae.method.normalise_targets
+    for name in (name for name in EVALUATIONS if "mae_linear" in name or "mm_linear" in name):
+        config = composed(name)
+        assert (config.optimizer._target_, config.optimizer.weight_decay) == ("unmask.optim.lars.LARS", 0.0)
+        assert config.eval._target_ == "unmask.evaluation.frozen.Frozen"
+    simmim_probe = composed("simmim_linear_vit-base_1024b-90e_in1k-224px").eval
+    assert (simmim_probe.layers, simmim_probe.pools) == ([8], ["mean"])
     swin_v2 = composed("simmim_swinv2-base_2048b-800e_in1k-192px")
     assert (swin_v2.method.normalise_window, swin_v2.model.drop_path_rate) == (47, 0.1)
-    for name in EVALUATIONS:
+    for name in (name for name in EVALUATIONS if "_finetune_" in name and not name.startswith("ddmim-v9")):
         config = composed(name)
-        if name.startswith("ddmim-v9"):
-            continue
         assert (config.eval.classifier.mixup, config.eval.classifier.cutmix) == (0.8, 1.0)
         assert config.eval.classifier.label_smoothing == 0.1
         assert config.augmentation.rand_augment == "rand-m9-mstd0.5-inc1"
@@ -328,3 +366,7 @@ def test_ddmim_as_published_has_its_numbers() -> None:
     )
     assert (config.method.temperature, config.method.contrastive_weight) == (0.05, 1.0)
     assert (config.method.teacher.momentum, config.method.teacher.every_n_steps) == (0.999, 32)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with_tables(PAGE.read_text()))
