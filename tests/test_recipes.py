@@ -64,7 +64,7 @@ def facts(name: str) -> dict[str, str]:
     """What the comment of a recipe says under Source, Published and Differs."""
     comment = re.match(r"(?:#.*\n)*", (EXPERIMENTS / f"{name}.yaml").read_text())[0]  # type: ignore[index]
     joined = re.sub(r"\n#   ", " ", comment)
-    return {label: text for label, text in re.findall(r"^# (Source|Published|Differs): (.*)$", joined, flags=re.M)}
+    return dict(re.findall(r"^# (Source|Published|Differs): (.*)$", joined, flags=re.M))
 
 
 def page_with_tables(page: str) -> str:
