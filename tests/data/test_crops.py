@@ -6,7 +6,7 @@ from unmask.data.transforms import Augmentation
 
 
 def test_draws_looked_up_for_a_batch_are_those_of_each_sample() -> None:
-    crop = AugmentedCrop(augmentation=Augmentation(), size=(16, 16), seed=3)
+    crop = AugmentedCrop(augmentation=Augmentation(), size=(16, 16), seed=3, fill=(0.5, 0.5, 0.5))
     image = torch.randint(0, 256, (3, 30, 40), dtype=torch.uint8)
     keys = [SampleKey(0, 5), SampleKey(1, 5), SampleKey(1, 2)]
     prepared = crop.prepared(keys)

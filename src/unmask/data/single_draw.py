@@ -3,7 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.data.transforms import Augmentation, Boxes, box_sides
+from unmask.data.resizing import Boxes
+from unmask.data.transforms import Augmentation, box_sides
 
 
 class SingleDrawAugmentation(Augmentation):

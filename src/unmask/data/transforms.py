@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from jaxtyping import Bool, Float, Float32, Int, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from unmask.data.rand_augment import RandAugment
+from unmask.data.resizing import Boxes, Interpolation, resize_boxes
 from unmask.data.samples import Pixels
 from unmask.randomness import keyed_uniform
 
@@ -20,17 +19,6 @@ _DRAWS_PER_ATTEMPT = 4  # area, aspect ratio, top, left
 _ERASE_ATTEMPTS = 10
 _ERASE_AREA = (0.02, 1 / 3)  # timm's RandomErasing
 _ERASE_ASPECT = (0.3, 1 / 0.3)
-
-Interpolation = Literal["bilinear", "bicubic"]
-
-
-class Boxes(NamedTuple):
-    """One box an image, in whole pixels."""
-
-    top: Int[Tensor, " b"]
-    left: Int[Tensor, " b"]
-    height: Int[Tensor, " b"]
-    width: Int[Tensor, " b"]
 
 
 class Augmentation:
@@ -84,9 +72,9 @@ class Augmentation:
     def crop_batch(
         self, images: UInt8[Tensor, "b c height width"], keys: Int[Tensor, " b"], size: tuple[int, int]
     ) -> Float[Tensor, "b c new_height new_width"]:
-        """Crops and flips images of one size; returns floats in 0..255."""
+        """Crops and flips images of one size, each bit for bit as `crop_image` does; returns whole floats in 0..255."""
         boxes, flipped = self.place(self.draws(keys), images.shape[2], images.shape[3])
-        return resize_boxes(images.float(), boxes, size, self.interpolation, flipped)
+        return resize_boxes(images, boxes, size, self.interpolation, flipped)
 
     def draws(self, keys: Int[Tensor, " b"]) -> Float[Tensor, "b n"]:
         """Looks up all that crops and flips of these keys depend on beside the images' sizes."""
@@ -182,35 +170,6 @@ def resize_and_centre_crop(
     return cropped
 
 
-def resize_boxes(
-    images: Float[Tensor, "b c height width"],
-    boxes: Boxes,
-    size: tuple[int, int],
-    interpolation: Interpolation,
-    flipped: Bool[Tensor, " b"],
-) -> Float[Tensor, "b c new_height new_width"]:
-    """Cuts one box an image and resizes it with antialiasing, as two matrix products for the whole batch.
-
-    Equals torchvision's `resized_crop` of each image up to float rounding; values stay in 0..255.
-    """
-    return resample_boxes(images, boxes, size, interpolation, flipped).clamp_(0.0, 255.0)
-
-
-def resample_boxes(
-    images: Float[Tensor, "b c height width"],
-    boxes: Boxes,
-    size: tuple[int, int],
-    interpolation: Interpolation,
-    flipped: Bool[Tensor, " b"],
-) -> Float[Tensor, "b c new_height new_width"]:
-    """Does the same to values of any range, which a bicubic kernel may overshoot."""
-    rows = _resize_weights(boxes.top, boxes.height, images.shape[2], size[0], interpolation)
-    cols = _resize_weights(boxes.left, boxes.width, images.shape[3], size[1], interpolation)
-    cols = torch.where(flipped[:, None, None], cols.flip(1), cols)
-    resized: Tensor = rows[:, None] @ images @ cols[:, None].transpose(2, 3)
-    return resized
-
-
 def box_sides(
     area: Float[Tensor, "*b"],
     aspect: Float[Tensor, "*b"],
@@ -256,29 +215,6 @@ def _centred_box(height: int, width: int, ratio: Sequence[float]) -> tuple[int, 
     elif width / height > ratio[1]:
         box_width = round(height * ratio[1])
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
-def _resize_weights(
-    start: Int[Tensor, " b"], length: Int[Tensor, " b"], source: int, target: int, interpolation: Interpolation
-) -> Float[Tensor, "b {target} {source}"]:
-    """Weights of each source pixel in each target pixel along one axis; pixels outside the box weigh nothing."""
-    scale = length.float() / target
-    stretch = scale.clamp(min=1.0)[:, None, None]  # antialiasing widens the kernel when shrinking
-    centres = (torch.arange(target, device=start.device) + 0.5) * scale[:, None]  # in the box
-    pixels = torch.arange(source, device=start.device) - start[:, None] + 0.5
-    distance = (pixels[:, None, :] - centres[:, :, None]) / stretch
-    weights = _cubic(distance) if interpolation == "bicubic" else F.relu(1.0 - distance.abs())
-    inside = (pixels > 0) & (pixels < length[:, None])
-    weights = weights * inside[:, None, :]
-    return weights / weights.sum(dim=2, keepdim=True)
-
-
-def _cubic(distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """Keys' cubic kernel with a = -0.5, which Pillow and torch use when antialiasing."""
-    d = distance.abs()
-    near = (1.5 * d - 2.5) * d * d + 1.0
-    far = ((-0.5 * d + 2.5) * d - 4.0) * d + 2.0
-    return torch.where(d < 1.0, near, torch.where(d < 2.0, far, torch.zeros_like(d)))
 
 
 def _keyed_normal(keys: Int[Tensor, " b"], count: int) -> Float[Tensor, "b {count}"]:

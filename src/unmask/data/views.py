@@ -2,7 +2,8 @@
 
 import torch
 
-from unmask.data.transforms import Augmentation, resample_boxes
+from unmask.data.resizing import resample_boxes
+from unmask.data.transforms import Augmentation
 from unmask.types import Images, View
 
 

@@ -1,0 +1,153 @@
+"""Crops of whole batches of small pictures, to the last bit as torch resizes one picture."""
+
+import functools
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Float64, Int, UInt8
+from torch import Tensor
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+_WEIGHT_LIMIT = 2**15  # torch keeps weights as 16-bit integers
+_MOST_BITS = 22
+_EXACT_SUM = 2**24  # up to here float32 holds every whole number
+_TABLE_LIMIT = 2**22  # weights in a table; 32 px to 32 px takes an eighth of it, for one direction
+
+
+class Boxes(NamedTuple):
+    """One box an image, in whole pixels."""
+
+    top: Int[Tensor, " b"]
+    left: Int[Tensor, " b"]
+    height: Int[Tensor, " b"]
+    width: Int[Tensor, " b"]
+
+
+class _Weights(NamedTuple):
+    """What each source pixel counts in each target pixel along one axis, as whole numbers of 2**-bits."""
+
+    counts: Float[Tensor, "b target source"]
+    unit: Float[Tensor, " b"]  # 2**-bits
+
+
+def resize_boxes(
+    images: UInt8[Tensor, "b c height width"],
+    boxes: Boxes,
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    flipped: Bool[Tensor, " b"],
+) -> Float[Tensor, "b c new_height new_width"]:
+    """Cuts one box an image, resizes it with antialiasing and mirrors it where `flipped`.
+
+    Bit for bit torchvision's `resized_crop` of each image by itself, as whole floats in 0..255: torch resizes uint8
+    with weights of 16 bits, columns first and rounding in between, and sums of whole numbers are the same in any order.
+    So two matrix products serve the whole batch.
+    """
+    count, channels, height, width = images.shape
+    exact = _exact_type(max(height / size[0], width / size[1]), images.device)
+    rows = _weights(boxes.top, boxes.height, (height, size[0]), interpolation, exact)
+    cols = _weights(boxes.left, boxes.width, (width, size[1]), interpolation, exact, flipped=flipped)
+    # Channels stand beside the columns, so that one product a step serves all of them.
+    lines = images.permute(0, 2, 1, 3).to(cols.counts.dtype).reshape(count, height * channels, width)
+    lines = _round(lines @ cols.counts.transpose(1, 2), cols.unit)
+    lines = rows.counts @ lines.view(count, height, channels * size[1])
+    return _round(lines, rows.unit).view(count, size[0], channels, size[1]).permute(0, 2, 1, 3).float()
+
+
+def resample_boxes(
+    images: Float[Tensor, "b c height width"],
+    boxes: Boxes,
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    flipped: Bool[Tensor, " b"],
+) -> Float[Tensor, "b c new_height new_width"]:
+    """Does the same to values of any range, up to float rounding; a bicubic kernel may overshoot them."""
+    rows = _kernels(boxes.top, boxes.height, (images.shape[2], size[0]), interpolation).float()
+    cols = _kernels(boxes.left, boxes.width, (images.shape[3], size[1]), interpolation).float()
+    cols = torch.where(flipped[:, None, None], cols.flip(1), cols)
+    resized: Tensor = rows[:, None] @ images @ cols[:, None].transpose(2, 3)
+    return resized
+
+
+def _round(sums: Float[Tensor, "b n m"], unit: Float[Tensor, " b"]) -> Float[Tensor, "b n m"]:
+    return sums.mul_(unit[:, None, None]).add_(0.5).floor_().clamp_(0.0, 255.0)
+
+
+def _weights(
+    start: Int[Tensor, " b"],
+    length: Int[Tensor, " b"],
+    sides: tuple[int, int],
+    interpolation: Interpolation,
+    exact: torch.dtype,
+    *,
+    flipped: Bool[Tensor, " b"] | None = None,
+) -> _Weights:
+    """Looks the weights up in a table of all boxes where that is small, else computes those of the batch."""
+    source, target = sides
+    if flipped is None:
+        flipped = torch.zeros_like(start, dtype=torch.bool)
+    if source * (source + 1) * target * source <= _TABLE_LIMIT:
+        table = _table(source, target, interpolation, exact, start.device)
+        before = (length - 1) * (2 * source - length + 2) // 2  # shorter boxes
+        place = before + start + flipped * (source * (source + 1) // 2)
+        return _Weights(table.counts[place], table.unit[place])
+    made = _in_16_bits(_kernels(start, length, sides, interpolation))
+    counts = torch.where(flipped[:, None, None], made.counts.flip(1), made.counts)
+    return _Weights(counts.to(exact), made.unit.to(exact))
+
+
+@functools.lru_cache(maxsize=8)
+def _table(
+    source: int, target: int, interpolation: Interpolation, exact: torch.dtype, device: torch.device
+) -> _Weights:
+    """The weights of every box, by length and start, and behind them those of mirrored ones."""
+    length = torch.repeat_interleave(torch.arange(1, source + 1), torch.arange(source, 0, -1))
+    start = torch.cat([torch.arange(source - size + 1) for size in range(1, source + 1)])
+    made = _in_16_bits(_kernels(start, length, (source, target), interpolation))
+    counts = torch.cat([made.counts, made.counts.flip(1)]).to(device, exact)
+    return _Weights(counts, made.unit.repeat(2).to(device, exact))
+
+
+def _exact_type(shrinking: float, device: torch.device) -> torch.dtype:
+    """The type in which sums of pixels times weights are exact.
+
+    A weight is below 2**15 and shrinks as more pixels share in a target pixel, whose weights, those below zero
+    included, add up to less than 1.5 times its largest of a kernel not widened: 2**14 * `shrinking`. On a GPU float32
+    products may be rounded to fewer bits (TF32).
+    """
+    is_exact = 255 * 1.5 * _WEIGHT_LIMIT / 2 * max(1.0, 2 * shrinking) < _EXACT_SUM
+    return torch.float32 if is_exact and device.type != "cuda" else torch.float64
+
+
+def _kernels(
+    start: Int[Tensor, " b"], length: Int[Tensor, " b"], sides: tuple[int, int], interpolation: Interpolation
+) -> Float64[Tensor, "b target source"]:
+    """Weights of each source pixel in each target pixel along one axis; pixels outside the box weigh nothing."""
+    source, target = sides
+    scale = length.double() / target
+    stretch = scale.clamp(min=1.0)  # antialiasing widens the kernel when shrinking
+    centres = (torch.arange(target, device=start.device) + 0.5) * scale[:, None]  # in the box
+    pixels = torch.arange(source, device=start.device) - start[:, None]
+    distance = (pixels[:, None, :] - centres[:, :, None] + 0.5) * (1.0 / stretch)[:, None, None]
+    weights = _cubic(distance) if interpolation == "bicubic" else F.relu(1.0 - distance.abs())
+    weights = weights * ((pixels >= 0) & (pixels < length[:, None]))[:, None, :]
+    return weights / weights.sum(dim=2, keepdim=True)
+
+
+def _in_16_bits(weights: Float64[Tensor, "b target source"]) -> _Weights:
+    """Rounds weights as torch does for uint8: to as many bits as the largest leaves of 16."""
+    powers = 2.0 ** torch.arange(1, _MOST_BITS + 1, dtype=torch.float64, device=weights.device)
+    fitting = torch.floor(0.5 + weights.amax(dim=(1, 2))[:, None] * powers) < _WEIGHT_LIMIT
+    bits = fitting.sum(dim=1)
+    scaled = weights * (2.0**bits)[:, None, None]
+    return _Weights(torch.trunc(scaled + torch.where(scaled < 0.0, -0.5, 0.5)), 2.0 ** -bits.double())
+
+
+def _cubic(distance: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """Keys' cubic kernel with a = -0.5, which Pillow and torch use when antialiasing."""
+    d = distance.abs()
+    near = ((-0.5 + 2.0) * d - (-0.5 + 3.0)) * d * d + 1.0
+    far = ((d - 5.0) * d + 8.0) * d - 4.0
+    return torch.where(d < 1.0, near, torch.where(d < 2.0, -0.5 * far, torch.zeros_like(d)))
