@@ -3,6 +3,8 @@
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,10 +26,11 @@ def _folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(script: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> str:
     from unmask.runtime import cli
 
-    monkeypatch.setattr("sys.argv", [f"{script}.py", *overrides, "hydra.run.dir=out"])
+    output = "directory=out" if script == "export" else "hydra.run.dir=out"
+    monkeypatch.setattr("sys.argv", [f"{script}.py", *overrides, output])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stopped:
-        {"run": cli.run, "eval": cli.evaluate}[script]()
+        {"run": cli.run, "eval": cli.evaluate, "export": cli.export}[script]()
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert "Traceback" not in said
@@ -139,8 +142,37 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(
 ) -> None:
     torch.save({"state_dict": {}, "unmask": _Intruder()}, "evil.ckpt")
 
-    assert "refused" in refusal("eval", ["eval=knn", "ckpt_path=evil.ckpt"], monkeypatch, capsys)
-    assert not Path("intruded").exists()
+    for command in ("eval", "export"):
+        assert "refused" in refusal(command, ["ckpt_path=evil.ckpt"], monkeypatch, capsys)
+        assert not Path("intruded").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ([], "ckpt_path must be given"),
+        (["ckpt_path=nowhere.ckpt"], "nowhere.ckpt does not exist"),
+        (["ckpt_path=notes.ckpt"], "notes.ckpt"),
+        (["ckpt_path=notes.ckpt", "format=onxx"], "format must be one of huggingface, timm, torch_export, onnx"),
+        (["ckpt_path=notes.ckpt", "push_to=mae"], "push_to=mae must be USER/NAME"),
+        (["ckpt_path=notes.ckpt", "fromat=onnx"], "unknown key 'fromat'; nearest: format"),
+    ],
+)
+def test_a_mistake_before_an_export_is_one_sentence(
+    overrides: list[str], sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    Path("notes.ckpt").write_text("no weights")
+
+    assert sentence in refusal("export", overrides, monkeypatch, capsys)
+    assert [path.name for path in Path().iterdir()] == ["notes.ckpt"]
+
+
+def test_the_module_explains_itself() -> None:
+    command = [sys.executable, "-m", "unmask.export", "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "format: huggingface" in said
+    assert "swin_simmim:" in said
 
 
 def test_a_foreign_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
