@@ -49,12 +49,22 @@ def write_checkpoint(path: Path, overrides: list[str], **config: Any) -> tuple[A
 
 
 def write_report(path: Path, ckpt_path: str, **top1: float) -> Path:
+    """A report as eval.py writes it; "random" is the untrained network beside."""
     reports = {
-        name: {"protocol": "knn: k 20", "metrics": {"top1": value}, "num_test_images": 50}
+        name: {
+            "backbone": name,
+            "ckpt_path": None if name == "random" else ckpt_path,
+            "seed": 0,
+            "data": {"test": "d1"},
+            "git": {"commit": "def456"},
+            "protocol": "knn: k 20",
+            "metrics": {"top1": value},
+            "num_test_images": 50,
+        }
         for name, value in top1.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"reports": reports, "ckpt_path": ckpt_path, "git": {"commit": "def456"}}))
+    path.write_text(json.dumps({"reports": reports, "summary": []}))
     return path
 
 
@@ -94,7 +104,7 @@ def test_reports_under_the_root_that_measured_the_checkpoint_are_quoted() -> Non
     write_report(Path("runs/knn/2/report.json"), "runs/other/checkpoints/last.ckpt", checkpoint=99.9)
     Path("runs/knn/report.json").write_text("no report of ours")
     accuracy = checkpoint_source(path).card.split("## Accuracy")[1]
-    assert "| knn: k 20 | 46.60 |  | 29.80 | 50 |" in accuracy
+    assert "| knn: k 20, seed 0 | 46.60 |  | 29.80 | 50 |" in accuracy
     assert "`knn/1/report.json` of `1/checkpoints/last.ckpt`, measured at commit def456" in accuracy
     assert "99.9" not in accuracy
 

@@ -27,6 +27,7 @@ from unmask.runtime.checkpoint import SavedRun, find_run, load_backbone, rebuild
 
 _log = logging.getLogger("unmask")
 _REPORT_NAME = "report.json"
+_KEYS_OF_A_REPORT = {"ckpt_path", "data", "git", "metrics", "num_test_images", "protocol", "seed"}
 _BACKBONE_EXPORTERS: tuple[Exporter, ...] = (HuggingFaceExporter(), TimmExporter(), TorchExporter(), OnnxExporter())
 _EXPORTERS = (*_BACKBONE_EXPORTERS, ViTMAEExporter(), SwinSimMIMExporter())
 
@@ -94,7 +95,7 @@ def checkpoint_source(
     if reports is None:
         measurements = _found_measurements(path, reports_root)
     else:
-        measurements = [_given_measurement(Path(report).expanduser(), path) for report in reports]
+        measurements = [found for report in reports for found in _given_measurements(Path(report).expanduser(), path)]
     accuracy = accuracy_section(measurements)
     saved = find_run(read_weights(path))
     if saved is None:
@@ -154,57 +155,63 @@ def _found_measurements(path: Path, root: Path) -> list[Measurement]:
     """Reads the report of the checkpoint's own run, then those under the root that measured the checkpoint."""
     own = [folder / _REPORT_NAME for folder in path.resolve().parents[1:3]]
     under_root = sorted([*root.glob(f"*/{_REPORT_NAME}"), *root.glob(f"*/*/{_REPORT_NAME}")])
-    measurements = []
-    for report in {file.resolve(): file for file in [*own, *under_root] if file.is_file()}.values():
-        content = _read_report(report)
-        entry = None if content is None else _entry(content, report, path)
-        if content is not None and entry is not None:
-            measurements.append(_measurement(content, entry, report))
-    return measurements
+    reports = {file.resolve(): file for file in [*own, *under_root] if file.is_file()}
+    return [found for report in reports.values() for found in _of_checkpoint(_entries(report), report, path)]
 
 
-def _given_measurement(report: Path, path: Path) -> Measurement:
-    content = _read_report(report)
-    if content is None:
+def _given_measurements(report: Path, path: Path) -> list[Measurement]:
+    entries = _entries(report)
+    if not entries:
         raise ValueError(f"reports={report} is no report.json of eval.py")
-    entry = _entry(content, report, path)
-    measured = str(content.get("ckpt_path"))
-    if entry is None and not Path(measured).exists() and "checkpoint" in content["reports"]:
-        entry = "checkpoint"  # moved since; the card says which path was measured
-    if entry is None:
+    found = _of_checkpoint(entries, report, path)
+    moved = [entry for entry in entries.values() if entry["ckpt_path"] and not Path(entry["ckpt_path"]).exists()]
+    if not found and moved:  # the card says which path was measured
+        found = [_measurement(entry, entries, report) for entry in moved]
+    if not found:
+        measured = ", ".join({str(entry["ckpt_path"]) for entry in entries.values()})
         raise ValueError(f"reports={report} measured {measured}, not {path}; leave it out")
-    return _measurement(content, entry, report)
+    return found
 
 
-def _measurement(content: Mapping[str, Any], entry: str, report: Path) -> Measurement:
-    found = content["reports"][entry]
-    untrained = content["reports"].get("random", {}) if entry == "checkpoint" else {}
+def _of_checkpoint(entries: Mapping[str, Any], report: Path, path: Path) -> list[Measurement]:
+    """Finds what a report measured of a checkpoint, or what it measured when fine-tuning kept the checkpoint."""
+    here = path.resolve()
+    kept_as = here.parent.name if here.parent.parent == report.resolve().parent / "checkpoints" else None
+    return [
+        _measurement(entry, entries, report)
+        for name, entry in entries.items()
+        if name == kept_as or (entry["ckpt_path"] and Path(entry["ckpt_path"]).resolve() == here)
+    ]
+
+
+def _measurement(entry: Mapping[str, Any], entries: Mapping[str, Any], report: Path) -> Measurement:
+    untrained = [other for other in entries.values() if other["ckpt_path"] is None and entry["ckpt_path"] is not None]
+    comparable = [other for other in untrained if _what(other) == _what(entry)]
+    measured = "random weights" if entry["ckpt_path"] is None else f"`{_short(entry['ckpt_path'])}`"
     return Measurement(
-        protocol=found["protocol"],
-        metrics=found["metrics"],
-        num_test_images=found["num_test_images"],
-        baseline_top1=untrained.get("metrics", {}).get("top1"),
-        commit=(content.get("git") or {}).get("commit"),
-        report=f"`{_short(report)}` of `{_short(str(content.get('ckpt_path')))}`",
+        protocol=f"{entry['protocol']}, seed {entry['seed']}",
+        metrics=entry["metrics"],
+        num_test_images=entry["num_test_images"],
+        baseline_top1=comparable[0]["metrics"].get("top1") if comparable else None,
+        commit=(entry["git"] or {}).get("commit"),
+        report=f"`{_short(report)}` of {measured}",
     )
 
 
-def _entry(content: Mapping[str, Any], report: Path, path: Path) -> str | None:
-    """Names the measurement of this checkpoint in a report: of what was evaluated, or of what fine-tuning kept."""
-    here, kept = path.resolve(), report.resolve().parent / "checkpoints"
-    name = here.parent.name if here.parent.parent == kept else "checkpoint"
-    is_measured = here.parent.parent == kept or Path(str(content.get("ckpt_path"))).resolve() == here
-    return name if is_measured and name in content["reports"] else None
+def _what(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["protocol"], entry["seed"], entry["data"]
 
 
-def _read_report(report: Path) -> Mapping[str, Any] | None:
-    """Reads what `eval.py` wrote; None for a file of another kind."""
+def _entries(report: Path) -> Mapping[str, Any]:
+    """Reads what `eval.py` measured, by name; nothing from a file of another kind."""
     try:
         content = json.loads(report.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return None
-    is_report = isinstance(content, dict) and isinstance(content.get("reports"), dict)
-    return content if is_report else None
+        return {}
+    entries: Any = content.get("reports") if isinstance(content, dict) else None
+    if not isinstance(entries, dict) or not all(set(entry) >= _KEYS_OF_A_REPORT for entry in entries.values()):
+        return {}
+    return entries
 
 
 def _short(path: str | Path) -> str:
