@@ -1,5 +1,6 @@
 """timm's own state dict."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from unmask.backbones.timm_form import TimmForm
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs, require_linear
 from unmask.interchange.exporters.place import Place
+from unmask.interchange.files import DESCRIPTION_KEY
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -27,7 +29,10 @@ class TimmExporter:
 
     def write(self, source: ExportSource, folder: Path) -> None:
         form = source.backbone.timm_form()
-        save_file(timm_weights(source, form), folder / WEIGHTS_NAME, metadata={"format": "pt"})
+        statistics = {"mean": list(source.backbone.pixel_mean), "std": list(source.backbone.pixel_std)}
+        described = {"architecture": form.name, "model_args": dict(form.arguments), "pretrained_cfg": statistics}
+        header = {"format": "pt", DESCRIPTION_KEY: json.dumps(described)}  # by which importing knows the heads again
+        save_file(timm_weights(source, form), folder / WEIGHTS_NAME, metadata=header)
 
     def compare(self, source: ExportSource, folder: Path) -> list[Comparison]:
         form = source.backbone.timm_form()

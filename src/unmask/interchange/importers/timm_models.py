@@ -32,7 +32,8 @@ def convert(file: WeightFile) -> Conversion:
         return _with_statistics(file, families.swin(f"timm's Swin{' V2' if is_v2 else ''}", weights, **_sizes(model)))
     known: dict[str, Any] = {}
     if model is not None:
-        known = {"num_heads": model.blocks[0].attn.num_heads, "norm_eps": model.blocks[0].norm1.eps}
+        attention, norm = model.blocks[0].attn, model.blocks[0].norm1
+        known = {"name": file.config["architecture"], "num_heads": attention.num_heads, "norm_eps": norm.eps}
     return _with_statistics(file, families.vit("timm's ViT", weights, **known))
 
 
