@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from unmask.backbones.base import require_square_patch
 from unmask.backbones.timm_vit import TimmViT
 from unmask.patches import PatchMask
 from unmask.positions import sincos_positions, sinusoid_positions
@@ -213,3 +214,24 @@ def test_settings_that_do_not_fit_say_what_does(make_vit, changes, message) -> N
 def test_what_timm_cannot_say_is_refused(make_vit) -> None:
     with pytest.raises(ValueError, match=r"timm's ViT adds 1e-06 to variances, this one norm_eps=1e-05"):
         make_vit(norm_eps=1e-5).timm_form()
+
+
+def test_statistics_of_other_channels_are_refused(make_vit) -> None:
+    with pytest.raises(ValueError, match=r"model.in_channels=4, but the statistics of its pixels have 3 number\(s\)"):
+        make_vit(in_channels=4)
+
+
+def test_every_channel_reaches_the_features(make_vit, randomise) -> None:
+    backbone = randomise(make_vit(in_channels=5, pixel_mean=(0.0,) * 5, pixel_std=(1.0,) * 5))
+    images = torch.randn(1, 5, *backbone.image_size)
+    with torch.no_grad():
+        features = backbone.forward_pooled(images)
+        for channel in range(5):
+            changed = images.clone()
+            changed[:, channel] += 1.0
+            assert not torch.allclose(backbone.forward_pooled(changed), features, atol=1e-4)
+
+
+def test_oblong_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model.patch_size must be one number of pixels, got \[8, 4\]"):
+        require_square_patch([8, 4])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.callbacks.panel import HIDDEN_GREY, reconstruction_panel, reconstruction_pixels
+from unmask.callbacks.panel import HIDDEN_GREY, as_shown, reconstruction_panel, reconstruction_pixels
 from unmask.callbacks.pictures import figure_pixels
 from unmask.patches import PatchMask, StageMask
 
@@ -124,3 +124,13 @@ def test_masks_of_stages_stand_in_columns_of_their_own():
     plain = figure_pixels(reconstruction_panel(reconstruct(images, first, images), title="x"))
     staged = figure_pixels(reconstruction_panel(shown, title="x"))
     assert staged.shape[1] - plain.shape[1] == 2 * (128 + 6)
+
+
+@pytest.mark.parametrize(
+    ("channels", "shown_channels"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (4, [0, 1, 2]), (7, [0, 1, 2])]
+)
+def test_channels_that_are_not_rgb_are_shown_about_their_means(channels, shown_channels):
+    normalised = torch.linspace(-3.0, 3.0, channels * 16).view(1, channels, 4, 4)
+    shown = as_shown(normalised, pixel_mean=(9.0,) * channels, pixel_std=(5.0,) * channels)
+    expected = torch.stack([normalised[:, channel] for channel in shown_channels], dim=1) / 5 + 0.5
+    torch.testing.assert_close(shown, expected.clamp(0.0, 1.0))

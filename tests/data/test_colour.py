@@ -71,3 +71,8 @@ def test_images_are_changed_each_in_its_own_way_in_the_stated_shares() -> None:
 def test_a_strength_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"colour jitter's hue must lie in 0..0.5, got 0.7"):
         ColourJitter(pixel_mean=MEAN, pixel_std=STD, hue=0.7)
+
+
+def test_images_that_are_not_rgb_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"red, green and blue, but these images have 4 channel\(s\)"):
+        ColourJitter(pixel_mean=(0.5,) * 4, pixel_std=(0.2,) * 4)

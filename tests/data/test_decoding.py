@@ -11,7 +11,9 @@ import tifffile
 import torch
 from PIL import ExifTags, Image, PngImagePlugin
 
-from unmask.data.decoding import ImageDecoder, decode_image
+from unmask.data.decoding import ImageDecoder
+
+decode_image = ImageDecoder().read
 
 # EXIF's own wording: where the stored image's first row and first column belong.
 EXIF_SIDES = {

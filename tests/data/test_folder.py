@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -300,3 +301,20 @@ def test_a_folder_that_cannot_be_listed_is_named(fill: Callable[..., Path], monk
     monkeypatch.setattr("unmask.data.listing.os.scandir", refuse)
     with pytest.raises(ValueError, match=r"cannot read the folder .*root \(Permission denied\)"):
         open_folder(root).samples("train")
+
+
+def test_a_folder_named_like_an_image_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "1.jpg").mkdir()
+    with pytest.raises(ValueError, match=r"1\.jpg is a folder with the name of an image; rename it or take it away"):
+        open_folder(tmp_path).samples("train")
+
+
+def test_arrays_are_images_where_numbers_are_read(tmp_path: Path) -> None:
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.zeros((5, 8, 8), dtype=np.uint16))
+    with pytest.raises(ValueError, match=r"only 4 \.npy \(arrays are read where data\.channels is not 3"):
+        open_folder(tmp_path).samples("train")
+    statistic = (0.5,) * 5
+    data = open_folder(tmp_path, channels=5, pixel_mean=statistic, pixel_std=statistic)
+    assert sum(len(data.samples(split)) for split in ("train", "val", "test")) == 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from unmask.data.decoding import decode_image
+from unmask.data.decoding import ImageDecoder
 from unmask.data.filelist import FileList
 from unmask.data.paths import PathList
 from unmask.data.samples import ImageFiles
@@ -62,7 +62,7 @@ def test_a_list_of_files_is_one_that_filelist_reads(make_few, make_data, draw_sp
     for path, image in zip(paths, images, strict=True):
         to_pil_image(image).save(path)
     data = make_data({}, num_classes=3)
-    data._splits["train"] = ImageFiles(PathList(map(str, paths)), labels, ("a", "b", "c"), decode=decode_image)
+    data._splits["train"] = ImageFiles(PathList(map(str, paths)), labels, ("a", "b", "c"), decode=ImageDecoder().read)
     few = make_few()
     positions = few.choose(labels, THREE_SHOT, seed=4)
     written = few.write(data, THREE_SHOT, 4, positions)

@@ -10,7 +10,7 @@ from timm.data import Mixup
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from unmask.heads.classifier import LinearClassifier
+from unmask.heads.classifier import BatchNormMLPClassifier, LinearClassifier
 from unmask.methods.supervised import Supervised
 from unmask.optim.schedules import constant
 from unmask.types import ImageBatch
@@ -253,3 +253,14 @@ def test_training_in_bfloat16_on_a_cpu_leaves_the_fused_kernel(make_vit, precisi
     expected = before if precision == "32-true" else [False] * 4
     assert all(before)
     assert [block.attn.fused_attn for block in backbone.vit.blocks] == expected
+
+
+def test_batch_norm_with_one_image_a_step_is_refused(
+    make_vit: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normed = make_supervised(make_vit(), head=partial(BatchNormMLPClassifier, hidden_features=8), **PLAIN)
+    with pytest.raises(ValueError, match="batch norm compares the images of a step, and this step has one on each"):
+        normed.training_step(make_batch(1), 0)
+    for module, count in ((normed, 2), (make_supervised(make_vit(), **PLAIN), 1)):
+        monkeypatch.setattr(module, "log", lambda *_, **__: None)
+        assert module.training_step(make_batch(count), 0).isfinite()

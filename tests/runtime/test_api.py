@@ -140,3 +140,10 @@ def test_importing_the_package_does_not_import_torch() -> None:
     script = "import sys, unmask; print(sorted({'torch', 'lightning', 'hydra', 'timm'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_images_of_other_channels_are_refused(make_vit: Callable[..., nn.Module]) -> None:
+    backbone = make_vit(in_channels=4, pixel_mean=(0.5,) * 4, pixel_std=(0.2,) * 4)
+    assert unmask.extract_features(backbone, torch.rand(2, 4, 32, 32)).shape[0] == 2
+    with pytest.raises(ValueError, match=r"images have 3 channel\(s\), this backbone takes 4"):
+        unmask.extract_features(backbone, torch.rand(2, 3, 32, 32))

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
+import logging
 import pickle
 import subprocess
 import sys
@@ -66,6 +67,13 @@ def refusal(script: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch, 
         (["method=mae", "trainer.accumulate_grad_batches=3", "global_batch_size=8", *TINY, *DECODER], "use 9"),
         (["method=mae", "schedule.warmup_epochs=5", *QUICK], "schedule.warmup_epochs=5 takes 10 steps"),
         (["method=mae", "ckpt_path=nowhere.ckpt", *QUICK], "nowhere.ckpt does not exist"),
+        (["data=synthetic", "data.channels=4"], "Synthetic has RGB images; leave data.channels at 3, got 4"),
+        (
+            ["data=folder", "data.root=.", "data.channels=4"],
+            "3 number(s) for data.channels=4; give one a channel, or set",
+        ),
+        (["data=folder", "data.root=.", "data.channels=17"], "data.channels must lie in 1..16, got 17"),
+        (["data=folder", "data.root=.", "data.background=snow-white"], "data.background=snow-white is no colour"),
     ],
 )
 def test_a_mistake_before_training_is_one_sentence(
@@ -103,6 +111,66 @@ def test_a_damaged_photo_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     overrides += ["data.val_share=0.2", "data.test_share=0.2"]
 
     assert "photos/4.png" in refusal("run", overrides, monkeypatch, capsys)
+
+
+@pytest.fixture
+def photos() -> list[str]:
+    """Twelve photos, one of them cut short, and what to say to train on them."""
+    Path("photos").mkdir()
+    for number in range(12):
+        pixels = torch.randint(256, (40, 40, 3), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(f"photos/{number:02d}.png")
+    Path("photos/04.png").write_bytes(Path("photos/04.png").read_bytes()[:1000])
+    overrides = ["method=mae", *[entry for entry in QUICK if not entry.startswith("data.")], "data=folder"]
+    overrides += ["data.root=photos", "image_size=32", "global_batch_size=2", "data.num_workers=0"]
+    return [*overrides, "data.val_share=0.1", "data.test_share=0.1"]
+
+
+def test_a_photo_that_a_worker_cannot_read_is_named_without_the_workers_traceback(
+    photos: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    said = refusal("run", [*photos, "data.num_workers=1"], monkeypatch, capsys)
+
+    assert "photos/04.png: truncated or corrupt (1000 bytes; " in said
+    assert "set data.on_bad_image=skip" in said
+    assert "DataLoader" not in said
+
+
+def test_skipping_ends_where_too_many_photos_are_bad_and_leaves_their_list(
+    photos: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from unmask.runtime import cli
+
+    monkeypatch.setattr("sys.argv", ["run.py", *photos, "data.on_bad_image=skip", "hydra.run.dir=out"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit):
+        cli.run()
+
+    assert "1 of 10 training images are bad (10.00%), more than data.max_bad_share=0.001" in capsys.readouterr().err
+    logging.shutdown()
+    assert "photos/04.png\ttruncated or corrupt (1000 bytes" in Path("out/bad_images.txt").read_text()
+
+
+def test_a_look_before_the_run_says_what_is_there_and_draws_it(
+    photos: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    from unmask.runtime import cli
+
+    Path("photos/07.png").write_bytes(Path("photos/08.png").read_bytes())
+    Path("contact_sheet.png").write_text("mine")
+    monkeypatch.setattr("sys.argv", ["inspect", *photos, "seconds_of_loading=0.1", "timed_steps=1"])
+    GlobalHydra.instance().clear()
+    with caplog.at_level("INFO", logger="unmask"):
+        cli.inspect()
+
+    said = caplog.text
+    assert "10 images, no labels" in said
+    assert "11 PNG RGB" in said or "12 PNG RGB" in said
+    assert "04.png: truncated or corrupt (1000 bytes" in said
+    assert "07.png" in said
+    assert "images/s, MAE, TimmViT of 0.0 M, steps of 10 on this CPU" in said
+    assert Path("contact_sheet.png").read_text() == "mine"
+    assert Image.open("contact_sheet_2.png").width > 400
 
 
 def test_supervised_training_asks_for_the_labels_of_held_out_images_too(

@@ -15,6 +15,7 @@ from unmask.runtime.resolvers import (
     fit_window,
     register_resolvers,
     share,
+    times,
 )
 
 
@@ -141,3 +142,8 @@ def test_workers_are_as_many_as_the_cores_up_to_eight(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert auto_workers() == workers
+
+
+def test_a_patch_that_is_no_number_is_left_for_the_backbone_to_refuse() -> None:
+    assert fit_window(7, [4, 8], 224, 4) == 7
+    assert times(4, [4, 8]) == [4, 8]

@@ -126,7 +126,7 @@ def as_statistic(values: Sequence[float], in_channels: int) -> tuple[float, ...]
     return tuple(values)
 
 
-def require_square_patch(patch_size: int) -> None:
+def require_square_patch(patch_size: Any) -> None:
     """Refuses a patch given as a pair: masks, targets and heads count a patch by one side."""
     if not isinstance(patch_size, int):
         raise ValueError(f"patches are square; model.patch_size must be one number of pixels, got {patch_size}")

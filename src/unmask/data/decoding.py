@@ -267,16 +267,6 @@ class ImageDecoder:
         )
 
 
-def decode_image(path: str) -> Pixels:
-    """Reads a file as RGB on white (`ImageDecoder.read`)."""
-    return ImageDecoder().read(path)
-
-
-def decode_bytes(content: bytes, name: str) -> Pixels:
-    """Reads the bytes of a file as RGB on white (`ImageDecoder.decode`)."""
-    return ImageDecoder().decode(content, name)
-
-
 def _read_numpy(file: OpenFile, *, is_archive: bool) -> _Array:
     """Reads a .npy file, or a .npz with one array; nothing pickled, and nothing larger than an image may be."""
     if not is_archive:

@@ -19,13 +19,15 @@ from unmask.data.crops import CentreCrop
 from unmask.data.datamodule import ImageDataModule, Split
 from unmask.data.decoding import BadImageError, ImageDecoder
 from unmask.data.samples import ImageSamples, SampleKey
-from unmask.data.statistics import PixelStatistics, choose_images, measure_pixels
+from unmask.data.statistics import PixelStatistics, measure_pixels
 from unmask.data.transforms import resize_and_centre_crop
+from unmask.randomness import keyed_permutation, stream_key
 
 _CHUNK = 64  # images a worker looks at in a row
 _ENDING = 4096  # bytes
 _CLOSING_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a whole file ends with
-_SECONDS_OF_DECODING = 15.0
+_SECONDS_OF_DECODING = 12.0  # of training images
+_SHARE_OF_OTHER_SPLITS = 0.25  # in seconds and images decoded
 
 
 class ImageFacts(NamedTuple):
@@ -72,8 +74,9 @@ class Inspection:
 def inspect_images(data: ImageDataModule, splits: Sequence[Split], *, num_decoded: int) -> Inspection:
     """Reads the header and the end of every file, and all pixels of some.
 
-    Decoded are `num_decoded` training images and a quarter as many of each other split, chosen by a key, as far as 15
-    seconds take; and all whose file does not end as its format ends. Files of equal size and end are compared in full.
+    Decoded are `num_decoded` training images and a quarter as many of each other split, chosen by a key, as far as 12
+    seconds reach, and 3 of each other split; those whose file does not end as its format ends come first. Files of
+    equal size and end are compared in full.
     """
     facts: dict[Split, list[ImageFacts]] = {}
     bad: dict[tuple[Split, int], tuple[str, str]] = {}
@@ -83,12 +86,12 @@ def inspect_images(data: ImageDataModule, splits: Sequence[Split], *, num_decode
         samples = data.samples(split)
         facts[split] = list(chain.from_iterable(_in_workers(_Scan(samples, data.decoder), data.num_workers)))
         errors = {index: fact.error for index, fact in enumerate(facts[split]) if fact.error}
-        suspects = {index for index, fact in enumerate(facts[split]) if fact.is_suspect}
-        share = num_decoded if split == "train" else num_decoded // 4
-        chosen = {*choose_images(len(samples), share).tolist(), *suspects} - errors.keys()
-        for part in _for_some_seconds(
-            _in_workers(_Decoding(samples, sorted(chosen), data.image_size), data.num_workers)
-        ):
+        suspects = [index for index, fact in enumerate(facts[split]) if fact.is_suspect]
+        share = 1.0 if split == "train" else _SHARE_OF_OTHER_SPLITS
+        order = keyed_permutation(stream_key(0, "inspection"), len(samples))[: int(share * num_decoded)].tolist()
+        chosen = [index for index in dict.fromkeys([*suspects, *order]) if index not in errors]
+        parts = _in_workers(_Decoding(samples, chosen, data.image_size), data.num_workers)
+        for part in _for_some_seconds(parts, share * _SECONDS_OF_DECODING):
             errors |= part.errors
             decoded += part.num_decoded
             if split == "train" and part.images is not None:
@@ -203,8 +206,8 @@ def _as_it_is(result: Any) -> Any:
     return result
 
 
-def _for_some_seconds(parts: Iterator[_Decoded]) -> Iterator[_Decoded]:
-    end = time.monotonic() + _SECONDS_OF_DECODING
+def _for_some_seconds(parts: Iterator[_Decoded], seconds: float) -> Iterator[_Decoded]:
+    end = time.monotonic() + seconds
     for part in parts:
         yield part
         if time.monotonic() > end:

@@ -61,7 +61,8 @@ def find_images(folder: Path, suffixes: frozenset[str]) -> FoundImages:
     remembered listing costs only time.
 
     Raises:
-        ValueError: A folder cannot be read, a link is broken or leads back to a folder above it.
+        ValueError: A folder cannot be read or is named like an image, a link is broken or leads back to a folder above
+            it.
     """
     folder = folder.absolute()
     remembered = _remembered_file(folder, suffixes)
@@ -120,6 +121,8 @@ class _Look:
         for entry in list_visible(folder):
             _, dot, suffix = entry.name.lower().rpartition(".")
             if is_folder(entry):
+                if dot and suffix in self.suffixes:
+                    raise ValueError(f"{entry.path} is a folder with the name of an image; rename it or take it away")
                 yield from self.walk(entry.path, (*place, entry.name), above | {identity[:2]})
             elif dot and suffix in self.suffixes:
                 self.place_of.append(self.places.setdefault(place, len(self.places)))

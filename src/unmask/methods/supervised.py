@@ -9,6 +9,7 @@ from lightning import LightningModule
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics.classification import MulticlassAccuracy
 
 from unmask.backbones.attention import prefer_fast_attention
@@ -38,7 +39,7 @@ class Supervised(LightningModule):
         init_from: As of `Method`.
 
     Raises:
-        ValueError: There are no classes to learn.
+        ValueError: There are no classes to learn; in training, batch norm has a single image a step.
     """
 
     def __init__(
@@ -98,6 +99,11 @@ class Supervised(LightningModule):
         return self.head
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Float[Tensor, ""]:
+        if len(batch.image) == 1 and any(isinstance(part, _BatchNorm) for part in self.modules()):
+            raise ValueError(
+                "batch norm compares the images of a step, and this step has one on each device; use a larger "
+                "global_batch_size, fewer accumulated batches, or head=linear"
+            )
         images, targets = self._mix(batch.image, batch.label)
         loss: Tensor = self.training_loss(self(images), targets)
         self.log("train/loss", loss.detach(), batch_size=len(images))

@@ -20,7 +20,7 @@ from unmask.data.datamodule import ImageDataModule, Split
 from unmask.data.divided import DividedImages
 from unmask.data.inspection import Inspection, inspect_images
 from unmask.data.samples import RawBatch
-from unmask.runtime.builders import build, build_method, build_trainer
+from unmask.runtime.builders import AnyMethod, build, build_method, build_trainer
 from unmask.runtime.contact_sheet import contact_sheet
 from unmask.types import ImageBatch
 
@@ -167,19 +167,22 @@ def _describe_speed(config: DictConfig, data: ImageDataModule) -> ImageBatch:
     _log.info(_row("loading", f"{loading:,.0f} images/s, decoded and augmented ({workers})"))
     if config.timed_steps:
         try:
-            training = _time_training(config, data, served)
+            method = build_method(config.method, data)
+            training, device = _time_training(config, method, served)
         except ValueError as error:
             _log.info(_row("training", f"not timed: {error}"))
         else:
             verdict = "loading keeps up" if loading >= training else f"loading is {training / loading:.1f} times slower"
-            _log.info(_row("training", f"{training:,.0f} images/s, {_describe_step(config, served)}: {verdict}"))
+            _log.info(
+                _row("training", f"{training:,.0f} images/s, {_describe_step(method, served)} on {device}: {verdict}")
+            )
     return served
 
 
-def _describe_step(config: DictConfig, batch: ImageBatch) -> str:
-    method, model = (str(config[group]._target_).rpartition(".")[2] for group in ("method", "model"))
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "this CPU"
-    return f"{method} of {model} {config.model.name} in steps of {len(batch.image)} on {device}"
+def _describe_step(method: AnyMethod, batch: ImageBatch) -> str:
+    backbone = method.exported_backbone
+    size = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
+    return f"{type(method).__name__}, {type(backbone).__name__} of {size:.1f} M, steps of {len(batch.image)}"
 
 
 def _time_loading(data: ImageDataModule, seconds: float) -> tuple[ImageBatch, float]:
@@ -197,9 +200,8 @@ def _time_loading(data: ImageDataModule, seconds: float) -> tuple[ImageBatch, fl
     return served, images / max(time.monotonic() - start, 1e-9)
 
 
-def _time_training(config: DictConfig, data: ImageDataModule, batch: ImageBatch) -> float:
-    """Images per second of whole training steps on one device, the first left out."""
-    method = build_method(config.method, data)
+def _time_training(config: DictConfig, method: AnyMethod, batch: ImageBatch) -> tuple[float, str]:
+    """Images per second of whole training steps on one device, the first left out, and the device's name."""
     clock = _Clock(config.timed_steps + 1)
     trainer = build_trainer(
         config,
@@ -215,7 +217,9 @@ def _time_training(config: DictConfig, data: ImageDataModule, batch: ImageBatch)
     warnings.filterwarnings("ignore", message="You defined a `validation_step`")
     trainer.fit(method, train_dataloaders=DataLoader(_Repeated(batch), batch_size=None))
     images: int = len(batch.image) * config.timed_steps
-    return images / (clock.times[-1] - clock.times[0])
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this {device.type.upper()}"
+    return images / (clock.times[-1] - clock.times[0]), name
 
 
 class _Repeated(Dataset[ImageBatch]):
