@@ -164,7 +164,7 @@ def _describe_speed(config: DictConfig, data: ImageDataModule) -> ImageBatch:
     """Times the loader and the model, says which is slower, and returns a batch as the model sees it."""
     served, loading = _time_loading(data, config.seconds_of_loading)
     workers = "images in memory" if data.holds_images_in_memory else f"{data.num_workers} workers"
-    _log.info(_row("loading", f"{loading:,.0f} images/s, decoded and augmented ({workers})"))
+    _log.info(_row("loading", f"{_rounded(loading)} images/s, decoded and augmented ({workers})"))
     if config.timed_steps:
         try:
             method = build_method(config.method, data)
@@ -174,9 +174,16 @@ def _describe_speed(config: DictConfig, data: ImageDataModule) -> ImageBatch:
         else:
             verdict = "loading keeps up" if loading >= training else f"loading is {training / loading:.1f} times slower"
             _log.info(
-                _row("training", f"{training:,.0f} images/s, {_describe_step(method, served)} on {device}: {verdict}")
+                _row(
+                    "training",
+                    f"{_rounded(training)} images/s, {_describe_step(method, served)} on {device}: {verdict}",
+                )
             )
     return served
+
+
+def _rounded(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
 def _describe_step(method: AnyMethod, batch: ImageBatch) -> str:
