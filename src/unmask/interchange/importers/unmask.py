@@ -10,6 +10,8 @@ from unmask.interchange.renaming import split
 
 RECORD_KEY = "unmask"  # where a training checkpoint keeps its record, and a safetensors file its description
 
+_TEACHER = "teacher.networks.backbone."  # of a `DDMIM` method
+
 
 def recognises(file: WeightFile) -> bool:
     return RECORD_KEY in file.metadata or (RECORD_KEY in file.content and "state_dict" in file.content)
@@ -23,4 +25,5 @@ def convert(file: WeightFile) -> Conversion:
     if not isinstance(settings, Mapping):
         raise ValueError(f"{file.path} does not say which backbone it holds")
     backbone, heads = (file.weights, {}) if exported is not None else split(file.weights, "backbone.")
-    return Conversion(naming="Unmask", settings=settings, backbone=backbone, heads=heads)
+    teacher, _ = split(heads, _TEACHER)
+    return Conversion(naming="Unmask", settings=settings, backbone=backbone, averaged=teacher, heads=heads)
