@@ -66,6 +66,8 @@ def test_all_cheap_protocols_stand_in_one_table_with_their_spread(
     assert report["reports"]["checkpoint/knn/2"]["ckpt_path"] == files["b"]
     assert report["reports"]["random/knn/seed_5"]["ckpt_path"] is None
 
+    assert [report["reports"][f"swin/clustering/seed_{seed}"]["settings"]["seed"] for seed in (3, 5)] == [3, 5]
+
     for entry in report["reports"].values():
         assert entry["git"] is None or set(entry["git"]) == {"commit", "is_dirty"}
         assert {"train", "test"} <= set(entry["data"])
