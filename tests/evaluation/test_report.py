@@ -73,6 +73,13 @@ def test_a_row_is_a_backbone_and_a_column_a_headline_metric():
     ]
 
 
+def test_a_heading_names_the_protocol_once():
+    table = markdown_report(
+        [measured("clustering: k-means", {"clustering_accuracy": 1.0}, headline=["clustering_accuracy"])]
+    )
+    assert cells(table.splitlines()[0]) == ["backbone", "clustering accuracy"]
+
+
 def test_a_loss_is_no_percentage():
     table = markdown_report([measured("test: MAE", {"loss": 0.51234}, headline=("top1", "loss"))])
     assert cells(table.splitlines()[0]) == ["backbone", "test loss"]

@@ -50,6 +50,10 @@ class Column(NamedTuple):
     protocol: str
     metric: str
 
+    @property
+    def heading(self) -> str:
+        return f"{self.protocol} {self.metric.removeprefix(f'{self.protocol}_')}"
+
 
 def summarise(measurements: Sequence[Measurement], metric: str) -> Summary:
     """Averages a metric over the runs of one backbone under one protocol.
@@ -75,7 +79,7 @@ def markdown_report(measurements: Sequence[Measurement]) -> str:
     A row is a backbone, a column a headline metric of a protocol.
     """
     columns = headline_columns(measurements)
-    header = ("backbone", *(f"{column.protocol} {column.metric}" for column in columns))
+    header = ("backbone", *(column.heading for column in columns))
     rows = [header, *_rows(measurements, columns, _plain_cell)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [_line([cell.ljust(width) for cell, width in zip(row, widths, strict=True)]) for row in rows]
@@ -87,7 +91,7 @@ def markdown_report(measurements: Sequence[Measurement]) -> str:
 def latex_report(measurements: Sequence[Measurement]) -> str:
     """Lays the same table out for LaTeX with the package booktabs; what the numbers are stands in comments."""
     columns = headline_columns(measurements)
-    header = ["backbone", *(f"{column.protocol} {column.metric}" for column in columns)]
+    header = ["backbone", *(column.heading for column in columns)]
     notes = [*_notes(measurements), *_protocols(measurements), *_choices(measurements), *_origins(measurements)]
     lines = [
         *(f"% {note}" for note in notes),
