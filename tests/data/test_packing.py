@@ -147,6 +147,24 @@ def test_nothing_is_left_of_a_packing_that_failed(folder, tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_bad_images_are_left_out_where_the_source_skips_them(folder, reopen, tmp_path: Path) -> None:
+    Path(folder.samples("train").paths[4]).write_bytes(b"<html>")
+    folder.on_bad_image, folder.max_bad_share = "skip", 0.2
+    packing = Packing(format="keep", size=None, images_per_shard=4)
+    record = write_packed(folder, tmp_path / "out", packing)
+    assert record["left_out"] == [folder.samples("train").paths[4]]
+    assert [shard["images"] for shard in record["splits"]["train"]["shards"]] == [4, 3]
+    sound = [0, 1, 2, 3, 5, 6, 7]
+    assert reopen().samples("train").labels.tolist() == folder.samples("train").labels[sound].tolist()
+    for image, index in zip(images(reopen(), "train"), sound, strict=True):
+        kept = folder.samples("train").read([SampleKey(0, index)], lambda image, key: image)
+        assert torch.equal(image, kept.image[0])
+    folder.max_bad_share = 0.1  # of 8 images is none
+    with pytest.raises(ValueError, match=r"content is HTML.*; 1 bad image\(s\) are more than data.max_bad_share"):
+        write_packed(folder, tmp_path / "again", packing)
+    assert not (tmp_path / "again").exists()
+
+
 def test_an_existing_folder_and_a_packing_at_work_are_left_alone(folder, tmp_path: Path) -> None:
     packing = Packing(format="raw", size=None)
     (tmp_path / "out").mkdir()

@@ -1,7 +1,9 @@
 """Images of any source written as shards."""
 
 import io
+import itertools
 import json
+import logging
 import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -19,9 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
 from unmask.data.datamodule import ImageDataModule, Split
-from unmask.data.samples import ImageSamples, Pixels, SampleKey
+from unmask.data.decoding import BadImageError
+from unmask.data.samples import BadImage, ImageSamples, Pixels, SampleKey
 from unmask.data.shard_list import RECORD_FORMAT, RECORD_NAME
 
+_log = logging.getLogger(__name__)
 _FORMATS = ("raw", "jpeg", "keep")
 
 
@@ -90,16 +94,24 @@ class _PackedImage(NamedTuple):
     moments: Float64[Tensor, "2 channels"]  # mean and mean square of each channel, of values in 0..1
 
 
-class _ImagesToPack(Dataset[_PackedImage]):
+class _ImagesToPack(Dataset[_PackedImage | BadImage]):
     """The images of a split as they are to be stored; encoded in the loader's workers."""
 
-    def __init__(self, samples: ImageSamples, packing: Packing) -> None:
-        self.samples, self.packing = samples, packing
+    def __init__(self, samples: ImageSamples, packing: Packing, *, skips_bad: bool) -> None:
+        self.samples, self.packing, self.skips_bad = samples, packing, skips_bad
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> _PackedImage:
+    def __getitem__(self, index: int) -> _PackedImage | BadImage:
+        try:
+            return self._pack(index)
+        except BadImageError as error:
+            if not self.skips_bad:
+                raise
+            return BadImage(0, error.name, error.reason)
+
+    def _pack(self, index: int) -> _PackedImage:
         pixels = self.samples.read([SampleKey(0, index)], _whole).image[0]  # also where files are kept: is it sound?
         content, ending = self._kept(index) if self.packing.format == "keep" else self.packing.encode(pixels)
         values = pixels.flatten(1).double() / 255.0
@@ -116,6 +128,7 @@ class _SplitRecord(NamedTuple):
     images: int
     shards: list[dict[str, Any]]
     moments: Float64[Tensor, "2 channels"]
+    left_out: list[BadImage]
 
 
 def write_packed(
@@ -123,7 +136,8 @@ def write_packed(
 ) -> dict[str, Any]:
     """Writes splits as shards with a record beside them, all of them or nothing.
 
-    Samples keep their order, so that a run on the shards sees what a run on the source sees.
+    Samples keep their order, so that a run on the shards sees what a run on the source sees. Images that cannot be read
+    are left out where the source is to skip them (`on_bad_image`), up to its `max_bad_share` of each split.
 
     Args:
         data: The source.
@@ -151,8 +165,7 @@ def write_packed(
         ) from None
     try:
         written = {
-            split: _write_split(samples, partial, split, packing, data.num_workers)
-            for split, samples in everything.items()
+            split: _write_split(data, samples, partial / split, packing) for split, samples in everything.items()
         }
         record = _describe(data, packing, written)
         (partial / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -164,29 +177,60 @@ def write_packed(
     return record
 
 
-def _write_split(samples: ImageSamples, folder: Path, split: Split, packing: Packing, num_workers: int) -> _SplitRecord:
-    labels = samples.labels.tolist() if samples.class_names else None
-    images = iter(_encoded(samples, packing, num_workers))
-    shards, moments = [], torch.zeros(())
-    for number, start in enumerate(range(0, len(samples), packing.images_per_shard)):
-        path = folder / f"{split}-{number:06d}.tar"
-        end = min(start + packing.images_per_shard, len(samples))
+def _write_split(data: ImageDataModule, samples: ImageSamples, prefix: Path, packing: Packing) -> _SplitRecord:
+    left_out: list[BadImage] = []
+    images = _sound(_encoded(data, samples, packing), left_out, limit=int(data.max_bad_share * len(samples)))
+    shards, moments, count = [], torch.zeros(()), 0
+    for number, batch in enumerate(_batches(images, packing.images_per_shard)):
+        path = prefix.with_name(f"{prefix.name}-{number:06d}.tar")
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-            for index in range(start, end):
-                image = next(images)
+            start = count
+            for label, image in batch:
                 moments = moments + image.moments
-                _add(archive, f"{index:09d}.{image.ending}", image.content)
-                if labels is not None:
-                    _add(archive, f"{index:09d}.cls", str(labels[index]).encode())
-        shards.append({"name": path.name, "bytes": path.stat().st_size, "images": end - start})
-    return _SplitRecord(len(samples), shards, moments / len(samples))
+                _add(archive, f"{count:09d}.{image.ending}", image.content)
+                if samples.class_names:
+                    _add(archive, f"{count:09d}.cls", str(label).encode())
+                count += 1
+        shards.append({"name": path.name, "bytes": path.stat().st_size, "images": count - start})
+    return _SplitRecord(count, shards, moments / count, left_out)
 
 
-def _encoded(samples: ImageSamples, packing: Packing, num_workers: int) -> Iterator[_PackedImage]:
+_Labelled = tuple[int, _PackedImage]
+
+
+def _encoded(
+    data: ImageDataModule, samples: ImageSamples, packing: Packing
+) -> Iterator[tuple[int, _PackedImage | BadImage]]:
     loader = DataLoader(
-        _ImagesToPack(samples, packing), batch_size=None, num_workers=num_workers, collate_fn=_as_fetched
+        _ImagesToPack(samples, packing, skips_bad=data.on_bad_image == "skip"),
+        batch_size=None,
+        num_workers=data.num_workers,
+        collate_fn=_as_fetched,
     )
-    yield from loader
+    yield from zip(samples.labels.tolist(), loader, strict=True)
+
+
+def _sound(
+    images: Iterator[tuple[int, _PackedImage | BadImage]], left_out: list[BadImage], *, limit: int
+) -> Iterator[_Labelled]:
+    """Passes on what could be read and notes the rest, which must not be more than `limit`."""
+    for label, image in images:
+        if isinstance(image, _PackedImage):
+            yield label, image
+            continue
+        left_out.append(image)
+        _log.warning("left out: bad image %s: %s", image.name, image.reason)
+        if len(left_out) > limit:
+            raise ValueError(
+                f"bad image {image.name}: {image.reason}; {len(left_out)} bad image(s) are more than "
+                "data.max_bad_share of the split"
+            )
+
+
+def _batches(images: Iterator[_Labelled], size: int) -> Iterator[Iterator[_Labelled]]:
+    """Cuts a stream into parts, each to be read before the next is asked for."""
+    for first in images:
+        yield itertools.chain([first], itertools.islice(images, size - 1))
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -204,6 +248,7 @@ def _describe(data: ImageDataModule, packing: Packing, written: dict[Split, _Spl
         "class_names": list(data.class_names),
         "pixel_mean": [round(value, 4) for value in mean.tolist()],
         "pixel_std": [round(value, 4) for value in (square - mean.square()).clamp(min=0.0).sqrt().tolist()],
+        "left_out": [bad.name for record in written.values() for bad in record.left_out],
         "splits": {split: {"images": record.images, "shards": record.shards} for split, record in written.items()},
     }
 
