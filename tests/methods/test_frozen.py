@@ -58,3 +58,12 @@ def test_stochastic_depth_stays_off_while_the_head_trains(make_vit, randomise) -
 def test_a_pooling_the_backbone_lacks_is_refused(make_swin) -> None:
     with pytest.raises(ValueError, match=r"TimmSwin cannot be pooled by pool='cls'; use one of auto, mean, max"):
         make_module(make_swin(), pool="cls")
+
+
+def test_a_head_is_exported_where_it_reads_what_an_exported_backbone_gives(make_vit, randomise) -> None:
+    backbone, images = randomise(make_vit()), torch.randn(2, 3, 32, 32)
+    module = randomise(make_module(backbone, pool="mean"))
+    torch.testing.assert_close(module.exported_classifier(backbone.forward_pooled(images)), module(images))
+    for changes, read in (({"pool": "cls"}, "cls"), ({"head": AttentiveClassifier}, "patches")):
+        with pytest.raises(ValueError, match=f"this classifier reads {read}, .* classifier=false"):
+            _ = make_module(backbone, **changes).exported_classifier
