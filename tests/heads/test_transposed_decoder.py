@@ -62,3 +62,9 @@ def test_everything_but_the_positions_learns(decoder) -> None:
     decoder(torch.randn(2, 3, 12), torch.tensor([[1, 4], [5, 0]])).square().mean().backward()
     frozen = {name for name, parameter in decoder.named_parameters() if parameter.grad is None}
     assert frozen == {"pos_embed"}
+
+
+def test_every_number_of_a_buffer_has_its_own_memory(decoder) -> None:
+    """Several processes write each other's buffers, which expanded ones refuse."""
+    for buffer in decoder.buffers():
+        assert buffer.untyped_storage().nbytes() == buffer.nbytes

@@ -51,7 +51,7 @@ class TransposedConvDecoder(MAEDecoder):
         )
         statistics = zip(pixel_mean, pixel_std, strict=True)
         grey = torch.tensor([(_GREY - mean) / std for mean, std in statistics])
-        self.register_buffer("grey", grey[:, None, None].expand(-1, patch_size, patch_size), persistent=False)
+        self.register_buffer("grey", grey[:, None, None].repeat(1, patch_size, patch_size), persistent=False)
         initialise_xavier(self)
 
     def mask_token_for(self, num_patches: int) -> Float[Tensor, "1 1 d"]:
