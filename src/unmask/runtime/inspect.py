@@ -143,14 +143,14 @@ def _describe_pixels(found: Inspection, config: DictConfig) -> list[str]:
     given = (
         ", ".join(f"{value:.3f}" for value in configured[0]) + " and " + ", ".join(f"{v:.3f}" for v in configured[1])
     )
-    advice = "measured when a run begins" if config.data.statistics == "auto" else f"configured: {given}"
+    advice = "measured when a run begins" if config.data.get("statistics") == "auto" else f"configured: {given}"
     return [f"mean {mean}, deviation {std} of the training images decoded", advice]
 
 
 def _served(config: DictConfig, data: ImageDataModule, found: Inspection) -> ImageDataModule:
     """The data as training serves them, in batches small enough to be timed."""
     assert found.pixels is not None
-    if config.data.statistics == "auto":
+    if config.data.get("statistics") == "auto":
         config.data.pixel_mean, config.data.pixel_std = list(found.pixels.mean), list(found.pixels.std)
         config.data.statistics = "given"
     on_gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
