@@ -99,6 +99,16 @@ def test_seeds_show_as_mean_and_sample_deviation():
     )
 
 
+def test_a_protocol_that_repeats_itself_shows_its_own_deviation():
+    few = measured("fewshot: L-BFGS", {"top1_1pct": 20.0, "top1_1pct_std": 1.5}, headline=("top1_1pct",))
+    table = markdown_report([few])
+    assert "20.00 ± 1.50" in table
+    assert "- ± of a protocol that repeats itself is the sample standard deviation over its own seeds" in table
+    assert "repeats itself" not in markdown_report(repeated([1.0, 2.0]))
+    other = measured("fewshot: L-BFGS", {"top1_1pct": 26.0, "top1_1pct_std": 0.1}, ckpt_path="b.ckpt")
+    assert summarise([few, other], "top1_1pct").std == pytest.approx(18.0**0.5)  # of the two checkpoints
+
+
 def test_several_checkpoints_are_averaged_over_seeds_first():
     runs = [*repeated([10.0, 14.0]), *repeated([20.0, 28.0], ckpt_path="b.ckpt")]
     summary = summarise(runs, "top1")

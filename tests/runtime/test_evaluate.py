@@ -62,7 +62,7 @@ def test_all_cheap_protocols_stand_in_one_table_with_their_spread(
     labels = set(report["reports"])
     assert {"checkpoint/knn/1", "checkpoint/knn/2", "swin/knn", "random/knn/seed_3", "random/knn/seed_5"} <= labels
     assert {"checkpoint/linear/2/seed_5", "swin/linear/seed_3", "random/anomaly/seed_5"} <= labels
-    assert len(labels) == (2 + 4 + 2 + 4 + 2) + (1 + 2 + 1 + 2 + 1) + 5 * 2
+    assert len(labels) == (2 + 4 + 2 + 2 + 4 + 2) + (1 + 2 + 1 + 1 + 2 + 1) + 6 * 2
     assert report["reports"]["checkpoint/knn/2"]["ckpt_path"] == files["b"]
     assert report["reports"]["random/knn/seed_5"]["ckpt_path"] is None
 

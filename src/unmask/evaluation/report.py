@@ -39,7 +39,7 @@ class Summary(NamedTuple):
     """One metric over the runs of one backbone."""
 
     mean: float
-    std: float | None  # sample deviation; None for one run
+    std: float | None  # sample deviation; None for one run of a protocol that does not repeat itself
     num_runs: int  # of checkpoints where there are several, else of seeds
     interval: tuple[float, float] | None  # 95 %, over the choice of test images; None for several runs
 
@@ -59,7 +59,8 @@ def summarise(measurements: Sequence[Measurement], metric: str) -> Summary:
     """Averages a metric over the runs of one backbone under one protocol.
 
     Over several checkpoints the deviation is that of the checkpoints' means, so that it tells how far repeating the
-    pre-training spreads; over seeds of one checkpoint it is that of the seeds.
+    pre-training spreads; over seeds of one checkpoint it is that of the seeds. A protocol that repeats itself brings
+    the deviation of a single run along, as `<metric>_std`.
     """
     by_checkpoint: dict[str | None, list[float]] = {}
     for measured in measurements:
@@ -68,6 +69,9 @@ def summarise(measurements: Sequence[Measurement], metric: str) -> Summary:
     values = [statistics.fmean(run) for run in runs] if len(runs) > 1 else runs[0]
     if len(values) > 1:
         return Summary(statistics.fmean(values), statistics.stdev(values), len(values), None)
+    own_std = measurements[0].report.metrics.get(f"{metric}_std")
+    if own_std is not None:
+        return Summary(values[0], own_std, 1, None)
     bounds = [measurements[0].report.metrics.get(metric + end) for end in (_LOW, _HIGH)]
     low, high = bounds
     return Summary(values[0], None, 1, None if low is None or high is None else (low, high))
@@ -222,6 +226,8 @@ def _notes(measurements: Sequence[Measurement]) -> list[str]:
     ]
     if any(summary.interval is not None for summary in summaries):
         notes[0] += "; [low, high] is the 95 % interval over the choice of test images"
+    if any(summary.std is not None and summary.num_runs == 1 for summary in summaries):
+        notes.append("± of a protocol that repeats itself is the sample standard deviation over its own seeds")
     spreads = [
         f"{name}: {_over(runs)}"
         for name, runs in _by_backbone(measurements).items()
