@@ -39,7 +39,9 @@ VARIANTS = {
     "simmim": ["experiment=simmim_cifar10"],
     "ddmim": ["experiment=ddmim_cifar10"],
     "ddmim without reconstruction": ["experiment=ddmim_cifar10", "method.reconstruction_weight=0"],
-    "ddmim without features": ["experiment=ddmim_cifar10", "method.feature_weights=[0,0]"],
+    "ddmim with features": ["experiment=ddmim_cifar10", "method.feature_weights=[0.3,0.03]"],
+    "ddmim on one crop": ["experiment=ddmim_cifar10", "method.crops=null", "augmentation.scale=[0.2,1]"],
+    "ddmim with more hidden": ["experiment=ddmim_cifar10", "method.mask_generator.ratios=[0.6,0.6]"],
     "ddmim without contrast": ["experiment=ddmim_cifar10", "method.contrastive_weight=0"],
     "ddmim without averaging": [
         "experiment=ddmim_cifar10",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.data.folder import ImageFolder
+from unmask.data.paths import PathList
 from unmask.data.samples import ImageFiles, InMemoryImages
 from unmask.data.transforms import Augmentation
 
@@ -18,7 +19,8 @@ def in_memory(images: Tensor, labels: list[int], names: tuple[str, ...] = ("a", 
 
 
 def in_files(paths: list[Path], labels: list[int], names: tuple[str, ...] = ("a", "b")) -> str:
-    return ImageFiles([str(path) for path in paths], torch.tensor(labels), names, decode=lambda path: None).fingerprint
+    listed = PathList(str(path) for path in paths)
+    return ImageFiles(listed, torch.tensor(labels), names, decode=lambda path: None).fingerprint
 
 
 @pytest.fixture
