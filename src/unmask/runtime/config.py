@@ -10,6 +10,7 @@ import unmask
 from unmask.runtime.resolvers import register_resolvers
 
 _MODELS_OF_METHODS = {"ddmim": "swinv2_tiny"}  # where the usual default cannot show what the method is about
+_OF_A_CHECKPOINT = ("eval", "export")  # commands that compose only with one named
 
 
 def config_directory() -> Path:
@@ -37,7 +38,7 @@ def with_default_model(overrides: Sequence[str]) -> list[str]:
 
 def configuration_names(name: str) -> tuple[list[str], list[str]]:
     """Lists the keys of the default configuration, dotted, and the groups: what a misspelt name is compared with."""
-    with_checkpoint = [] if name == "run" else ["ckpt_path=none"]
+    with_checkpoint = ["ckpt_path=none"] if name in _OF_A_CHECKPOINT else []
     config = compose_config(name, with_checkpoint)
     groups = [path.relative_to(config_directory()).as_posix() for path in config_directory().iterdir() if path.is_dir()]
     return _dotted_keys(config), sorted(groups)
