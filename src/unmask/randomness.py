@@ -4,6 +4,7 @@ A draw depends on (seed, stream, epoch, sample index) alone, so it does not chan
 workers or devices, or an interruption of the run, and it is computed for a whole batch on the batch's device.
 """
 
+import functools
 import zlib
 
 import torch
@@ -26,10 +27,7 @@ def sample_keys(seed: int, stream: str, epoch: int | Int[Tensor, " b"], index: I
         epoch: Passes over the data so far; a constant for draws that never change.
         index: The samples' numbers in their data set.
     """
-    key = _mix(torch.full_like(index, seed, dtype=torch.int64))
-    key = _mix(key ^ zlib.crc32(stream.encode()))
-    key = _mix(key ^ epoch)
-    return _mix(key ^ index)
+    return _mix(_mix(_stream_of_seed(seed, stream) ^ torch.as_tensor(epoch, device=index.device)) ^ index)
 
 
 def keyed_uniform(keys: Int[Tensor, " b"], count: int) -> Float[Tensor, "b {count}"]:
@@ -47,10 +45,15 @@ def keyed_permutation(key: int, count: int) -> Int[Tensor, "{count}"]:
 
 def stream_key(seed: int, stream: str, *counters: int) -> int:
     """Hashes a seed, a stream and counters (epoch, step, rank) to one key, as `sample_keys` does for samples."""
-    key = torch.tensor(seed)
-    for part in (zlib.crc32(stream.encode()), *counters):
-        key = _mix(_mix(key) ^ part)
+    key = torch.tensor(_stream_of_seed(seed, stream))
+    for counter in counters:
+        key = _mix(_mix(key) ^ counter)
     return int(_mix(key))
+
+
+@functools.lru_cache(maxsize=64)
+def _stream_of_seed(seed: int, stream: str) -> int:
+    return int(_mix(_mix(torch.tensor(seed)) ^ zlib.crc32(stream.encode())))
 
 
 def _mix(bits: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

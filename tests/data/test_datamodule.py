@@ -161,8 +161,8 @@ def test_evaluation_sees_the_centred_crop_of_the_given_share(crop_share: float) 
 
 @pytest.mark.parametrize("is_training", [True, False])
 def test_the_trainers_stage_decides_on_augmentation(is_training: bool) -> None:
-    data = make_data(4)
-    (batch,) = data.val_dataloader()
+    data = make_data(8)
+    (batch,) = data.train_dataloader()
     attach_trainer(data)
     data.trainer.training = is_training
     expected = data.finish(batch, augmented=is_training)
@@ -178,7 +178,8 @@ def test_held_out_images_are_spread_over_the_split() -> None:
 
 
 def raw_batch(data: Memory, keys: list[tuple[int, int]]) -> RawBatch:
-    return data.samples("train").read([SampleKey(*key) for key in keys], lambda image, key: image)
+    """What the training loader would hand over for these epochs and samples."""
+    return data.train_dataloader().dataset.__getitems__([SampleKey(*key) for key in keys])
 
 
 def test_augmentation_does_not_depend_on_the_batch() -> None:

@@ -4,7 +4,8 @@ import torchvision.transforms.v2.functional as TF
 from torchvision.transforms import InterpolationMode
 
 from unmask.data import resizing
-from unmask.data.resizing import Boxes, resample_boxes, resize_boxes
+from unmask.data.boxes import Boxes
+from unmask.data.resizing import resample_boxes, resize_boxes
 
 
 def draw_boxes(count: int, height: int, width: int) -> Boxes:

@@ -4,13 +4,16 @@ import math
 
 import torch
 
+from unmask.data.boxes import shape_attempts
 from unmask.data.single_draw import SingleDrawAugmentation
 from unmask.data.transforms import Augmentation
 
 
 def test_a_box_too_large_is_cut_to_the_image() -> None:
     draws = torch.rand(300, 40)
-    boxes = SingleDrawAugmentation(scale=(0.08, 1.0)).choose_boxes(draws, 20, 60)
+    single = SingleDrawAugmentation(scale=(0.08, 1.0))
+    attempts = shape_attempts(draws, single.scale, single.ratio)
+    boxes = single.choose_boxes(attempts, 20, 60)
     cut = 0
     for number, (area, aspect, top, left) in enumerate(draws[:, :4].tolist()):
         target = 20 * 60 * (0.08 + 0.92 * area)
@@ -20,13 +23,14 @@ def test_a_box_too_large_is_cut_to_the_image() -> None:
         height, width = min(height, 20), min(width, 60)
         expected = (int(top * (20 - height + 1)), int(left * (60 - width + 1)), height, width)
         assert tuple(int(side[number]) for side in boxes) == expected
+        assert single.choose_box(attempts[number].tolist(), 20, 60) == expected
     assert cut > 100  # of a wide image most squarish crops are
 
 
 def test_where_the_first_draw_fits_it_is_the_crop_of_ten_attempts() -> None:
-    draws = torch.rand(300, 40)
+    attempts = shape_attempts(torch.rand(300, 40), (0.08, 1.0), (3 / 4, 4 / 3))
     single, ten = (
-        kind(scale=(0.08, 1.0)).choose_boxes(draws, 24, 24) for kind in (SingleDrawAugmentation, Augmentation)
+        kind(scale=(0.08, 1.0)).choose_boxes(attempts, 24, 24) for kind in (SingleDrawAugmentation, Augmentation)
     )
     fits = (single.height < 24) & (single.width < 24)
     assert 150 < int(fits.sum()) < 300

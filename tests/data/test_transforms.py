@@ -8,7 +8,7 @@ import torchvision.transforms.v2.functional as TF
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
-from unmask.data.resizing import Boxes
+from unmask.data.boxes import Boxes
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.randomness import sample_keys
 
@@ -58,7 +58,7 @@ def test_the_batch_path_gives_the_single_image_path_bit_for_bit(interpolation, s
     keys = keys_of(60)
     images = torch.randint(0, 256, (60, 3, 40, 42), dtype=torch.uint8)
     single = [
-        augmentation.crop_image(*pair, size) for pair in zip(images, augmentation.draws(keys).split(1), strict=True)
+        augmentation.crop_image(*pair, size) for pair in zip(images, augmentation.draws(keys).each(), strict=True)
     ]
     assert torch.equal(augmentation.crop_batch(images, keys, size), torch.stack(single).float())
 

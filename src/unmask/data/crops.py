@@ -1,13 +1,14 @@
 """Crops that bring one image of any size to the size a loader serves."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from unmask.data.samples import LoaderCrop, Pixels, SampleKey
+from unmask.data.boxes import ImageDraws
+from unmask.data.samples import LoaderCrop, Pixels, SampleKey, key_columns
 from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.randomness import sample_keys
 
@@ -25,23 +26,27 @@ class AugmentedCrop(LoaderCrop):
     size: tuple[int, int]
     seed: int
     fill: tuple[float, ...]  # RGB in 0..1, of what a distortion moves in from outside
-    looked_up: Mapping[SampleKey, Float[Tensor, "1 n"]] = field(default_factory=dict)
+    together: Sequence[SampleKey] = ()  # whose draws are looked up at once, when the first is needed
 
     def __call__(self, image: Pixels, key: SampleKey) -> Pixels:
-        draws = self.looked_up[key] if key in self.looked_up else self._draws([key])
+        draws = self._looked_up[key] if key in self._looked_up else self._draws([key])[key]
         cropped = self.augmentation.crop_image(image, draws, self.size)
         if self.augmentation.rand_augment is None:
             return cropped
         return self.augmentation.distort_image(cropped, self._keys([key]), self.fill)
 
     def prepared(self, keys: Sequence[SampleKey]) -> "AugmentedCrop":
-        return replace(self, looked_up=dict(zip(keys, self._draws(keys).split(1), strict=True)))
+        return replace(self, together=keys)
 
-    def _draws(self, keys: Sequence[SampleKey]) -> Float[Tensor, "b n"]:
-        return self.augmentation.draws(self._keys(keys))
+    @cached_property
+    def _looked_up(self) -> Mapping[SampleKey, ImageDraws]:
+        return self._draws(self.together) if self.together else {}
+
+    def _draws(self, keys: Sequence[SampleKey]) -> Mapping[SampleKey, ImageDraws]:
+        return dict(zip(keys, self.augmentation.draws(self._keys(keys)).each(), strict=True))
 
     def _keys(self, keys: Sequence[SampleKey]) -> Int[Tensor, " b"]:
-        epoch, index = torch.tensor(keys).unbind(1)
+        epoch, index = key_columns(keys)
         return augmentation_keys(self.seed, epoch, index)
 
 

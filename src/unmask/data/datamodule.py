@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -23,8 +23,11 @@ from unmask.data.bad_images import (
     RefusingSamples,
     ReplacingSamples,
 )
+from unmask.data.boxes import Boxes
 from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
 from unmask.data.decoding import ImageDecoder
+from unmask.data.placed import PlacedSamples
+from unmask.data.resizing import resize_boxes
 from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
 from unmask.data.samples import BadImage, ImageSamples, LoaderCrop, LoaderSamples, RawBatch, SampleKey
 from unmask.data.splits import hold_out
@@ -247,7 +250,8 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"set global_batch_size={max(1, len(samples) // 2)} or less"
             )
         crop = AugmentedCrop(augmentation=self.augmentation, size=self.image_size, seed=self.seed, fill=self.pixel_mean)
-        return self._loader(self._guarded(samples, crop), batch_size, is_training=True)
+        guarded = PlacedSamples(samples, crop) if self.holds_images_in_memory else self._guarded(samples, crop)
+        return self._loader(guarded, batch_size, is_training=True)
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
         return self.evaluation_loader("val")
@@ -285,25 +289,43 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.finish(batch, augmented=self.trainer is not None and self.trainer.training)
 
     def finish(self, batch: RawBatch, *, augmented: bool) -> ImageBatch:
-        """Does what is left for the device: crops images from memory, normalises, erases boxes in training."""
+        """Does what is left for the device: cuts images from memory, normalises, erases boxes in training.
+
+        Without `augmented`, and where they were not read for training, images from memory are cropped at the centre.
+        """
         images: Tensor = batch.image
         keys = augmentation_keys(self.seed, batch.epoch, batch.index)
-        if self.holds_images_in_memory and augmented:
-            images = self.augmentation.crop_batch(images, keys, self.image_size)
-            images = self.augmentation.distort_batch(images, keys, self.pixel_mean)
+        if augmented and batch.crop is not None:
+            images = self._normalise_in_place(self._cut(batch.image, batch.crop, keys))
         elif self.holds_images_in_memory:
-            images = resize_and_centre_crop(images, self.image_size, self.eval_crop_share)
-        images = self.normalise(images)
+            images = self.normalise(resize_and_centre_crop(images, self.image_size, self.eval_crop_share))
+        else:
+            images = self.normalise(images)
         if augmented:
             images = self.augmentation.erase_batch(images, keys)
         return ImageBatch(images, batch.label, batch.index)
 
+    def _cut(
+        self,
+        images: UInt8[Tensor, "b 3 old_height old_width"],
+        crop: Int[Tensor, "b 5"],
+        keys: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b 3 height width"]:
+        """Training crops of images from memory, in 0..255."""
+        top, left, height, width, flipped = crop.unbind(1)
+        boxes, interpolation = Boxes(top, left, height, width), self.augmentation.interpolation
+        cropped = resize_boxes(images, boxes, self.image_size, interpolation, flipped == 1)
+        return self.augmentation.distort_batch(cropped, keys, self.pixel_mean)
+
     def normalise(self, images: Shaped[Tensor, "b channels height width"]) -> Images:
         """Divides values of 0..255 by 255, subtracts the mean and divides by the deviation."""
+        return self._normalise_in_place(images.to(torch.float32, copy=True))
+
+    def _normalise_in_place(self, images: Images) -> Images:
+        """Each temporary costs a CPU as much as the arithmetic."""
         mean = torch.tensor(self.pixel_mean, device=images.device)[:, None, None]
         std = torch.tensor(self.pixel_std, device=images.device)[:, None, None]
-        # Each temporary costs a CPU as much as the arithmetic, so one copy is made and changed in place.
-        return images.to(torch.float32, copy=True).mul_(1.0 / (255.0 * std)).sub_(mean / std)
+        return images.mul_(1.0 / (255.0 * std)).sub_(mean / std)
 
     def _guarded(self, samples: ImageSamples, crop: LoaderCrop) -> LoaderSamples:
         if self.on_bad_image == "skip" and samples.is_streamed:

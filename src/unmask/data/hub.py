@@ -18,7 +18,7 @@ from torch import Tensor
 from unmask.data.datamodule import Split
 from unmask.data.decoding import IMAGE_SUFFIXES, BadImageError, ImageDecoder
 from unmask.data.divided import DividedImages
-from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, Pixels, RawBatch, SampleKey
+from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, Pixels, RawBatch, SampleKey, key_columns
 from unmask.data.streamed import StreamedImages
 
 _log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class HubImages(ImageSamples):
                 for cell, key in zip(cells, keys, strict=True)
             ]
         )
-        epoch, index = torch.tensor(keys).unbind(1)
+        epoch, index = key_columns(keys)
         return RawBatch(images, self.labels[index], index, epoch)
 
     def stored(self, index: int) -> tuple[bytes, str]:

@@ -1,35 +1,22 @@
 """Crops of whole batches of small pictures, to the last bit as torch resizes one picture."""
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor
 
+from unmask.data.boxes import Boxes
+
 Interpolation = Literal["bilinear", "bicubic"]
 
 _WEIGHT_LIMIT = 2**15  # torch keeps weights as 16-bit integers
 _MOST_BITS = 22
 _EXACT_SUM = 2**24  # up to here float32 holds every whole number
+_AT_ONCE = 64  # images a CPU resizes at a time: 32 px of so many stay in its cache
 _TABLE_LIMIT = 2**22  # weights in a table; 32 px to 32 px takes an eighth of it, for one direction
-
-
-class Boxes(NamedTuple):
-    """One box an image, in whole pixels."""
-
-    top: Int[Tensor, " b"]
-    left: Int[Tensor, " b"]
-    height: Int[Tensor, " b"]
-    width: Int[Tensor, " b"]
-
-
-class _Weights(NamedTuple):
-    """What each source pixel counts in each target pixel along one axis, as whole numbers of 2**-bits."""
-
-    counts: Float[Tensor, "b target source"]
-    unit: Float[Tensor, " b"]  # 2**-bits
 
 
 def resize_boxes(
@@ -45,15 +32,27 @@ def resize_boxes(
     with weights of 16 bits, columns first and rounding in between, and sums of whole numbers are the same in any order.
     So two matrix products serve the whole batch.
     """
+    if images.is_cuda:
+        return _resize(images, boxes, size, interpolation, flipped)
+    parts = (part.split(_AT_ONCE) for part in (images, *boxes, flipped))
+    resized = [_resize(part, Boxes(*box), size, interpolation, flip) for part, *box, flip in zip(*parts, strict=True)]
+    return torch.cat(resized) if len(resized) > 1 else resized[0]
+
+
+def _resize(
+    images: UInt8[Tensor, "b c height width"],
+    boxes: Boxes,
+    size: tuple[int, int],
+    interpolation: Interpolation,
+    flipped: Bool[Tensor, " b"],
+) -> Float[Tensor, "b c new_height new_width"]:
     count, channels, height, width = images.shape
     exact = _exact_type(max(height / size[0], width / size[1]), images.device)
     rows = _weights(boxes.top, boxes.height, (height, size[0]), interpolation, exact)
     cols = _weights(boxes.left, boxes.width, (width, size[1]), interpolation, exact, flipped=flipped)
-    # Channels stand beside the columns, so that one product a step serves all of them.
-    lines = images.permute(0, 2, 1, 3).to(cols.counts.dtype).reshape(count, height * channels, width)
-    lines = _round(lines @ cols.counts.transpose(1, 2), cols.unit)
-    lines = rows.counts @ lines.view(count, height, channels * size[1])
-    return _round(lines, rows.unit).view(count, size[0], channels, size[1]).permute(0, 2, 1, 3).float()
+    # All rows of an image, whatever their channel, have their columns resized by one product.
+    lines = _round(images.to(exact).reshape(count, channels * height, width) @ cols.transpose(1, 2))
+    return _round(rows[:, None] @ lines.view(count, channels, height, size[1])).float()
 
 
 def resample_boxes(
@@ -71,8 +70,8 @@ def resample_boxes(
     return resized
 
 
-def _round(sums: Float[Tensor, "b n m"], unit: Float[Tensor, " b"]) -> Float[Tensor, "b n m"]:
-    return sums.mul_(unit[:, None, None]).add_(0.5).floor_().clamp_(0.0, 255.0)
+def _round(sums: Float[Tensor, "*n m"]) -> Float[Tensor, "*n m"]:
+    return sums.add_(0.5).floor_().clamp_(0.0, 255.0)
 
 
 def _weights(
@@ -83,31 +82,29 @@ def _weights(
     exact: torch.dtype,
     *,
     flipped: Bool[Tensor, " b"] | None = None,
-) -> _Weights:
+) -> Float[Tensor, "b target source"]:
     """Looks the weights up in a table of all boxes where that is small, else computes those of the batch."""
     source, target = sides
-    if flipped is None:
-        flipped = torch.zeros_like(start, dtype=torch.bool)
     if source * (source + 1) * target * source <= _TABLE_LIMIT:
         table = _table(source, target, interpolation, exact, start.device)
         before = (length - 1) * (2 * source - length + 2) // 2  # shorter boxes
-        place = before + start + flipped * (source * (source + 1) // 2)
-        return _Weights(table.counts[place], table.unit[place])
+        place = before + start if flipped is None else before + start + flipped * (source * (source + 1) // 2)
+        return table.index_select(0, place)
     made = _in_16_bits(_kernels(start, length, sides, interpolation))
-    counts = torch.where(flipped[:, None, None], made.counts.flip(1), made.counts)
-    return _Weights(counts.to(exact), made.unit.to(exact))
+    if flipped is not None:
+        made = torch.where(flipped[:, None, None], made.flip(1), made)
+    return made.to(exact)
 
 
 @functools.lru_cache(maxsize=8)
 def _table(
     source: int, target: int, interpolation: Interpolation, exact: torch.dtype, device: torch.device
-) -> _Weights:
+) -> Float[Tensor, "n target source"]:
     """The weights of every box, by length and start, and behind them those of mirrored ones."""
     length = torch.repeat_interleave(torch.arange(1, source + 1), torch.arange(source, 0, -1))
     start = torch.cat([torch.arange(source - size + 1) for size in range(1, source + 1)])
     made = _in_16_bits(_kernels(start, length, (source, target), interpolation))
-    counts = torch.cat([made.counts, made.counts.flip(1)]).to(device, exact)
-    return _Weights(counts, made.unit.repeat(2).to(device, exact))
+    return torch.cat([made, made.flip(1)]).to(device, exact)
 
 
 def _exact_type(shrinking: float, device: torch.device) -> torch.dtype:
@@ -136,13 +133,13 @@ def _kernels(
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def _in_16_bits(weights: Float64[Tensor, "b target source"]) -> _Weights:
-    """Rounds weights as torch does for uint8: to as many bits as the largest leaves of 16."""
+def _in_16_bits(weights: Float64[Tensor, "b target source"]) -> Float64[Tensor, "b target source"]:
+    """Rounds weights as torch does for uint8: to as many bits behind the point as the largest leaves of 16."""
     powers = 2.0 ** torch.arange(1, _MOST_BITS + 1, dtype=torch.float64, device=weights.device)
     fitting = torch.floor(0.5 + weights.amax(dim=(1, 2))[:, None] * powers) < _WEIGHT_LIMIT
-    bits = fitting.sum(dim=1)
-    scaled = weights * (2.0**bits)[:, None, None]
-    return _Weights(torch.trunc(scaled + torch.where(scaled < 0.0, -0.5, 0.5)), 2.0 ** -bits.double())
+    unit = 2.0 ** -fitting.sum(dim=1).double()[:, None, None]
+    scaled = weights / unit
+    return torch.trunc(scaled + torch.where(scaled < 0.0, -0.5, 0.5)) * unit
 
 
 def _cubic(distance: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:

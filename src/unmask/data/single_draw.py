@@ -1,10 +1,9 @@
 """The crop of MAE's linear probe."""
 
-from jaxtyping import Float
-from torch import Tensor
+from collections.abc import Sequence
 
-from unmask.data.resizing import Boxes
-from unmask.data.transforms import Augmentation, box_sides
+from unmask.data.boxes import Attempts, Box, Boxes, first_cut, first_cut_of_one
+from unmask.data.transforms import Augmentation
 
 
 class SingleDrawAugmentation(Augmentation):
@@ -14,14 +13,8 @@ class SingleDrawAugmentation(Augmentation):
     come up more often than under torchvision's ten attempts. Arguments and errors are those of `Augmentation`.
     """
 
-    def choose_boxes(self, draws: Float[Tensor, "b n"], height: int, width: int) -> Boxes:
-        area, aspect, top, left = draws[:, :4].unbind(1)
-        heights, widths = box_sides(area, aspect, height * width, self.scale, self.ratio)
-        heights = heights.clamp(1, height)  # Pillow would refuse a crop of no pixel, as MAE's code leaves one to be
-        widths = widths.clamp(1, width)
-        return Boxes(
-            top=(top * (height - heights + 1)).long(),
-            left=(left * (width - widths + 1)).long(),
-            height=heights,
-            width=widths,
-        )
+    def choose_boxes(self, attempts: Attempts, height: int, width: int) -> Boxes:
+        return first_cut(attempts, height, width)
+
+    def choose_box(self, attempts: Sequence[Sequence[float]], height: int, width: int) -> Box:
+        return first_cut_of_one(attempts, height, width)

@@ -1,0 +1,31 @@
+import pytest
+import torch
+
+from unmask.data import placed
+from unmask.data.boxes import Boxes
+from unmask.data.crops import AugmentedCrop, augmentation_keys
+from unmask.data.placed import PlacedSamples
+from unmask.data.resizing import resize_boxes
+from unmask.data.samples import InMemoryImages, SampleKey
+from unmask.data.transforms import Augmentation
+
+
+@pytest.fixture
+def samples(monkeypatch: pytest.MonkeyPatch) -> PlacedSamples:
+    monkeypatch.setattr(placed, "_PLACED_AT_ONCE", 7)  # so that an epoch takes several parts
+    images = torch.randint(0, 256, (20, 3, 16, 24), dtype=torch.uint8)
+    crop = AugmentedCrop(augmentation=Augmentation(), size=(8, 12), seed=5, fill=(0.5, 0.5, 0.5))
+    return PlacedSamples(InMemoryImages(images, torch.arange(20), ()), crop)
+
+
+@pytest.mark.parametrize("keys", [[(0, 3), (0, 19), (0, 8)], [(1, 3), (1, 0)], [(0, 3), (1, 3), (4, 11)]])
+def test_crops_of_an_epoch_are_those_of_each_sample(samples: PlacedSamples, keys: list[tuple[int, int]]) -> None:
+    batch = samples.__getitems__([SampleKey(*key) for key in keys])
+    assert batch.index.tolist() == [index for _, index in keys]
+    assert batch.crop is not None
+    augmentation = samples.crop.augmentation
+    top, left, height, width, flipped = batch.crop.unbind(1)
+    cut = resize_boxes(batch.image, Boxes(top, left, height, width), (8, 12), "bicubic", flipped == 1)
+    for (epoch, index), cropped in zip(keys, cut, strict=True):
+        key = augmentation_keys(5, epoch, torch.tensor([index]))
+        assert torch.equal(augmentation.crop_batch(samples.samples.images[index : index + 1], key, (8, 12))[0], cropped)
