@@ -28,6 +28,7 @@ from torchvision.transforms import InterpolationMode
 from unmask.data.datamodule import ImageDataModule
 from unmask.runtime.builders import build
 from unmask.runtime.config import compose_config
+from unmask.runtime.memory import keep_freed_memory
 
 SCALE = (0.2, 1.0)
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=224)
     settings = parser.parse_args()
+    keep_freed_memory()  # as the commands do; it serves both sides
     torch.set_num_threads(1)
     if settings.photos is not None:
         with tempfile.TemporaryDirectory() as folder:

@@ -25,6 +25,7 @@ import torch
 from loading import our_data, repeat_photos, usual_photo_loader
 
 from unmask.data.packing import Packing, write_packed
+from unmask.runtime.memory import keep_freed_memory
 
 
 class Cost(NamedTuple):
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=224)
     settings = parser.parse_args()
+    keep_freed_memory()  # as the commands do; it serves both sides
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         sides = prepare(Path(folder), settings)

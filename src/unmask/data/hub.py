@@ -18,7 +18,16 @@ from torch import Tensor
 from unmask.data.datamodule import Split
 from unmask.data.decoding import IMAGE_SUFFIXES, BadImageError, ImageDecoder
 from unmask.data.divided import DividedImages
-from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, Pixels, RawBatch, SampleKey, key_columns
+from unmask.data.samples import (
+    UNLABELLED,
+    ImageCrop,
+    ImageSamples,
+    Pixels,
+    RawBatch,
+    SampleKey,
+    gather_images,
+    key_columns,
+)
 from unmask.data.streamed import StreamedImages
 
 _log = logging.getLogger(__name__)
@@ -61,7 +70,7 @@ class HubImages(ImageSamples):
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         cells = self.table[[key.index for key in keys]][self.image_column]
-        images = torch.stack(
+        images = gather_images(
             [
                 crop(decode_cell(self.decoder, cell, f"row {key.index} of {self.name}"), key)
                 for cell, key in zip(cells, keys, strict=True)

@@ -20,7 +20,16 @@ from unmask.data.decoding import ImageDecoder
 from unmask.data.divided import DividedImages
 from unmask.data.download import is_url
 from unmask.data.labels import number_labels
-from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, Pixels, RawBatch, SampleKey, key_columns
+from unmask.data.samples import (
+    UNLABELLED,
+    ImageCrop,
+    ImageSamples,
+    Pixels,
+    RawBatch,
+    SampleKey,
+    gather_images,
+    key_columns,
+)
 from unmask.data.shard_list import Shard, expand_patterns, find_shards, read_record
 from unmask.data.tar_index import LabelSource, ShardIndex, read_index
 
@@ -71,7 +80,7 @@ class ShardImages(ImageSamples):
         yield from (column.numpy().tobytes() for column in self.places)
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
-        images = torch.stack([crop(self._decode(key.index), key) for key in keys])
+        images = gather_images([crop(self._decode(key.index), key) for key in keys])
         epoch, index = key_columns(keys)
         return RawBatch(images, self.labels[index], index, epoch)
 

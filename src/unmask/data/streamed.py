@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, Pixels, RawBatch, SampleKey
+from unmask.data.samples import UNLABELLED, ImageCrop, ImageSamples, Pixels, RawBatch, SampleKey, gather_images
 from unmask.randomness import stream_key
 
 Row = Mapping[str, Any]
@@ -101,7 +101,7 @@ class StreamedImages(ImageSamples):
             for key, row in zip(keys, rows, strict=True)
         ]
         epoch, index = torch.tensor([tuple(key) for key in keys]).unbind(1)
-        return RawBatch(torch.stack(images), torch.tensor([self._label(row) for row in rows]), index, epoch)
+        return RawBatch(gather_images(images), torch.tensor([self._label(row) for row in rows]), index, epoch)
 
     def rows(self, epoch: int, seed: int | None) -> Iterator[Row]:
         """Begins an epoch; without a seed in stored order."""

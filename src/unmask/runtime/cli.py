@@ -75,8 +75,10 @@ def _evaluate(config: DictConfig) -> Any:
 
 def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     from unmask.runtime.config import config_directory, configuration_names
+    from unmask.runtime.memory import keep_freed_memory
     from unmask.runtime.resolvers import register_resolvers
 
+    keep_freed_memory()
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
     main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))
@@ -93,7 +95,9 @@ def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Runs a task that needs no folder of its own for the run; `--help` prints its configuration file."""
     from unmask.runtime.config import compose_config, config_directory, configuration_names
     from unmask.runtime.console import calm_libraries
+    from unmask.runtime.memory import keep_freed_memory
 
+    keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     calm_libraries()
     overrides = sys.argv[1:]
