@@ -27,7 +27,8 @@ def sample_keys(seed: int, stream: str, epoch: int | Int[Tensor, " b"], index: I
         epoch: Passes over the data so far; a constant for draws that never change.
         index: The samples' numbers in their data set.
     """
-    return _mix(_mix(_stream_of_seed(seed, stream) ^ torch.as_tensor(epoch, device=index.device)) ^ index)
+    epochs = torch.as_tensor(epoch, dtype=torch.int64, device=index.device)
+    return _mix(_mix(_stream_of_seed(seed, stream) ^ epochs) ^ index)
 
 
 def keyed_uniform(keys: Int[Tensor, " b"], count: int) -> Float[Tensor, "b {count}"]:

@@ -23,9 +23,8 @@ def test_crops_of_an_epoch_are_those_of_each_sample(samples: PlacedSamples, keys
     batch = samples.__getitems__([SampleKey(*key) for key in keys])
     assert batch.index.tolist() == [index for _, index in keys]
     assert batch.crop is not None
-    augmentation = samples.crop.augmentation
     top, left, height, width, flipped = batch.crop.unbind(1)
     cut = resize_boxes(batch.image, Boxes(top, left, height, width), (8, 12), "bicubic", flipped == 1)
-    for (epoch, index), cropped in zip(keys, cut, strict=True):
+    for (epoch, index), image, cropped in zip(keys, batch.image, cut, strict=True):
         key = augmentation_keys(5, epoch, torch.tensor([index]))
-        assert torch.equal(augmentation.crop_batch(samples.samples.images[index : index + 1], key, (8, 12))[0], cropped)
+        assert torch.equal(samples.crop.augmentation.crop_batch(image[None], key, (8, 12))[0], cropped)

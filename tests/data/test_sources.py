@@ -1,6 +1,7 @@
 """What all sources of files promise alike: the same images in whatever form they come are the same training run."""
 
 import io
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from lightning import LightningModule, Trainer
 from PIL import Image
+from torch import Tensor
 
 from unmask.data.csv_table import CSVTable
 from unmask.data.datamodule import ImageDataModule
@@ -23,6 +26,7 @@ from unmask.data.kaggle import Kaggle
 from unmask.data.packing import Packing, write_packed
 from unmask.data.shards import Shards
 from unmask.data.transforms import Augmentation
+from unmask.types import ImageBatch
 
 NUM_TRAIN = 20
 NUM_TEST = 6
@@ -178,18 +182,55 @@ def test_all_sources_give_bitwise_the_same_images_in_the_same_order(make, source
                     assert torch.equal(getattr(ours, name), getattr(theirs, name)), (loader, name)
 
 
+class Visitor(LightningModule):
+    """Writes down which images its process is shown, an epoch at a time, by their first byte."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.visited: list[list[int]] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.visited.append([])
+
+    def training_step(self, batch: ImageBatch) -> Tensor:
+        first = batch.image[:, 0, 0, 0] * 0.5 + 0.5
+        self.visited[-1] += (255 * first).round().long().tolist()
+        return self.weight * batch.image.mean()
+
+    def validation_step(self, batch: ImageBatch) -> None:
+        raise AssertionError("no batch of it is asked for")
+
+    def on_train_end(self) -> None:
+        (self.folder / f"{self.global_rank}.json").write_text(json.dumps(self.visited))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 @pytest.mark.parametrize("source", list(SOURCES))
-def test_two_epochs_on_two_devices_visit_each_image_once_an_epoch(make, source: str) -> None:
+def test_two_epochs_of_two_processes_visit_each_image_once_an_epoch(make, source: str, tmp_path: Path) -> None:
     whole_images = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
     data = make(source, image_size=SIDE, augmentation=whole_images, val_share=0.0, test_share=0.0)
-    orders = []
-    for epoch in (0, 1):
-        shares = []
-        for rank in (0, 1):
-            attach_trainer(data, rank=rank, devices=2, epoch=epoch)
-            batches = list(data.train_dataloader())
-            shares.append([number for batch in batches for number in batch.image[:, 0, 0, 0].tolist()])
-            assert all(len(batch.index) == 2 for batch in batches)
-        assert sorted(shares[0] + shares[1]) == list(range(NUM_TRAIN))
-        orders.append(shares)
-    assert orders[0] != orders[1]
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp_fork",
+        max_epochs=2,
+        use_distributed_sampler=False,  # as run.py has it
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(Visitor(tmp_path), datamodule=data)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    for mine, others in zip(first, second, strict=True):
+        assert len(mine) == len(others) == NUM_TRAIN // 2
+        assert sorted(mine + others) == list(range(NUM_TRAIN))
+    assert first[0] != first[1]

@@ -39,7 +39,7 @@ def key_columns(keys: Sequence[SampleKey]) -> tuple[Int[Tensor, " b"], Int[Tenso
     return torch.tensor(epochs), torch.tensor(indices)
 
 
-def gather_images(images: Sequence[Pixels]) -> Shaped[Tensor, "b channels height width"]:
+def gather_images(images: list[Pixels]) -> Shaped[Tensor, "b channels height width"]:
     """Stacks images; in a worker straight into the shared memory they leave it by, not by way of a copy."""
     stacked: Tensor = default_collate(images)
     return stacked
