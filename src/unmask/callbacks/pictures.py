@@ -9,6 +9,8 @@ from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from unmask.whole_files import whole_file
+
 
 def figure_pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
     """Draws a figure at its own resolution; no display is needed."""
@@ -22,7 +24,5 @@ def save_figure(figure: Figure, path: Path) -> None:
     png = io.BytesIO()
     canvas: Any = FigureCanvasAgg(figure)
     canvas.print_png(png)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(png.getvalue())
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_bytes(png.getvalue())

@@ -1,6 +1,5 @@
 """Which images lie below a folder: found by looking, or remembered from the last look."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -19,6 +18,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.data.paths import PathList
+from unmask.whole_files import whole_file
 
 Place = tuple[str, ...]
 """The names of the folders that lead from the folder looked into to an image."""
@@ -146,21 +146,16 @@ def _remembered_file(folder: Path, suffixes: frozenset[str]) -> Path:
 def _remember(file: Path, found: FoundImages, visited: dict[str, tuple[int, ...]]) -> None:
     """Writes a listing, all of it or nothing; where that cannot be done, the next start takes longer."""
     notes = {"visited": visited, "places": found.places, "ignored": found.ignored}
-    partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as opened:
+        with whole_file(file) as partial:
             np.savez(
-                opened,
+                partial,
                 block=found.paths.block.numpy(),
                 ends=found.paths.ends.numpy(),
                 place_of=found.place_of.numpy(),
                 notes=np.frombuffer(json.dumps(notes).encode(), dtype=np.uint8),
             )
-        partial.replace(file)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
         _log.info("the listing of %s is not remembered: %s (%s)", found.folder, file, error.strerror)
     else:
         _log.info("the listing of %s is remembered in %s", found.folder, file)

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 
 from unmask.randomness import keyed_permutation, stream_key
+from unmask.whole_files import whole_file
 
 MAX_IMAGES = 10_000
 """How many are measured at most; the mean of a channel is then known to about 0.002."""
@@ -79,9 +80,7 @@ def read_kept(path: Path) -> PixelStatistics | None:
 def keep(path: Path, statistics: PixelStatistics) -> None:
     """Keeps statistics for later runs, whole or not at all; where that is impossible a line of the log says so."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{id(statistics)}.partial")
-        partial.write_text(json.dumps(statistics._asdict()) + "\n")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(statistics._asdict()) + "\n")
     except OSError as error:
         _log.warning("cannot keep the images' statistics in %s (%s); each run measures them", path, error.strerror)

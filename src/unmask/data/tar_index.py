@@ -1,8 +1,8 @@
 """Where the samples of a tar shard lie, so that any of them is read without the others."""
 
+import contextlib
 import hashlib
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from unmask.data.decoding import ARRAY_SUFFIXES, IMAGE_SUFFIXES
+from unmask.whole_files import whole_file
 
 _BLOCK = 512  # bytes; what POSIX pads members to, and an archive ends with a block of zeros
 _TAIL = 2**20  # bytes looked at behind the end; writers pad by some KiB
@@ -79,13 +80,9 @@ def _load(stored: Path) -> ShardIndex | None:
 
 
 def _save(index: ShardIndex, stored: Path) -> None:
-    partial = stored.with_name(f".{stored.name}.{os.getpid()}.partial.npz")
-    try:
-        stored.parent.mkdir(parents=True, exist_ok=True)
+    # A cache that cannot be written costs time at the next start, no more.
+    with contextlib.suppress(OSError), whole_file(stored) as partial:
         np.savez(partial, **index._asdict())
-        partial.replace(stored)
-    except OSError:  # a cache that cannot be written costs time at the next start, no more
-        partial.unlink(missing_ok=True)
 
 
 def _list_samples(shard: Path, source: LabelSource) -> ShardIndex:

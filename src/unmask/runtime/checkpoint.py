@@ -16,6 +16,7 @@ from unmask.interchange.fit import fit_backbone
 from unmask.interchange.importers.unmask import RECORD_KEY
 from unmask.interchange.recognise import convert
 from unmask.runtime.builders import AnyMethod, build_untrusted
+from unmask.whole_files import whole_file
 
 _log = logging.getLogger("unmask")
 EXPORT_NAME = "backbone.safetensors"
@@ -115,9 +116,8 @@ def build_backbone(settings: Mapping[str, Any]) -> MaskedBackbone:
 def export_weights(backbone: MaskedBackbone, path: Path) -> Path:
     """Writes one self-contained safetensors file: the weights, and in its header what rebuilds the backbone."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    partial = path.with_suffix(".partial")
-    save_file(weights, partial, metadata={RECORD_KEY: json.dumps({"backbone": dict(backbone.settings)})})
-    partial.replace(path)
+    with whole_file(path) as partial:
+        save_file(weights, partial, metadata={RECORD_KEY: json.dumps({"backbone": dict(backbone.settings)})})
     return path
 
 

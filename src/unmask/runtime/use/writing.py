@@ -1,16 +1,15 @@
 """Results as files that are whole or not there, and as tables on a terminal."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from unmask.whole_files import whole_file
+
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Writes beside the file first, so that an interruption leaves no half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    """Writes all of a file or nothing."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
     return path
 
 
