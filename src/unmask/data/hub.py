@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from importlib import import_module
@@ -229,7 +228,9 @@ class Hub(DividedImages):
             datasets = import_module("datasets")
         except ImportError as error:
             raise ValueError("data=hub reads with the package datasets; pip install 'unmask[hub]'") from error
-        source = os.path.expanduser(self.root)  # noqa: PTH111 (a name on the hub is no path)
+        folder = Path(self.root).expanduser()
+        # In full, since datasets takes a folder called `parquet` or `csv` for the format of that name.
+        source = str(folder.absolute()) if folder.exists() else self.root
         try:
             return datasets.load_dataset(source, self.config_name, revision=self.revision, streaming=self.streaming)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
