@@ -69,7 +69,7 @@ def test_columns_and_classes_are_found_by_their_types(tmp_path: Path) -> None:
 def test_a_folder_may_be_called_like_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "parquet", "train", [10, 20, 30], kind=(PETS, [0, 1, 1]))
-    (tmp_path / "other.parquet").write_text("not of the data set")
+    save(tmp_path, "train", [90], kind=(PETS, [0]))  # beside it, not of it
     data = make(Path("parquet"), val_share=0.0, test_share=0.0)
     assert greys(data, "train") == [10, 20, 30]
 
