@@ -3,29 +3,40 @@ import re
 import pytest
 import torch
 
-from unmask.patches import PatchMask, patchify, require_whole_patches, unpatchify
+from unmask.patches import (
+    PatchMask,
+    PatchSize,
+    as_patch_size,
+    patch_sides,
+    patchify,
+    require_whole_patches,
+    unpatchify,
+)
 
 
-def mask_of(*rows: str, patch_size: int = 8, num_masked: int | None = None) -> PatchMask:
+def mask_of(*rows: str, patch_size: PatchSize = 8, num_masked: int | None = None) -> PatchMask:
     """Reads a mask of one image, `#` for hidden."""
     masked = torch.tensor([[cell == "#" for cell in row] for row in rows])
     return PatchMask(masked[None], patch_size, num_masked)
 
 
-def test_patchify_is_row_major_with_the_channel_fastest() -> None:
+@pytest.mark.parametrize("patch_size", [2, (2, 3), (4, 1)])
+def test_patchify_is_row_major_with_the_channel_fastest(patch_size: PatchSize) -> None:
     images = torch.randn(2, 3, 4, 6)
-    patches = patchify(images, 2)
+    patches = patchify(images, patch_size)
+    tall, wide = patch_sides(patch_size)
     for row in range(4):
         for col in range(6):
-            patch = (row // 2) * 3 + col // 2
+            patch = (row // tall) * (6 // wide) + col // wide
             for channel in range(3):
-                entry = ((row % 2) * 2 + col % 2) * 3 + channel
+                entry = ((row % tall) * wide + col % wide) * 3 + channel
                 assert torch.equal(patches[:, patch, entry], images[:, channel, row, col])
 
 
 def test_unpatchify_inverts_patchify_on_a_grid_that_is_not_square() -> None:
     images = torch.randn(2, 3, 12, 20)
     assert torch.equal(unpatchify(patchify(images, 4), 4, (3, 5)), images)
+    assert torch.equal(unpatchify(patchify(images, (6, 4)), (6, 4), (2, 5)), images)
 
 
 def test_mask_at_a_finer_stride_repeats_each_patch() -> None:
@@ -43,12 +54,37 @@ def test_nearest_takes_the_top_left_patch_of_a_coarser_cell() -> None:
     assert torch.equal(mask.at_stride(16, coarse="nearest"), mask_of(".#", "#.").masked)
 
 
-def test_mask_at_pixels_covers_exactly_the_hidden_patches() -> None:
-    mask = mask_of("#..", "..#", patch_size=2)
+@pytest.mark.parametrize("patch_size", [2, (2, 3), (3, 1)])
+def test_mask_at_pixels_covers_exactly_the_hidden_patches(patch_size: PatchSize) -> None:
+    mask = mask_of("#..", "..#", patch_size=patch_size)
     pixels = mask.at_pixels()
-    for row in range(4):
-        for col in range(6):
-            assert pixels[0, 0, row, col] == mask.masked[0, row // 2, col // 2]
+    tall, wide = patch_sides(patch_size)
+    assert pixels.shape == (1, 1, 2 * tall, 3 * wide)
+    for row in range(2 * tall):
+        for col in range(3 * wide):
+            assert pixels[0, 0, row, col] == mask.masked[0, row // tall, col // wide]
+
+
+def test_cells_may_be_finer_one_way_and_coarser_the_other() -> None:
+    mask = mask_of("##..", ".###", patch_size=(8, 4))
+    assert torch.equal(mask.at_stride((4, 8)), mask_of("#.", "#.", ".#", ".#").masked)
+    assert torch.equal(mask.at_stride((4, 8), coarse="nearest"), mask_of("#.", "#.", ".#", ".#").masked)
+    assert torch.equal(mask_of(".#", patch_size=(8, 4)).at_stride((8, 8), coarse="nearest"), mask_of(".").masked)
+    with pytest.raises(ValueError, match="a 2x4 grid of 8x4 px patches does not nest with cells of 8x6 px"):
+        mask.at_stride((8, 6))
+
+
+def test_a_patch_of_equal_sides_is_one_number() -> None:
+    assert as_patch_size([8, 8]) == as_patch_size(8) == 8
+    assert as_patch_size([8, 4]) == (8, 4)
+    with pytest.raises(ValueError, match=r"one side, or a height and a width, in pixels; got \[8, 4, 2\]"):
+        as_patch_size([8, 4, 2])
+
+
+def test_images_that_are_not_whole_oblong_patches_are_refused() -> None:
+    require_whole_patches(32, 20, (16, 4))
+    with pytest.raises(ValueError, match="32x20 px images are not whole 4x16 px patches; use 32x16 px images"):
+        require_whole_patches(32, 20, (4, 16))
 
 
 @pytest.mark.parametrize("num_masked", [None, 3])

@@ -1,11 +1,50 @@
 """Patch geometry: the only place that knows the order of patches and of the pixels inside one."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+PatchSize = int | tuple[int, int]
+"""Side of a square patch, or height and width of a rectangular one, in pixels."""
+
+
+def as_patch_size(size: int | Sequence[int]) -> PatchSize:
+    """Reads a side or a (height, width) pair, which is one number where its sides are equal.
+
+    Raises:
+        ValueError: There are more or fewer numbers.
+    """
+    if isinstance(size, int):
+        return size
+    if len(size) != 2:
+        raise ValueError(f"a patch has one side, or a height and a width, in pixels; got {list(size)}")
+    height, width = size
+    return height if height == width else (height, width)
+
+
+def patch_sides(size: PatchSize) -> tuple[int, int]:
+    """Height and width of a patch."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def patch_text(size: PatchSize) -> str:
+    """Writes a patch size as messages do: 16, or 16x8."""
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
+
+def patch_grid(image_size: Sequence[int], patch_size: PatchSize) -> tuple[int, int]:
+    """Rows and columns of whole patches in an image of (height, width)."""
+    height, width = (side // patch for side, patch in zip(image_size, patch_sides(patch_size), strict=True))
+    return height, width
+
+
+def are_whole_cells(patch_size: PatchSize, stride: PatchSize) -> bool:
+    """Tells whether a patch is a whole number of cells both ways."""
+    return all(side % cell == 0 for side, cell in zip(patch_sides(patch_size), patch_sides(stride), strict=True))
 
 
 @dataclass(frozen=True)
@@ -16,10 +55,10 @@ class PatchMask:
     """
 
     masked: Bool[Tensor, "b rows cols"]
-    patch_size: int  # side of one maskable patch, pixels
+    patch_size: PatchSize  # of one maskable patch, pixels
     num_masked: int | None = None  # patches hidden in each image where that number is fixed; spares a device sync
 
-    def at_stride(self, stride: int, *, coarse: Literal["all", "nearest"] = "all") -> Bool[Tensor, "b h w"]:
+    def at_stride(self, stride: PatchSize, *, coarse: Literal["all", "nearest"] = "all") -> Bool[Tensor, "b h w"]:
         """Resamples the mask to a feature map.
 
         Args:
@@ -30,19 +69,21 @@ class PatchMask:
         Raises:
             ValueError: Patches and cells do not nest.
         """
-        if self.patch_size % stride == 0:
-            repeats = self.patch_size // stride
-            return self.masked.repeat_interleave(repeats, dim=1).repeat_interleave(repeats, dim=2)
-        patches_per_cell, rest = divmod(stride, self.patch_size)
-        _, rows, cols = self.masked.shape
-        if rest or rows % patches_per_cell or cols % patches_per_cell:
-            raise ValueError(
-                f"a {rows}x{cols} grid of {self.patch_size} px patches does not nest with cells of {stride} px"
-            )
-        if coarse == "nearest":
-            return self.masked[:, ::patches_per_cell, ::patches_per_cell]
-        cells = self.masked.unflatten(2, (-1, patches_per_cell)).unflatten(1, (-1, patches_per_cell))
-        return torch.all(torch.all(cells, dim=4), dim=2)
+        masked = self.masked
+        for axis, (side, cell) in enumerate(zip(patch_sides(self.patch_size), patch_sides(stride), strict=True), 1):
+            if side % cell == 0:
+                masked = masked.repeat_interleave(side // cell, dim=axis)
+                continue
+            patches_per_cell, rest = divmod(cell, side)
+            if rest or self.masked.shape[axis] % patches_per_cell:
+                _, rows, cols = self.masked.shape
+                raise ValueError(
+                    f"a {rows}x{cols} grid of {patch_text(self.patch_size)} px patches does not nest with cells of "
+                    f"{patch_text(stride)} px"
+                )
+            cells = masked.unflatten(axis, (-1, patches_per_cell))
+            masked = cells.select(axis + 1, 0) if coarse == "nearest" else torch.all(cells, dim=axis + 1)
+        return masked
 
     def at_pixels(self) -> Bool[Tensor, "b 1 height width"]:
         """Repeats the mask to every pixel, with one channel that broadcasts over colours."""
@@ -78,40 +119,42 @@ class StageMask(PatchMask):
     by_stage: tuple[PatchMask | None, ...] = ()  # one entry a stage; None = the stage is left alone
 
 
-def patchify(images: Float[Tensor, "b c height width"], patch_size: int) -> Float[Tensor, "b n d"]:
+def patchify(images: Float[Tensor, "b c height width"], patch_size: PatchSize) -> Float[Tensor, "b n d"]:
     """Cuts images into row-major patch vectors with the channel running fastest (MAE's layout).
 
-    Entry `(row * patch_size + col) * c + channel` of a vector is pixel (row, col) of its patch.
+    Entry `(row * patch_width + col) * c + channel` of a vector is pixel (row, col) of its patch.
 
     Raises:
         ValueError: The image is not a whole number of patches.
     """
     _, _, height, width = images.shape
     require_whole_patches(height, width, patch_size)
-    tiles = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # b c rows p cols p
+    patch_height, patch_width = patch_sides(patch_size)
+    tiles = images.unflatten(3, (-1, patch_width)).unflatten(2, (-1, patch_height))  # b c rows p cols p
     vectors: Tensor = tiles.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     return vectors
 
 
 def unpatchify(
-    patches: Float[Tensor, "b n d"], patch_size: int, grid: tuple[int, int]
+    patches: Float[Tensor, "b n d"], patch_size: PatchSize, grid: tuple[int, int]
 ) -> Float[Tensor, "b c height width"]:
     """Inverts `patchify` for a grid of (rows, cols) patches."""
     rows, cols = grid
-    tiles = patches.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (rows, cols))  # b rows cols p p c
+    tiles = patches.unflatten(2, (*patch_sides(patch_size), -1)).unflatten(1, (rows, cols))  # b rows cols p p c
     images: Tensor = tiles.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
     return images
 
 
-def require_whole_patches(height: int, width: int, patch_size: int) -> None:
-    """Raises a ValueError that names nearby sizes unless both sides are multiples of `patch_size`."""
-    if height % patch_size == 0 and width % patch_size == 0:
+def require_whole_patches(height: int, width: int, patch_size: PatchSize) -> None:
+    """Raises a ValueError that names nearby sizes unless the image is whole patches both ways."""
+    if are_whole_cells((height, width), patch_size):
         return
-    fitting = [max(1, round(side / patch_size)) * patch_size for side in (height, width)]
+    sides = patch_sides(patch_size)
+    fitting = [max(1, round(side / patch)) * patch for side, patch in zip((height, width), sides, strict=True)]
     divisors = [size for size in range(2, min(height, width) + 1) if height % size == 0 and width % size == 0]
-    nearest = sorted(sorted(divisors, key=lambda size: abs(size - patch_size))[:2])
+    nearest = sorted(sorted(divisors, key=lambda size: abs(size - min(sides)))[:2])
     units = f", or patches of {' or '.join(map(str, nearest))} px" if nearest else ""
     raise ValueError(
-        f"{height}x{width} px images are not whole {patch_size} px patches; "
+        f"{height}x{width} px images are not whole {patch_text(patch_size)} px patches; "
         f"use {fitting[0]}x{fitting[1]} px images{units}"
     )

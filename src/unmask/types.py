@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from unmask.patches import PatchMask
+from unmask.patches import PatchMask, PatchSize
 
 Images = Float[Tensor, "b channels height width"]
 
@@ -50,7 +50,7 @@ class FeatureStage(NamedTuple):
     """One level of a backbone's feature maps."""
 
     channels: int
-    stride: int  # input pixels per feature-map cell
+    stride: PatchSize  # input pixels per feature-map cell
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,11 @@ import pytest
 import torch
 from torch import nn
 
-from unmask.backbones.base import require_square_patch
 from unmask.backbones.timm_vit import TimmViT
 from unmask.patches import PatchMask
 from unmask.positions import sincos_positions, sinusoid_positions
 
-SIZES = [32, (24, 40)]
+SHAPES = [{"image_size": 32}, {"image_size": (24, 40)}, {"image_size": (24, 40), "patch_size": [8, 10]}]
 
 
 def all_patches(backbone, batch: int):
@@ -15,10 +14,10 @@ def all_patches(backbone, batch: int):
     return torch.arange(rows * cols).expand(batch, -1)
 
 
-@pytest.mark.parametrize("image_size", SIZES)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
-def test_feature_maps_equal_timms_own_bitwise(make_vit, randomise, image_size, positions) -> None:
-    backbone = randomise(make_vit(image_size=image_size, positions=positions, num_stages=2))
+def test_feature_maps_equal_timms_own_bitwise(make_vit, randomise, shape, positions) -> None:
+    backbone = randomise(make_vit(positions=positions, num_stages=2, **shape))
     images = torch.randn(2, 3, *backbone.image_size)
     first, last = backbone.forward_features(images)
     expected = backbone.vit.forward_intermediates(images, indices=[1, 3], norm=False, intermediates_only=True)
@@ -27,9 +26,9 @@ def test_feature_maps_equal_timms_own_bitwise(make_vit, randomise, image_size, p
     assert torch.equal(last.flatten(2).transpose(1, 2), tokens)
 
 
-@pytest.mark.parametrize("image_size", SIZES)
-def test_visible_path_with_every_patch_equals_timms_forward_bitwise(make_vit, randomise, image_size) -> None:
-    backbone = randomise(make_vit(image_size=image_size))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_visible_path_with_every_patch_equals_timms_forward_bitwise(make_vit, randomise, shape) -> None:
+    backbone = randomise(make_vit(**shape))
     images = torch.randn(2, 3, *backbone.image_size)
     encoded = backbone.forward_visible(images, all_patches(backbone, 2))
     assert torch.equal(encoded, backbone.vit.forward_features(images))
@@ -56,9 +55,10 @@ def test_order_of_the_visible_patches_only_reorders_the_result(make_vit, randomi
     torch.testing.assert_close(shuffled[:, 0], straight[:, 0], rtol=1e-5, atol=1e-5)
 
 
-def test_visible_path_never_reads_hidden_pixels(make_vit, randomise) -> None:
-    backbone = randomise(make_vit())
-    mask = PatchMask(torch.rand(2, 16).argsort(dim=1).view(2, 4, 4) < 12, 8)
+@pytest.mark.parametrize("patch_size", [8, (16, 4)])
+def test_visible_path_never_reads_hidden_pixels(make_vit, randomise, patch_size) -> None:
+    backbone = randomise(make_vit(patch_size=patch_size))
+    mask = PatchMask(torch.rand(2, 16).argsort(dim=1).view(2, *backbone.grid) < 12, patch_size)
     images = torch.randn(2, 3, 32, 32)
     spoilt = images.masked_fill(mask.at_pixels(), float("nan"))
     visible = mask.visible_indices()
@@ -232,6 +232,9 @@ def test_every_channel_reaches_the_features(make_vit, randomise) -> None:
             assert not torch.allclose(backbone.forward_pooled(changed), features, atol=1e-4)
 
 
-def test_oblong_patches_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"model.patch_size must be one number of pixels, got \[8, 4\]"):
-        require_square_patch([8, 4])
+def test_oblong_patches_come_back_from_the_settings(make_vit) -> None:
+    settings = make_vit(patch_size=[16, 4]).settings
+    assert settings["patch_size"] == [16, 4]
+    again = TimmViT(**{name: value for name, value in settings.items() if name != "_target_"})
+    assert again.patch_size == again.stages[0].stride == (16, 4)
+    assert again.grid == (2, 8)

@@ -26,6 +26,15 @@ def test_each_image_hides_the_published_number_of_patches(
     assert mask.num_masked == expected
 
 
+def test_patches_may_be_oblong_as_a_configuration_writes_them() -> None:
+    mask = RandomMaskGenerator(ratio=0.5, patch_size=[8, 4])(blank(2, 16, 24))
+    assert mask.patch_size == (8, 4)
+    assert mask.masked.shape == (2, 2, 6)
+    assert (mask.masked.sum(dim=(1, 2)) == 6).all()
+    with pytest.raises(ValueError, match="patch_size must be at least 1 pixel, got 8x0"):
+        RandomMaskGenerator(ratio=0.5, patch_size=[8, 0])
+
+
 @pytest.mark.parametrize("is_keyed", [True, False])
 def test_every_patch_is_hidden_equally_often(is_keyed: bool) -> None:
     images = 4000

@@ -119,6 +119,21 @@ def test_loss_equals_a_loop_over_the_hidden_patches(method: MAE) -> None:
     assert output.terms == {"pixel_mse": output.loss}
 
 
+def test_oblong_patches_are_predicted_where_they_lie(make_vit, randomise) -> None:
+    method = randomise(make_mae(make_vit(patch_size=[16, 4]), patch_size=[16, 4], normalise_targets=False))
+    images = torch.randn(2, 3, 32, 32)
+    output = method(images)
+    hidden = output.mask.at_pixels().expand_as(images)
+    assert hidden.float().mean() == 0.75
+    torch.testing.assert_close(output.loss, (output.prediction - images)[hidden].square().mean())
+    predicted = method.predict_patches(images, output.mask)
+    for row, col in [(0, 0), (0, 7), (1, 3)]:
+        shown = output.prediction[:, :, 16 * row : 16 * row + 16, 4 * col : 4 * col + 4].permute(0, 2, 3, 1)
+        assert torch.equal(shown.flatten(1), predicted[:, 8 * row + col])
+    with pytest.raises(ValueError, match=r"mask unit is 8 px, patches are 16x4 px; set .*patch_size=\[16,4\]"):
+        make_mae(make_vit(patch_size=[16, 4]), patch_size=8)
+
+
 def test_hidden_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: MAE, refill_hidden) -> None:
     images = torch.randn(2, 3, 32, 32)
     mask = method.mask_generator(images)

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unmask.backbones.timm_form import TimmForm
+from unmask.patches import PatchSize
 from unmask.types import FeatureStage, Images, StageEdit
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1
@@ -92,7 +93,7 @@ class MaskedBackbone(nn.Module, ABC):
 class VisibleTokenBackbone(MaskedBackbone):
     """A backbone that can also leave hidden tokens out altogether, as MAE needs."""
 
-    patch_size: int  # pixels
+    patch_size: PatchSize  # pixels
     num_prefix_tokens: int  # class and register tokens in front of the patches
 
     @abstractmethod
@@ -127,6 +128,9 @@ def as_statistic(values: Sequence[float], in_channels: int) -> tuple[float, ...]
 
 
 def require_square_patch(patch_size: Any) -> None:
-    """Refuses a patch given as a pair: masks, targets and heads count a patch by one side."""
+    """Refuses a patch given as a pair, where windows or tables of relative positions count tokens by one side."""
     if not isinstance(patch_size, int):
-        raise ValueError(f"patches are square; model.patch_size must be one number of pixels, got {patch_size}")
+        raise ValueError(
+            f"this backbone has square patches; model.patch_size must be one number of pixels, got {patch_size}; "
+            "model=vit_* takes [height, width]"
+        )

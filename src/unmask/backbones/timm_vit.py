@@ -15,7 +15,6 @@ from unmask.backbones.base import (
     VisibleTokenBackbone,
     as_size,
     as_statistic,
-    require_square_patch,
 )
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
@@ -30,7 +29,7 @@ from unmask.backbones.sequence import (
     run_stages,
 )
 from unmask.backbones.timm_form import TimmForm
-from unmask.patches import require_whole_patches
+from unmask.patches import as_patch_size, patch_grid, patch_sides, require_whole_patches
 from unmask.positions import sincos_positions, sinusoid_positions
 from unmask.types import FeatureStage, Images, StageEdit
 
@@ -47,7 +46,7 @@ class TimmViT(VisibleTokenBackbone):
     Args:
         name: timm's name, which sets width, depth, heads; no weights are loaded.
         image_size: Side, or (height, width), in pixels.
-        patch_size: Side of a patch, pixels.
+        patch_size: Side of a patch, or its (height, width), pixels.
         embed_dim, depth, num_heads, mlp_ratio: Replace the values of `name`; the last is the width of an MLP's hidden
             layer over `embed_dim`.
         norm_eps: Added to variances by every LayerNorm; None is timm's 1e-6. Weights of other programs may need theirs.
@@ -75,7 +74,7 @@ class TimmViT(VisibleTokenBackbone):
         *,
         name: str,
         image_size: int | Sequence[int],
-        patch_size: int = 16,
+        patch_size: int | Sequence[int] = 16,
         embed_dim: int | None = None,
         depth: int | None = None,
         num_heads: int | None = None,
@@ -94,7 +93,7 @@ class TimmViT(VisibleTokenBackbone):
             "_target_": "unmask.backbones.timm_vit.TimmViT",
             "name": name,
             "image_size": image_size if isinstance(image_size, int) else list(image_size),
-            "patch_size": patch_size,
+            "patch_size": patch_size if isinstance(patch_size, int) else list(patch_size),
             "embed_dim": embed_dim,
             "depth": depth,
             "num_heads": num_heads,
@@ -107,16 +106,16 @@ class TimmViT(VisibleTokenBackbone):
             "pixel_mean": list(pixel_mean),
             "pixel_std": list(pixel_std),
         }
-        require_square_patch(patch_size)
+        self.patch_size = as_patch_size(patch_size)
         self.image_size = as_size(image_size)
-        require_whole_patches(*self.image_size, patch_size)
+        require_whole_patches(*self.image_size, self.patch_size)
         if positions not in ("sincos", "sinusoid", "learned"):
             raise ValueError(f"positions must be 'sincos', 'sinusoid' or 'learned', got {positions!r}")
         self.vit = create_timm_model(
             name,
             family="vit",
             img_size=self.image_size,
-            patch_size=patch_size,
+            patch_size=self.patch_size,
             embed_dim=embed_dim,
             depth=depth,
             num_heads=num_heads,
@@ -131,10 +130,9 @@ class TimmViT(VisibleTokenBackbone):
             )
         self.num_blocks = len(self.vit.blocks)
         self._blocks_per_stage = blocks_per_stage(self.num_blocks, num_stages)
-        self.patch_size = patch_size
         self.num_prefix_tokens = NUM_PREFIX_TOKENS
-        self.grid = self.image_size[0] // patch_size, self.image_size[1] // patch_size
-        self.stages = (FeatureStage(self.vit.embed_dim, patch_size),) * (self.num_blocks // self._blocks_per_stage)
+        self.grid = patch_grid(self.image_size, self.patch_size)
+        self.stages = (FeatureStage(self.vit.embed_dim, self.patch_size),) * (self.num_blocks // self._blocks_per_stage)
         self.norm_after_pooling = norm_after_pooling
         self.in_channels = in_channels
         self.pixel_mean, self.pixel_std = (as_statistic(values, in_channels) for values in (pixel_mean, pixel_std))
@@ -216,7 +214,7 @@ class TimmViT(VisibleTokenBackbone):
         sizes = ("embed_dim", "depth", "num_heads", "mlp_ratio")
         arguments = {
             "img_size": self._settings["image_size"],
-            "patch_size": self.patch_size,
+            "patch_size": self._settings["patch_size"],
             "in_chans": self.in_channels,
             **{name: self._settings[name] for name in sizes if self._settings[name] is not None},
             "global_pool": "avg",
@@ -253,7 +251,8 @@ class TimmViT(VisibleTokenBackbone):
     def _embed_patches_at(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
         """Embeds the chosen patches alone: their pixels are laid side by side as one image a patch high."""
         rows, cols = self.grid
-        tiles = images.unflatten(3, (cols, self.patch_size)).unflatten(2, (rows, self.patch_size))  # b c rows p cols p
+        height, width = patch_sides(self.patch_size)
+        tiles = images.unflatten(3, (cols, width)).unflatten(2, (rows, height))  # b c rows p cols p
         tiles = tiles.permute(0, 2, 4, 1, 3, 5)  # b rows cols c p p, still a view
         image_number = torch.arange(len(images), device=images.device)[:, None]
         chosen = tiles[image_number, visible // cols, visible % cols]  # b k c p p: only these pixels are copied

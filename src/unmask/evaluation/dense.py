@@ -16,6 +16,7 @@ from unmask.evaluation.features import describe_images, trainer_device
 from unmask.evaluation.knn import count_votes, nearest_neighbours
 from unmask.evaluation.segmentation_score import SegmentationScore
 from unmask.heads.logistic_regression import LogisticRegression
+from unmask.patches import patch_text
 from unmask.randomness import keyed_permutation, stream_key
 
 _IGNORED = 255  # in masks: no class
@@ -108,8 +109,9 @@ class Dense:
         return EvalReport(
             protocol=(
                 f"dense: patches of {type(backbone).__name__}'s last feature map ({train.features.shape[1]}, stride "
-                f"{backbone.stages[-1].stride} px), L-BFGS logistic regression on standardised features with inverse "
-                f"strength of {', '.join(f'{c:g}' for c in grid)} by hits on val patches ({len(val.labels)}), and "
+                f"{patch_text(backbone.stages[-1].stride)} px), L-BFGS logistic regression on standardised features "
+                f"with inverse strength of {', '.join(f'{c:g}' for c in grid)} by hits on val patches "
+                f"({len(val.labels)}), and "
                 f"cosine k-NN with k={self.k}, temperature {self.temperature:g}, train ({num_train} images, "
                 f"{len(train.labels)} patches of seed {self.seed}), test ({num_test}), {num_classes} classes, "
                 f"{describe_images(data)}"

@@ -1,5 +1,6 @@
 """MAE's transformer decoder."""
 
+import math
 from functools import partial
 
 import torch
@@ -8,6 +9,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from unmask.heads.initialise import initialise_xavier
+from unmask.patches import PatchSize, patch_sides
 from unmask.positions import sincos_positions
 
 
@@ -18,7 +20,7 @@ class MAEDecoder(nn.Module):
         encoder_dim: Width of the encoder's tokens.
         num_prefix_tokens: Tokens in front of the encoder's patches; they are decoded too and then dropped.
         grid: Patches of an image, (rows, cols).
-        patch_size: Pixels; a prediction holds `image_channels * patch_size**2` numbers, channel fastest.
+        patch_size: Pixels; a prediction holds one number for each of a patch and channel, channel fastest.
         image_channels: Of the images.
         embed_dim, depth, num_heads: The decoder's own width, blocks and heads (Table 1).
 
@@ -32,7 +34,7 @@ class MAEDecoder(nn.Module):
         encoder_dim: int,
         num_prefix_tokens: int,
         grid: tuple[int, int],
-        patch_size: int,
+        patch_size: PatchSize,
         image_channels: int = 3,
         embed_dim: int = 512,
         depth: int = 8,
@@ -50,7 +52,7 @@ class MAEDecoder(nn.Module):
             *(Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
         )
         self.norm: nn.Module = norm_layer(embed_dim)
-        self.predict: nn.Module = nn.Linear(embed_dim, image_channels * patch_size**2)
+        self.predict: nn.Module = nn.Linear(embed_dim, image_channels * math.prod(patch_sides(patch_size)))
         initialise_xavier(self)
         nn.init.normal_(self.mask_token, std=0.02)
 

@@ -1,8 +1,11 @@
 """SimMIM's one-layer prediction head."""
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from unmask.patches import PatchSize, patch_sides
 from unmask.types import Images
 
 
@@ -11,15 +14,18 @@ class PixelShuffleHead(nn.Module):
 
     Args:
         in_channels: Width of the feature map.
-        stride: Pixels along the side of a cell; the prediction is that many times larger than the map.
+        stride: Pixels along the side of a cell, or its (height, width); the prediction is that many times larger than
+            the map.
         image_channels: Channels of the prediction.
     """
 
-    def __init__(self, *, in_channels: int, stride: int, image_channels: int = 3) -> None:
+    def __init__(self, *, in_channels: int, stride: PatchSize, image_channels: int = 3) -> None:
         super().__init__()
-        self.project = nn.Conv2d(in_channels, image_channels * stride**2, kernel_size=1)
-        self.shuffle = nn.PixelShuffle(stride)  # channel slowest, unlike `unmask.patches.patchify`
+        self.sides = patch_sides(stride)
+        self.project = nn.Conv2d(in_channels, image_channels * math.prod(self.sides), kernel_size=1)
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Images:
-        prediction: Tensor = self.shuffle(self.project(features))
+        # The channel is slowest, unlike in `unmask.patches.patchify`; nn.PixelShuffle does the same to square cells.
+        cells = self.project(features).unflatten(1, (-1, *self.sides))  # b c p p rows cols
+        prediction: Tensor = cells.permute(0, 1, 4, 2, 5, 3).flatten(4).flatten(2, 3)
         return prediction

@@ -1,5 +1,6 @@
 """The decoder of FlyEgle's MAE."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from unmask.heads.initialise import initialise_xavier
 from unmask.heads.mae_decoder import MAEDecoder
-from unmask.patches import patchify
+from unmask.patches import PatchSize, patch_sides, patchify
 from unmask.positions import sinusoid_positions
 
 _GREY = 127 / 255  # of the image that stands for hidden patches
@@ -39,11 +40,12 @@ class TransposedConvDecoder(MAEDecoder):
         super().__init__(**shared)
         del self.mask_token
         width, patch_size, channels = self.embed.out_features, shared["patch_size"], len(pixel_mean)
-        numbers = channels * patch_size**2
+        sides = patch_sides(patch_size)
+        numbers = channels * math.prod(sides)
         self.norm = nn.Identity()
         positions = sinusoid_positions(width, self.pos_embed.shape[1])
         self.pos_embed = nn.Parameter(positions, requires_grad=False)
-        self.mask_embed = nn.Conv2d(channels, width, kernel_size=patch_size)
+        self.mask_embed = nn.Conv2d(channels, width, kernel_size=sides)
         self.predict = nn.Sequential(
             nn.Linear(width, numbers),
             nn.LayerNorm(numbers, eps=1e-12),
@@ -51,7 +53,7 @@ class TransposedConvDecoder(MAEDecoder):
         )
         statistics = zip(pixel_mean, pixel_std, strict=True)
         grey = torch.tensor([(_GREY - mean) / std for mean, std in statistics])
-        self.register_buffer("grey", grey[:, None, None].repeat(1, patch_size, patch_size), persistent=False)
+        self.register_buffer("grey", grey[:, None, None].repeat(1, *sides), persistent=False)
         initialise_xavier(self)
 
     def mask_token_for(self, num_patches: int) -> Float[Tensor, "1 1 d"]:
@@ -63,10 +65,10 @@ class TransposedConvDecoder(MAEDecoder):
 class _TokensToPatches(nn.Module):
     """Turns each token into the pixels of a patch, channel fastest."""
 
-    def __init__(self, width: int, channels: int, patch_size: int) -> None:
+    def __init__(self, width: int, channels: int, patch_size: PatchSize) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.convolution = nn.ConvTranspose2d(width, channels, kernel_size=patch_size, stride=patch_size)
+        self.patch_size, sides = patch_size, patch_sides(patch_size)
+        self.convolution = nn.ConvTranspose2d(width, channels, kernel_size=sides, stride=sides)
 
     def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n pixels"]:
         strip: Tensor = self.convolution(tokens.transpose(1, 2).unsqueeze(2))  # one row of patches

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unmask.backbones.base import MaskedBackbone
 from unmask.interchange.conversion import Conversion, Coverage
 from unmask.interchange.resize import resize_bias_table, resize_positions
+from unmask.patches import patch_grid
 
 _SHARED_TABLE = "beit.rel_pos_bias.relative_position_bias_table"
 _NUM_BEIT_EXTRA = 3  # rows of a table that belong to the class token
@@ -117,8 +118,7 @@ def _resize(name: str, weight: Tensor, target: Tensor, backbone: MaskedBackbone)
     if weight.shape == target.shape or weight.shape[-1] != target.shape[-1]:
         return weight, ""
     if name.endswith("pos_embed"):
-        patch_size = backbone.stages[0].stride
-        rows, cols = backbone.image_size[0] // patch_size, backbone.image_size[1] // patch_size
+        rows, cols = patch_grid(backbone.image_size, backbone.stages[0].stride)
         side = math.isqrt(weight.shape[1] - _NUM_PREFIX_TOKENS)
         resized = resize_positions(weight, (rows, cols), num_prefix_tokens=_NUM_PREFIX_TOKENS)
         return resized, f"positions of {side}x{side} patches to {rows}x{cols}"

@@ -1,12 +1,13 @@
 """Masking by a coin for each patch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Int
 from torch import Tensor
 
 from unmask.masking.random import draw_for_patches, require_ratio
-from unmask.patches import PatchMask
+from unmask.patches import PatchMask, PatchSize, as_patch_size, patch_text
 from unmask.types import Images
 
 
@@ -24,20 +25,24 @@ class BernoulliMaskGenerator:
     """
 
     ratio: float  # chance of a patch to be hidden, in (0, 1)
-    patch_size: int  # side of one maskable patch, pixels
+    patch_size: int | Sequence[int]  # of one maskable patch: a side, or (height, width), pixels
 
     def __post_init__(self) -> None:
-        require_ratio(self.ratio, self.patch_size)
+        require_ratio(self.ratio, self._unit)
+
+    @property
+    def _unit(self) -> PatchSize:
+        return as_patch_size(self.patch_size)
 
     def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
-        grid = draw_for_patches(images, self.patch_size, keys)
+        grid = draw_for_patches(images, self._unit, keys)
         draws = grid.flatten(1)
         if draws.shape[1] < 2:
             _, _, height, width = images.shape
             raise ValueError(
-                f"one {self.patch_size} px patch is the whole {height}x{width} px image; use smaller patches"
+                f"one {patch_text(self._unit)} px patch is the whole {height}x{width} px image; use smaller patches"
             )
         masked = draws < self.ratio
         masked.scatter_(1, draws.argmin(dim=1, keepdim=True), True)
         masked.scatter_(1, draws.argmax(dim=1, keepdim=True), False)
-        return PatchMask(masked.view_as(grid), self.patch_size)
+        return PatchMask(masked.view_as(grid), self._unit)

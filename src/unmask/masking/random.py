@@ -1,13 +1,22 @@
 """Uniform random masking."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unmask.patches import PatchMask, require_whole_patches
+from unmask.patches import (
+    PatchMask,
+    PatchSize,
+    as_patch_size,
+    patch_grid,
+    patch_sides,
+    patch_text,
+    require_whole_patches,
+)
 from unmask.randomness import keyed_uniform
 from unmask.types import Images
 
@@ -24,13 +33,17 @@ class RandomMaskGenerator:
     """
 
     ratio: float  # share of patches hidden, in (0, 1)
-    patch_size: int  # side of one maskable patch, pixels
+    patch_size: int | Sequence[int]  # of one maskable patch: a side, or (height, width), pixels
 
     def __post_init__(self) -> None:
-        require_ratio(self.ratio, self.patch_size)
+        require_ratio(self.ratio, self._unit)
+
+    @property
+    def _unit(self) -> PatchSize:
+        return as_patch_size(self.patch_size)
 
     def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
-        draws = draw_for_patches(images, self.patch_size, keys)
+        draws = draw_for_patches(images, self._unit, keys)
         _, rows, cols = draws.shape
         num_masked = math.ceil(self.ratio * rows * cols)
         if num_masked == rows * cols:
@@ -38,22 +51,24 @@ class RandomMaskGenerator:
             smaller_ratio = f"a ratio of at most {largest:g}, or " if num_masked > 1 else ""
             raise ValueError(
                 f"mask ratio {self.ratio} of {num_masked} patches would hide them all; "
-                f"use {smaller_ratio}patches smaller than {self.patch_size} px"
+                f"use {smaller_ratio}patches smaller than {patch_text(self._unit)} px"
             )
         hidden = draws.flatten(1).argsort(dim=1)[:, :num_masked]
         masked = torch.zeros(len(draws), rows * cols, dtype=torch.bool, device=images.device).scatter_(1, hidden, True)
-        return PatchMask(masked.view_as(draws), self.patch_size, num_masked)
+        return PatchMask(masked.view_as(draws), self._unit, num_masked)
 
 
-def require_ratio(ratio: float, patch_size: int) -> None:
+def require_ratio(ratio: float, patch_size: PatchSize) -> None:
     """Raises a ValueError unless the share and the size of the patches make sense."""
     if not 0.0 < ratio < 1.0:
         raise ValueError(f"mask ratio must lie between 0 and 1, both excluded, got {ratio}")
-    if patch_size < 1:
-        raise ValueError(f"mask patch_size must be at least 1 pixel, got {patch_size}")
+    if min(patch_sides(patch_size)) < 1:
+        raise ValueError(f"mask patch_size must be at least 1 pixel, got {patch_text(patch_size)}")
 
 
-def draw_for_patches(images: Images, patch_size: int, keys: Int[Tensor, " b"] | None) -> Float[Tensor, "b rows cols"]:
+def draw_for_patches(
+    images: Images, patch_size: PatchSize, keys: Int[Tensor, " b"] | None
+) -> Float[Tensor, "b rows cols"]:
     """Draws one number in [0, 1) for each patch, by key or, without keys, from torch's generator.
 
     Raises:
@@ -61,7 +76,7 @@ def draw_for_patches(images: Images, patch_size: int, keys: Int[Tensor, " b"] | 
     """
     batch, _, height, width = images.shape
     require_whole_patches(height, width, patch_size)
-    rows, cols = height // patch_size, width // patch_size
+    rows, cols = patch_grid((height, width), patch_size)
     if keys is None:
         return torch.rand(batch, rows, cols, device=images.device)
     return keyed_uniform(keys, rows * cols).view(batch, rows, cols)

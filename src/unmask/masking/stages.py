@@ -45,6 +45,10 @@ class StageMaskGenerator:
     distribution: str = "exact"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.patch_size, int):
+            raise ValueError(
+                f"masks of stages have square patches; patch_size must be one number, got {self.patch_size}"
+            )
         nonzero = [ratio for ratio in self.ratios if ratio != 0]
         if not nonzero:
             raise ValueError(f"mask ratios {list(self.ratios)} hide nothing; give at least one stage a ratio above 0")

@@ -16,7 +16,7 @@ from unmask.losses.features import FEATURE_NORMS, feature_distance
 from unmask.losses.masked import masked_mean
 from unmask.masking.stages import StageMaskGenerator, stage_masks
 from unmask.methods.base import Method
-from unmask.patches import PatchMask
+from unmask.patches import PatchMask, are_whole_cells
 from unmask.positions import resample_into_box
 from unmask.targets.ema_teacher import EMATeacher
 from unmask.types import ImageBatch, Images, MethodOutput, View
@@ -269,7 +269,7 @@ class DDMIM(Method):
         for stage, stage_mask in enumerate(masks):
             if stage_mask is not None:
                 stride = self.backbone.stages[stage].stride
-                if stage == 0 and stage_mask.patch_size % stride:
+                if stage == 0 and not are_whole_cells(stage_mask.patch_size, stride):
                     raise ValueError(
                         f"mask unit of {stage_mask.patch_size} px is not a whole number of the backbone's {stride} px "
                         f"tokens; use a multiple of {stride}"

@@ -11,7 +11,7 @@ from unmask.backbones.base import MaskedBackbone, VisibleTokenBackbone
 from unmask.heads.mae_decoder import MAEDecoder
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
-from unmask.patches import PatchMask, patchify, unpatchify
+from unmask.patches import PatchMask, patch_grid, patch_text, patchify, unpatchify
 from unmask.targets.pixels import normalise_patches, restore_patches
 from unmask.types import Images, MethodOutput
 
@@ -60,8 +60,7 @@ class MAE(Method):
             raise ValueError(f"method.reconstruction_mean must be 'masked' or 'all', got {reconstruction_mean!r}")
         self.normalise_targets = normalise_targets
         self.reconstruction_mean = reconstruction_mean
-        rows, cols = (side // backbone.patch_size for side in backbone.image_size)
-        self.grid = (rows, cols)
+        self.grid = patch_grid(backbone.image_size, backbone.patch_size)
         self.decoder = decoder(
             encoder_dim=backbone.embed_dim,
             num_prefix_tokens=backbone.num_prefix_tokens,
@@ -102,7 +101,9 @@ class MAE(Method):
 
     def _require_own_patches(self, mask: PatchMask) -> None:
         if mask.patch_size != self.backbone.patch_size:
+            own = self.backbone.patch_size
+            setting = own if isinstance(own, int) else f"[{own[0]},{own[1]}]"
             raise ValueError(
-                f"MAE hides whole patches of its backbone: mask unit is {mask.patch_size} px, patches are "
-                f"{self.backbone.patch_size} px; set method.mask_generator.patch_size={self.backbone.patch_size}"
+                f"MAE hides whole patches of its backbone: mask unit is {patch_text(mask.patch_size)} px, patches are "
+                f"{patch_text(own)} px; set method.mask_generator.patch_size={setting}"
             )

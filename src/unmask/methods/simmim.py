@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unmask.heads.pixel_shuffle import PixelShuffleHead
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
-from unmask.patches import PatchMask
+from unmask.patches import PatchMask, are_whole_cells, patch_text
 from unmask.targets.local import normalise_locally, restore_locally
 from unmask.types import Images, MethodOutput
 
@@ -80,9 +80,9 @@ class SimMIM(Method):
 
     def _hidden_tokens(self, mask: PatchMask) -> Tensor:
         stride = self.backbone.stages[0].stride
-        if mask.patch_size % stride:
+        if not are_whole_cells(mask.patch_size, stride):
             raise ValueError(
-                f"mask unit of {mask.patch_size} px is not a whole number of the backbone's {stride} px tokens; "
-                f"use a multiple of {stride}"
+                f"mask unit of {patch_text(mask.patch_size)} px is not a whole number of the backbone's "
+                f"{patch_text(stride)} px tokens; use a multiple of {patch_text(stride)}"
             )
         return mask.at_stride(stride).unsqueeze(-1)

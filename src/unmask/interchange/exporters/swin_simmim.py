@@ -1,5 +1,6 @@
 """SimMIM on Swin with its head, for transformers."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from unmask.interchange.exporters.transformers_names import (
     write_json,
     write_processor,
 )
+from unmask.patches import patch_grid
 
 _BLOCK = r"layers\.(\d+)\.blocks\.(\d+)\."
 _RENAMES: Renames = [
@@ -75,7 +77,7 @@ class SwinSimMIMExporter:
 
     def usage(self, source: ExportSource, place: Place) -> str:
         stride = source.backbone.stages[0].stride
-        num_tokens = (source.backbone.image_size[0] // stride) ** 2
+        num_tokens = math.prod(patch_grid(source.backbone.image_size, stride))
         return "\n".join(
             [
                 "```python",

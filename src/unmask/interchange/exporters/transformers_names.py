@@ -13,6 +13,7 @@ from torch import Tensor
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
 from unmask.interchange.exporters.preparation import trial_photos
 from unmask.interchange.exporters.quiet import quiet_transformers
+from unmask.patches import patch_text
 
 Renames = Sequence[tuple[str, str]]
 """(pattern that matches a whole name, its replacement); `{part}` stands for query, key and value."""
@@ -76,7 +77,7 @@ def require_square(source: ExportSource, format_name: str) -> int:
     """Reads the side of the images.
 
     Raises:
-        ValueError: They are not square, or not RGB.
+        ValueError: They or the patches are not square, or not RGB.
     """
     height, width = source.backbone.image_size
     if source.backbone.in_channels != 3:
@@ -87,6 +88,12 @@ def require_square(source: ExportSource, format_name: str) -> int:
     if height != width:
         raise ValueError(
             f"format={format_name} takes square images alone, this network takes {height}x{width} px; "
+            "use format=huggingface for its backbone"
+        )
+    patch_size = source.backbone.stages[0].stride
+    if not isinstance(patch_size, int):
+        raise ValueError(
+            f"format={format_name} has square patches alone, this network has {patch_text(patch_size)} px; "
             "use format=huggingface for its backbone"
         )
     return height
