@@ -87,6 +87,16 @@ def test_knn_of_a_checkpoint_and_of_the_exported_backbone(pretrained: Path, sour
 
 
 @pytest.mark.slow
+def test_single_settings_of_the_checkpoints_own_data_are_changed(pretrained: Path, tmp_path: Path) -> None:
+    shared = ["eval.py", "eval=knn", f"ckpt_path={pretrained / 'checkpoints' / 'last.ckpt'}", "eval.also_k=[]"]
+    shared += ["eval.baseline=false", "trainer.accelerator=cpu", "hydra.run.dir=eval"]
+    done = command(*shared, "data.num_test=8", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "eval" / "report.json").read_text())["reports"]["checkpoint"]
+    assert (report["num_train_images"], report["num_test_images"]) == (64, 8)
+
+
+@pytest.mark.slow
 def test_a_fine_tuned_classifier_tests_as_it_was_reported(pretrained: Path, tmp_path: Path) -> None:
     tuned = command(
         "eval.py",

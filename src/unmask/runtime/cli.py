@@ -35,6 +35,9 @@ def run() -> None:
 
 def evaluate() -> None:
     """Evaluates: `python eval.py eval=knn ckpt_path=FILE`."""
+    from unmask.runtime.config import with_own_data
+
+    sys.argv[1:] = with_own_data(sys.argv[1:])
     _command("eval", _evaluate)
 
 

@@ -36,6 +36,13 @@ def with_default_model(overrides: Sequence[str]) -> list[str]:
     return [*overrides, *(f"model={model}" for model in chosen)]
 
 
+def with_own_data(overrides: Sequence[str]) -> list[str]:
+    """Lets `data.root=DIR` change the data of a checkpoint's own run where the user names no other data."""
+    if any(override.startswith(("data=", "experiment=")) for override in overrides):
+        return list(overrides)
+    return [f"+own_{override}" if override.startswith("data.") else override for override in overrides]
+
+
 def configuration_names(name: str) -> tuple[list[str], list[str]]:
     """Lists the keys of the default configuration, dotted, and the groups: what a misspelt name is compared with."""
     with_checkpoint = ["ckpt_path=none"] if name in _OF_A_CHECKPOINT else []

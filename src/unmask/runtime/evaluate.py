@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,13 +271,33 @@ def _build_data(config: DictConfig, backbone: MaskedBackbone) -> tuple[ImageData
         settings = as_plain(config.data) | served
         return build(settings), settings
     first = config.ckpt_path[0] if OmegaConf.is_list(config.ckpt_path) else config.ckpt_path
-    settings = _data_of_checkpoint(first) | served
-    settings |= {
+    served |= {
         "augmentation": as_plain(config.augmentation),
         "global_batch_size": config.global_batch_size,
         "seed": config.seed,
     }
+    own = _data_of_checkpoint(first)
+    changes = as_plain(config.own_data)
+    _require_settings_of(own, changes, fixed=served)
+    settings = own | changes | served
     return build_untrusted(settings), settings
+
+
+def _require_settings_of(own: Mapping[str, Any], changes: Mapping[str, Any], *, fixed: Collection[str]) -> None:
+    """Refuses changes to the data of a checkpoint's run that would do nothing."""
+    free = sorted(set(own) - set(fixed) - {"_target_"})
+    for name in changes:
+        if name in fixed:
+            raise ValueError(
+                f"data.{name} follows the checkpoint and the keys of the evaluation; leave it out "
+                "(image_size: backbone.image_size; batch, seed, augmentation: without data.)"
+            )
+        if name not in free:
+            kind = str(own["_target_"]).rpartition(".")[2]
+            raise ValueError(
+                f"data.{name} is no setting of the {kind} data this checkpoint was trained on; use one of "
+                f"{', '.join(free)}, or name other data by data=NAME"
+            )
 
 
 def _served(config: DictConfig, backbone: MaskedBackbone) -> dict[str, Any]:

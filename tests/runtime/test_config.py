@@ -1,0 +1,35 @@
+import pytest
+
+from unmask.runtime.config import with_own_data
+from unmask.runtime.evaluate import _require_settings_of
+
+
+@pytest.mark.parametrize("chosen", ["data=cifar10", "experiment=mae_doges_frozen"])
+def test_settings_of_data_named_on_the_command_line_stay_as_written(chosen: str) -> None:
+    overrides = [chosen, "data.root=photos", "eval=knn"]
+    assert with_own_data(overrides) == overrides
+
+
+def test_settings_without_a_name_are_those_of_the_checkpoints_data() -> None:
+    overrides = ["eval=knn", "data.root=photos", "+data.x=1", "trainer.devices=2"]
+    assert with_own_data(overrides) == ["eval=knn", "+own_data.root=photos", "+data.x=1", "trainer.devices=2"]
+
+
+OWN = {"_target_": "unmask.data.folder.ImageFolder", "root": "a", "num_workers": 2, "image_size": 32, "seed": 0}
+
+
+def test_a_setting_the_data_have_may_be_changed() -> None:
+    _require_settings_of(OWN, {"root": "b", "num_workers": 0}, fixed={"image_size", "seed"})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rot", "data.rot is no setting of the ImageFolder data .*; use one of num_workers, root, or name other data"),
+        ("_target_", "data._target_ is no setting"),
+        ("image_size", "data.image_size follows the checkpoint .*backbone.image_size"),
+    ],
+)
+def test_changes_that_would_do_nothing_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        _require_settings_of(OWN, {name: 1}, fixed={"image_size", "seed"})
