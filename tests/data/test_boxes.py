@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from unmask.data.boxes import CropDraws, first_fitting, first_fitting_of_one, shape_attempts
+from unmask.data.boxes import CropDraws, first_fitting, first_fitting_of_one, shape_attempts, widest_float
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (375, 500), (7, 90), (1, 1)])
@@ -29,6 +29,11 @@ def test_the_first_attempt_that_fits_is_taken() -> None:
     assert fits.item()
     assert [int(side) for side in boxes] == [10, 0, 10, 8]  # top is 0.99 of the 11 places there are
     assert first_fitting_of_one(attempts[0].tolist(), 20, 20) == (10, 0, 10, 8)
+
+
+def test_apples_gpus_are_not_asked_for_float64() -> None:
+    assert widest_float(torch.device("mps")) == torch.float32
+    assert widest_float(torch.device("cpu")) == widest_float(torch.device("cuda")) == torch.float64
 
 
 def test_draws_are_handed_out_image_by_image() -> None:

@@ -1,7 +1,7 @@
 """Which box of an image a crop shows, for whole batches on their device or for one image in a worker.
 
-All is computed in float64 by operations that IEEE 754 rounds alike everywhere (products, square roots), so both ways
-give the same boxes.
+All is computed in float64 (float32 on Apple's GPUs, which have no other) by operations that IEEE 754 rounds alike
+everywhere (products, square roots), so both ways give the same boxes.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 DRAWS_PER_ATTEMPT = 4
@@ -33,7 +33,7 @@ class Box(NamedTuple):
     width: int
 
 
-Attempts = Float64[Tensor, "b n 4"]
+Attempts = Float[Tensor, "b n 4"]
 """Attempts at a box, whatever the image's size: its height and its width, squared and as shares of the image's area,
 then how far down and how far right it lies in the room it leaves, in [0, 1)."""
 
@@ -55,9 +55,14 @@ class CropDraws(NamedTuple):
         return [ImageDraws(*draws) for draws in zip(self.flip.tolist(), self.attempts.tolist(), strict=True)]
 
 
+def widest_float(device: torch.device) -> torch.dtype:
+    """The finest floating-point type of a device."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def shape_attempts(draws: Float[Tensor, "b m"], scale: Sequence[float], ratio: Sequence[float]) -> Attempts:
     """Turns four uniform draws an attempt into a share of the area and a log-uniform aspect ratio, top and left."""
-    area, aspect, top, left = draws.double().view(len(draws), -1, DRAWS_PER_ATTEMPT).unbind(2)
+    area, aspect, top, left = draws.to(widest_float(draws.device)).view(len(draws), -1, DRAWS_PER_ATTEMPT).unbind(2)
     area = scale[0] + (scale[1] - scale[0]) * area
     aspect = (math.log(ratio[0]) + (math.log(ratio[1]) - math.log(ratio[0])) * aspect).exp()
     return torch.stack([area / aspect, area * aspect, top, left], dim=2)
@@ -106,9 +111,7 @@ def centred(height: int, width: int, ratio: Sequence[float]) -> Box:
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def _sides(
-    attempts: Float64[Tensor, "*n 4"], height: int, width: int
-) -> tuple[Float64[Tensor, "*n"], Float64[Tensor, "*n"]]:
+def _sides(attempts: Float[Tensor, "*n 4"], height: int, width: int) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
     area = height * width
     return (attempts[..., 0] * area).sqrt().round(), (attempts[..., 1] * area).sqrt().round()
 
@@ -119,10 +122,10 @@ def _sides_of_one(attempt: Sequence[float], height: int, width: int) -> tuple[in
 
 
 def _place(
-    heights: Float64[Tensor, " b"],
-    widths: Float64[Tensor, " b"],
-    top: Float64[Tensor, " b"],
-    left: Float64[Tensor, " b"],
+    heights: Float[Tensor, " b"],
+    widths: Float[Tensor, " b"],
+    top: Float[Tensor, " b"],
+    left: Float[Tensor, " b"],
     size: tuple[int, int],
 ) -> Boxes:
     tops, lefts = top * (size[0] + 1 - heights), left * (size[1] + 1 - widths)

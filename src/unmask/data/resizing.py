@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float64, Int, UInt8
 from torch import Tensor
 
-from unmask.data.boxes import Boxes
+from unmask.data.boxes import Boxes, widest_float
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -32,6 +32,9 @@ def resize_boxes(
     with weights of 16 bits, columns first and rounding in between, and sums of whole numbers are the same in any order.
     So two matrix products serve the whole batch.
     """
+    if images.device.type == "mps":  # has no float64
+        on_cpu = resize_boxes(images.cpu(), Boxes(*(side.cpu() for side in boxes)), size, interpolation, flipped.cpu())
+        return on_cpu.to(images.device)
     if images.is_cuda:
         return _resize(images, boxes, size, interpolation, flipped)
     parts = (part.split(_AT_ONCE) for part in (images, *boxes, flipped))
@@ -120,10 +123,10 @@ def _exact_type(shrinking: float, device: torch.device) -> torch.dtype:
 
 def _kernels(
     start: Int[Tensor, " b"], length: Int[Tensor, " b"], sides: tuple[int, int], interpolation: Interpolation
-) -> Float64[Tensor, "b target source"]:
+) -> Float[Tensor, "b target source"]:
     """Weights of each source pixel in each target pixel along one axis; pixels outside the box weigh nothing."""
     source, target = sides
-    scale = length.double() / target
+    scale = length.to(widest_float(length.device)) / target
     stretch = scale.clamp(min=1.0)  # antialiasing widens the kernel when shrinking
     centres = (torch.arange(target, device=start.device) + 0.5) * scale[:, None]  # in the box
     pixels = torch.arange(source, device=start.device) - start[:, None]
@@ -142,7 +145,7 @@ def _in_16_bits(weights: Float64[Tensor, "b target source"]) -> Float64[Tensor, 
     return torch.trunc(scaled + torch.where(scaled < 0.0, -0.5, 0.5)) * unit
 
 
-def _cubic(distance: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+def _cubic(distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Keys' cubic kernel with a = -0.5, which Pillow and torch use when antialiasing."""
     d = distance.abs()
     near = ((-0.5 + 2.0) * d - (-0.5 + 3.0)) * d * d + 1.0
