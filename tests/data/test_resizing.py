@@ -42,8 +42,10 @@ def test_the_table_and_the_weights_of_a_batch_agree(monkeypatch: pytest.MonkeyPa
     images = torch.randint(0, 256, (30, 3, 12, 14), dtype=torch.uint8)
     boxes, flipped = draw_boxes(30, 12, 14), torch.rand(30) < 0.5
     by_table = resize_boxes(images, boxes, (10, 16), "bicubic", flipped)
+    values_by_table = resample_boxes(images.float(), boxes, (10, 16), "bicubic", flipped)
     monkeypatch.setattr(resizing, "_TABLE_LIMIT", 0)
     assert torch.equal(resize_boxes(images, boxes, (10, 16), "bicubic", flipped), by_table)
+    assert torch.equal(resample_boxes(images.float(), boxes, (10, 16), "bicubic", flipped), values_by_table)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])

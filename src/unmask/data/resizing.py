@@ -51,8 +51,8 @@ def _resize(
 ) -> Float[Tensor, "b c new_height new_width"]:
     count, channels, height, width = images.shape
     exact = _exact_type(max(height / size[0], width / size[1]), images.device)
-    rows = _weights(boxes.top, boxes.height, (height, size[0]), interpolation, exact)
-    cols = _weights(boxes.left, boxes.width, (width, size[1]), interpolation, exact, flipped=flipped)
+    rows = _weights(boxes.top, boxes.height, (height, size[0]), interpolation, exact=exact)
+    cols = _weights(boxes.left, boxes.width, (width, size[1]), interpolation, exact=exact, flipped=flipped)
     # All rows of an image, whatever their channel, have their columns resized by one product.
     lines = _round(images.to(exact).reshape(count, channels * height, width) @ cols.transpose(1, 2))
     return _round(rows[:, None] @ lines.view(count, channels, height, size[1])).float()
@@ -66,9 +66,9 @@ def resample_boxes(
     flipped: Bool[Tensor, " b"],
 ) -> Float[Tensor, "b c new_height new_width"]:
     """Does the same to values of any range, up to float rounding; a bicubic kernel may overshoot them."""
-    rows = _kernels(boxes.top, boxes.height, (images.shape[2], size[0]), interpolation).float()
-    cols = _kernels(boxes.left, boxes.width, (images.shape[3], size[1]), interpolation).float()
-    cols = torch.where(flipped[:, None, None], cols.flip(1), cols)
+    height, width = images.shape[2:]
+    rows = _weights(boxes.top, boxes.height, (height, size[0]), interpolation)
+    cols = _weights(boxes.left, boxes.width, (width, size[1]), interpolation, flipped=flipped)
     resized: Tensor = rows[:, None] @ images @ cols[:, None].transpose(2, 3)
     return resized
 
@@ -82,32 +82,49 @@ def _weights(
     length: Int[Tensor, " b"],
     sides: tuple[int, int],
     interpolation: Interpolation,
-    exact: torch.dtype,
     *,
+    exact: torch.dtype | None = None,
     flipped: Bool[Tensor, " b"] | None = None,
 ) -> Float[Tensor, "b target source"]:
-    """Looks the weights up in a table of all boxes where that is small, else computes those of the batch."""
+    """Looks the weights up in a table of all boxes where that is small, else computes those of the batch.
+
+    Args:
+        start, length: Of each box, along one axis.
+        sides: The image's and the result's.
+        interpolation: Kernel.
+        exact: Type of weights rounded as torch does for uint8; None keeps them as they are, in float32.
+        flipped: Which results are mirrored; None mirrors none.
+    """
     source, target = sides
     if source * (source + 1) * target * source <= _TABLE_LIMIT:
         table = _table(source, target, interpolation, exact, start.device)
         before = (length - 1) * (2 * source - length + 2) // 2  # shorter boxes
         place = before + start if flipped is None else before + start + flipped * (source * (source + 1) // 2)
         return table.index_select(0, place)
-    made = _in_16_bits(_kernels(start, length, sides, interpolation))
-    if flipped is not None:
-        made = torch.where(flipped[:, None, None], made.flip(1), made)
-    return made.to(exact)
+    made = _made(start, length, sides, interpolation, exact)
+    return made if flipped is None else torch.where(flipped[:, None, None], made.flip(1), made)
+
+
+def _made(
+    start: Int[Tensor, " b"],
+    length: Int[Tensor, " b"],
+    sides: tuple[int, int],
+    interpolation: Interpolation,
+    exact: torch.dtype | None,
+) -> Float[Tensor, "b target source"]:
+    kernels = _kernels(start, length, sides, interpolation)
+    return kernels.float() if exact is None else _in_16_bits(kernels).to(exact)
 
 
 @functools.lru_cache(maxsize=8)
 def _table(
-    source: int, target: int, interpolation: Interpolation, exact: torch.dtype, device: torch.device
+    source: int, target: int, interpolation: Interpolation, exact: torch.dtype | None, device: torch.device
 ) -> Float[Tensor, "n target source"]:
     """The weights of every box, by length and start, and behind them those of mirrored ones."""
     length = torch.repeat_interleave(torch.arange(1, source + 1), torch.arange(source, 0, -1))
     start = torch.cat([torch.arange(source - size + 1) for size in range(1, source + 1)])
-    made = _in_16_bits(_kernels(start, length, (source, target), interpolation))
-    return torch.cat([made, made.flip(1)]).to(device, exact)
+    made = _made(start, length, (source, target), interpolation, exact)
+    return torch.cat([made, made.flip(1)]).to(device)
 
 
 def _exact_type(shrinking: float, device: torch.device) -> torch.dtype:
