@@ -216,22 +216,6 @@ def test_what_timm_cannot_say_is_refused(make_vit) -> None:
         make_vit(norm_eps=1e-5).timm_form()
 
 
-def test_statistics_of_other_channels_are_refused(make_vit) -> None:
-    with pytest.raises(ValueError, match=r"model.in_channels=4, but the statistics of its pixels have 3 number\(s\)"):
-        make_vit(in_channels=4)
-
-
-def test_every_channel_reaches_the_features(make_vit, randomise) -> None:
-    backbone = randomise(make_vit(in_channels=5, pixel_mean=(0.0,) * 5, pixel_std=(1.0,) * 5))
-    images = torch.randn(1, 5, *backbone.image_size)
-    with torch.no_grad():
-        features = backbone.forward_pooled(images)
-        for channel in range(5):
-            changed = images.clone()
-            changed[:, channel] += 1.0
-            assert not torch.allclose(backbone.forward_pooled(changed), features, atol=1e-4)
-
-
 def test_oblong_patches_come_back_from_the_settings(make_vit) -> None:
     settings = make_vit(patch_size=[16, 4]).settings
     assert settings["patch_size"] == [16, 4]

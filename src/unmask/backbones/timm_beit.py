@@ -31,7 +31,7 @@ from unmask.backbones.sequence import (
     run_stages,
 )
 from unmask.backbones.timm_form import TimmForm
-from unmask.patches import require_whole_patches
+from unmask.patches import patch_grid, require_whole_patches
 from unmask.types import FeatureStage, Images, StageEdit
 
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
@@ -116,7 +116,7 @@ class TimmBeit(MaskedBackbone):
         self.num_blocks = len(self.beit.blocks)
         self._blocks_per_stage = blocks_per_stage(self.num_blocks, num_stages)
         self.patch_size = patch_size
-        self.grid = self.image_size[0] // patch_size, self.image_size[1] // patch_size
+        self.grid = patch_grid(self.image_size, patch_size)
         self.stages = (FeatureStage(self.beit.embed_dim, patch_size),) * (self.num_blocks // self._blocks_per_stage)
         self.norm_after_pooling = norm_after_pooling
         self.in_channels = in_channels
