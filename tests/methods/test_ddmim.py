@@ -1,5 +1,6 @@
 import functools
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -452,6 +453,31 @@ def test_the_teacher_follows_each_optimizer_step_by_its_images(make_swin, batch_
     for step in (2, 3, 4):
         expected = kept * expected + (1 - kept) * weights.history[step]
     torch.testing.assert_close(_first_weight(method.teacher["backbone"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "advice"),
+    [
+        ({"time_constant": 6.4}, None),  # of which the run's 32 images are five
+        (
+            {"time_constant": 6.5},
+            "over 6 images, and this run has 32, .* set method.teacher.time_constant=0.84, the share",
+        ),
+        ({"momentum": 0.0}, None),
+        (
+            {"momentum": 0.9, "every_n_steps": 2},
+            "over 76 images, .* set method.teacher.momentum=null method.teacher.every_n_steps=1 method.teacher.time_",
+        ),
+    ],
+)
+def test_a_teacher_too_slow_for_the_run_is_named(
+    make_swin, caplog: pytest.LogCaptureFixture, teacher: dict[str, float], advice: str | None
+) -> None:
+    method = make_ddmim(make_swin(), teacher=partial(EMATeacher, **teacher))
+    fit(method, torch.randn(16, 3, 64, 64), batch_size=2, accumulate_grad_batches=2, max_epochs=2)
+    warnings = [record.getMessage() for record in caplog.records if "teacher averages" in record.getMessage()]
+    assert len(warnings) == (advice is not None)
+    assert advice is None or re.search(advice, warnings[0])
 
 
 def _loss_of_rank(rank: int, method_state: dict, images: Tensor, port: int, results: Any) -> None:

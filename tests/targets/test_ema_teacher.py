@@ -67,6 +67,26 @@ def test_a_momentum_acts_at_the_first_step_of_an_epoch_and_every_nth_after() -> 
     assert changed_at == [0, 3, 6]
 
 
+@pytest.mark.parametrize(
+    "settings", [{"time_constant": 640.0}, {"momentum": 0.9, "every_n_steps": 3}, {"momentum": 0.5}]
+)
+def test_weights_fade_to_1_over_e_within_its_memory(settings: dict[str, float]) -> None:
+    student = networks()
+    teacher = EMATeacher(student, **settings)
+    teacher.update(student, num_images=8, step_of_epoch=0)
+    before, steps = student["head"].bias.detach().clone(), 600
+    with torch.no_grad():
+        student["head"].bias.zero_()
+    for step in range(1, steps + 1):
+        teacher.update(student, num_images=8, step_of_epoch=step)
+    fading = math.exp(-8 * steps / teacher.memory(8))
+    torch.testing.assert_close(teacher["head"].bias, fading * before, rtol=1e-3, atol=0.0)
+
+
+def test_without_averaging_it_remembers_nothing() -> None:
+    assert EMATeacher(networks(), momentum=0.0).memory(8) == 0.0
+
+
 def test_what_is_not_averaged_is_the_students_of_the_moment() -> None:
     student = networks()
     teacher = EMATeacher(student, momentum=0.9, every_n_steps=3, is_averaged=lambda name: name.startswith("body."))

@@ -1,5 +1,6 @@
 """DDMIM: masked image modelling with self-distillation at every stage."""
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -23,6 +24,11 @@ from unmask.types import ImageBatch, Images, MethodOutput, View
 
 Tokens = Float[Tensor, "b h w c"]
 
+
+_FEWEST_MEMORIES = 5  # of the teacher in a run, below which a line warns; ours
+_PUBLISHED_MEMORIES = 38  # v9's 1.664e6 images in 50 epochs of ImageNet
+
+_log = logging.getLogger("unmask")
 
 _Boxes = tuple[Float[Tensor, "b 4"], Float[Tensor, "b 4"]]  # the student's, the teacher's; see `View`
 
@@ -183,6 +189,7 @@ class DDMIM(Method):
             is_averaged = self._is_of_a_stage if teacher_scope == "stages" else lambda _: True
             self.teacher = teacher(self.student_networks(), is_averaged=is_averaged)
         self._images_in_step = 0
+        self._is_first_step = False
         self._hidden_at_stages(mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
@@ -215,12 +222,18 @@ class DDMIM(Method):
             monitors |= _compare(student, teacher)
         return MethodOutput(loss=loss, terms=terms, mask=mask, prediction=prediction, monitors=monitors)
 
+    def on_train_start(self) -> None:
+        self._is_first_step = True
+
     def on_train_batch_start(self, batch: ImageBatch, batch_idx: int) -> None:
         self._images_in_step += len(batch.image) * self.trainer.world_size
 
     def optimizer_step(self, epoch: int, batch_idx: int, *arguments: Any, **settings: Any) -> None:
         super().optimizer_step(epoch, batch_idx, *arguments, **settings)
         if self.teacher is not None:
+            if self._is_first_step and self.trainer.is_global_zero:
+                _warn_of_a_slow_teacher(self.teacher, self._images_in_step, self.trainer.estimated_stepping_batches)
+            self._is_first_step = False
             step_of_epoch = batch_idx // self.trainer.accumulate_grad_batches
             self.teacher.update(self.student_networks(), num_images=self._images_in_step, step_of_epoch=step_of_epoch)
         self._images_in_step = 0
@@ -348,6 +361,17 @@ def effective_rank(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
     shares = values / values.sum().clamp(min=1e-12)
     rank: Tensor = torch.special.entr(shares).sum().exp()
     return rank
+
+
+def _warn_of_a_slow_teacher(teacher: EMATeacher, num_images: int, num_steps: float) -> None:
+    total, memory = num_images * num_steps, teacher.memory(num_images)
+    if total < _FEWEST_MEMORIES * memory:
+        given = "" if teacher.momentum is None else "method.teacher.momentum=null method.teacher.every_n_steps=1 "
+        advised = f"{given}method.teacher.time_constant={total / _PUBLISHED_MEMORIES:.2g}"
+        _log.warning(
+            f"the teacher averages the student over {memory:,.0f} images, and this run has {total:,.0f}, so it will "
+            f"hardly follow it; set {advised}, the share of this run that it is of the published one"
+        )
 
 
 def _require_one_a_stage(name: str, values: Sequence[float], num_stages: int) -> None:

@@ -101,6 +101,16 @@ class EMATeacher(nn.Module):
             for own, students in zip(self.networks[name].buffers(), network.buffers(), strict=True):
                 own.copy_(students)
 
+    def memory(self, num_images: int) -> float:
+        """Images after which a student's weights have faded to 1/e.
+
+        Args:
+            num_images: Images each optimizer step is taken over, on all devices.
+        """
+        if self.time_constant is not None:
+            return self.time_constant
+        return -num_images * self.every_n_steps / math.log(self.momentum) if self.momentum else 0.0
+
     def _share_kept(self, num_images: int) -> float:
         if not self._has_begun and not int(self.num_updates):
             return 0.0
