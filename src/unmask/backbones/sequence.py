@@ -1,21 +1,70 @@
 """Backbones whose tokens form one sequence: the class token, then the patches row by row."""
 
+import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.backbones.base import Pooling
-from unmask.types import StageEdit
+from unmask.backbones.base import MaskedBackbone, Pooling
+from unmask.types import Images, StageEdit
 
 NUM_PREFIX_TOKENS = 1  # the class token
-SEQUENCE_POOLINGS: tuple[Pooling, ...] = ("mean", "max", "cls")
 
 
-def block_names(num_blocks: int) -> tuple[str, ...]:
-    """Names the layers `pool_blocks` goes through."""
-    return tuple(f"block {number}" for number in range(1, num_blocks + 1))
+class SequenceBackbone(MaskedBackbone):
+    """What the plain transformers of timm share: equal blocks over one sequence of tokens, and a norm behind them."""
+
+    grid: tuple[int, int]  # patches: rows, columns
+    norm_after_pooling: bool  # pool the patch tokens first and normalise the mean, as fine-tuning does
+
+    @property
+    @abstractmethod
+    def transformer(self) -> Any:
+        """The model of timm."""
+
+    @abstractmethod
+    def _stage_tokens(self, images: Images, edit: StageEdit | None) -> list[Float[Tensor, "b n d"]]:
+        """Computes what each stage puts out, before the final norm."""
+
+    def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
+        maps = self._stage_tokens(images, edit)
+        maps[-1] = self.transformer.norm(maps[-1])
+        return [as_map(tokens, self.grid) for tokens in maps]
+
+    def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
+        """Averages the patch tokens, the class token left out (MAE's `global_pool`)."""
+        tokens = self._stage_tokens(images, None)[-1]
+        if self.norm_after_pooling:
+            pooled: Tensor = self.transformer.norm(tokens[:, NUM_PREFIX_TOKENS:].mean(dim=1))
+        else:
+            pooled = self.transformer.norm(tokens)[:, NUM_PREFIX_TOKENS:].mean(dim=1)
+        return pooled
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return tuple(f"block {number}" for number in range(1, self.num_blocks + 1))
+
+    @property
+    def poolings(self) -> tuple[Pooling, ...]:
+        return ("mean", "max", "cls")
+
+    def layer_id(self, parameter_name: str) -> int:
+        """Numbers as `MaskedBackbone.layer_id`; a table that all blocks share counts with the final norm (SimMIM)."""
+        name = parameter_name.partition(".")[2]  # behind the name of timm's model
+        if name.startswith("patch_embed.") or name in ("pos_embed", "cls_token"):
+            return 0
+        block = re.match(r"blocks\.(\d+)\.", name)
+        return int(block[1]) + 1 if block else self.num_blocks + 1
+
+    def _weights_for_timm(self) -> dict[str, Tensor]:
+        """Calls the norm behind the pooling `fc_norm`, as timm does."""
+        norm = "fc_norm." if self.norm_after_pooling else "norm."
+        weights = self.transformer.state_dict()
+        return {re.sub(r"^norm\.", norm, name): weight for name, weight in weights.items()}
 
 
 def pool_blocks(
@@ -25,7 +74,7 @@ def pool_blocks(
     norm: Callable[[Tensor], Tensor],
     norm_after_pooling: bool,
 ) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
-    """Runs blocks and pools what each puts out in every way of `SEQUENCE_POOLINGS`.
+    """Runs blocks and pools what each puts out in every way of `SequenceBackbone.poolings`.
 
     Tokens are as the next block reads them; those of the last block are normalised before pooling or after it.
     """

@@ -1,6 +1,5 @@
 """BEiT's transformer of timm, which SimMIM pre-trains as its ViT."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +11,6 @@ from torch import Tensor
 from unmask.backbones.base import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    MaskedBackbone,
     Pooling,
     as_size,
     as_statistic,
@@ -21,11 +19,8 @@ from unmask.backbones.base import (
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.backbones.sequence import (
-    NUM_PREFIX_TOKENS,
-    SEQUENCE_POOLINGS,
+    SequenceBackbone,
     as_grid,
-    as_map,
-    block_names,
     blocks_per_stage,
     pool_blocks,
     run_stages,
@@ -37,7 +32,7 @@ from unmask.types import FeatureStage, Images, StageEdit
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
 
-class TimmBeit(MaskedBackbone):
+class TimmBeit(SequenceBackbone):
     """The Vision Transformer of BEiT (arXiv:2106.08254), without absolute positions, as SimMIM's official ViT-B.
 
     Attention adds a learned bias for each relative position, one table for all blocks in pre-training and one a block
@@ -67,7 +62,6 @@ class TimmBeit(MaskedBackbone):
 
     usual_layer_decay = 0.65  # SimMIM's recipe of ViT-B
     beit: Any  # timm's model
-    grid: tuple[int, int]  # patches: rows, columns
 
     def __init__(
         self,
@@ -126,27 +120,9 @@ class TimmBeit(MaskedBackbone):
     def settings(self) -> Mapping[str, Any]:
         return self._settings
 
-    def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
-        maps = self._stage_tokens(images, edit)
-        maps[-1] = self.beit.norm(maps[-1])
-        return [as_map(tokens, self.grid) for tokens in maps]
-
-    def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
-        """Averages the patch tokens, the class token left out."""
-        tokens = self._stage_tokens(images, None)[-1]
-        if self.norm_after_pooling:
-            pooled: Tensor = self.beit.norm(tokens[:, NUM_PREFIX_TOKENS:].mean(dim=1))
-        else:
-            pooled = self.beit.norm(tokens)[:, NUM_PREFIX_TOKENS:].mean(dim=1)
-        return pooled
-
     @property
-    def layer_names(self) -> tuple[str, ...]:
-        return block_names(self.num_blocks)
-
-    @property
-    def poolings(self) -> tuple[Pooling, ...]:
-        return SEQUENCE_POOLINGS
+    def transformer(self) -> Any:
+        return self.beit
 
     def forward_layers(self, images: Images) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
         """Pools the tokens after every block."""
@@ -157,14 +133,6 @@ class TimmBeit(MaskedBackbone):
             norm=self.beit.norm,
             norm_after_pooling=self.norm_after_pooling,
         )
-
-    def layer_id(self, parameter_name: str) -> int:
-        """Numbers as `MaskedBackbone.layer_id`; the shared table counts with the final norm (SimMIM's code)."""
-        name = parameter_name.removeprefix("beit.")
-        if name.startswith("patch_embed.") or name == "cls_token":
-            return 0
-        block = re.match(r"blocks\.(\d+)\.", name)
-        return int(block[1]) + 1 if block else self.num_blocks + 1
 
     def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
         """Gives each block its own copy of the shared table and puts a fresh norm behind the pooling (`fc_norm`)."""
@@ -192,9 +160,7 @@ class TimmBeit(MaskedBackbone):
             "global_pool": "avg",
             "use_fc_norm": self.norm_after_pooling,
         }
-        norm = "fc_norm." if self.norm_after_pooling else "norm."
-        weights = {re.sub(r"^norm\.", norm, name): weight for name, weight in self.beit.state_dict().items()}
-        return TimmForm(settings["name"], arguments, weights, classifier="head")
+        return TimmForm(settings["name"], arguments, self._weights_for_timm(), classifier="head")
 
     def _create(self) -> Any:
         settings = self._settings

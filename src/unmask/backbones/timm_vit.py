@@ -1,6 +1,5 @@
 """ViT of timm, editable in groups of blocks and able to skip hidden tokens."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -20,10 +19,8 @@ from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.backbones.sequence import (
     NUM_PREFIX_TOKENS,
-    SEQUENCE_POOLINGS,
+    SequenceBackbone,
     as_grid,
-    as_map,
-    block_names,
     blocks_per_stage,
     pool_blocks,
     run_stages,
@@ -37,7 +34,7 @@ _PLAIN = "vit_tiny_patch16_224"
 _TIMM_NORM_EPS = 1e-6
 
 
-class TimmViT(VisibleTokenBackbone):
+class TimmViT(SequenceBackbone, VisibleTokenBackbone):
     """A Vision Transformer (arXiv:2010.11929) of timm with a class token.
 
     Without an edit it equals timm's own forward bitwise. An edit at stage 0 sees the patch embeddings before
@@ -67,7 +64,6 @@ class TimmViT(VisibleTokenBackbone):
 
     usual_layer_decay = 0.65  # MAE's code for ViT-B
     vit: Any  # timm's model
-    grid: tuple[int, int]  # patches: rows, columns
 
     def __init__(
         self,
@@ -145,27 +141,9 @@ class TimmViT(VisibleTokenBackbone):
     def settings(self) -> Mapping[str, Any]:
         return {**self._settings, "norm_after_pooling": self.norm_after_pooling}
 
-    def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
-        maps = self._stage_tokens(images, edit)
-        maps[-1] = self.vit.norm(maps[-1])
-        return [as_map(tokens, self.grid) for tokens in maps]
-
-    def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
-        """Averages the patch tokens, the class token left out (MAE's `global_pool`)."""
-        tokens = self._stage_tokens(images, None)[-1]
-        if self.norm_after_pooling:
-            pooled: Tensor = self.vit.norm(tokens[:, self.num_prefix_tokens :].mean(dim=1))
-        else:
-            pooled = self.vit.norm(tokens)[:, self.num_prefix_tokens :].mean(dim=1)
-        return pooled
-
     @property
-    def layer_names(self) -> tuple[str, ...]:
-        return block_names(self.num_blocks)
-
-    @property
-    def poolings(self) -> tuple[Pooling, ...]:
-        return SEQUENCE_POOLINGS
+    def transformer(self) -> Any:
+        return self.vit
 
     def forward_layers(self, images: Images) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
         """Pools the tokens after every block."""
@@ -186,13 +164,6 @@ class TimmViT(VisibleTokenBackbone):
         encoded: Tensor = self.vit.norm(self.vit.blocks(tokens))
         return encoded
 
-    def layer_id(self, parameter_name: str) -> int:
-        name = parameter_name.removeprefix("vit.")
-        if name.startswith("patch_embed.") or name in ("pos_embed", "cls_token"):
-            return 0
-        block = re.match(r"blocks\.(\d+)\.", name)
-        return int(block[1]) + 1 if block else self.num_blocks + 1
-
     def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
         """Frees the positions and puts a fresh norm behind the pooling (MAE's `fc_norm`); the old norm is dropped."""
         self.vit.pos_embed.requires_grad_(True)
@@ -204,7 +175,7 @@ class TimmViT(VisibleTokenBackbone):
     def timm_form(self) -> TimmForm:
         """Describes this backbone to timm, which averages the patches before or behind the norm as this one does.
 
-        timm calls the norm behind the pooling `fc_norm`. Its positions can be trained, also where they are fixed here.
+        Its positions can be trained, also where they are fixed here.
         """
         if self._settings["norm_eps"] not in (None, _TIMM_NORM_EPS):
             raise ValueError(
@@ -220,9 +191,7 @@ class TimmViT(VisibleTokenBackbone):
             "global_pool": "avg",
             "fc_norm": self.norm_after_pooling,
         }
-        norm = "fc_norm." if self.norm_after_pooling else "norm."
-        weights = {re.sub(r"^norm\.", norm, name): weight for name, weight in self.vit.state_dict().items()}
-        return TimmForm(str(self._settings["name"]), arguments, weights, classifier="head")
+        return TimmForm(str(self._settings["name"]), arguments, self._weights_for_timm(), classifier="head")
 
     def initialise_as_mae(self) -> None:
         for module in self.vit.modules():
