@@ -75,6 +75,11 @@ def test_a_class_that_would_lose_all_its_images_is_refused(root: Path, change: d
         make(root, **change).samples("train")
 
 
+def test_a_class_of_one_image_lets_none_be_held_out() -> None:
+    with pytest.raises(ValueError, match=r"1 image.*, of which 2 cannot be held out; set data.held_out_per_class=0$"):
+        hold_out_per_class(torch.tensor([0, 1, 1]), 2)
+
+
 def test_holding_none_out_trains_on_all_and_says_what_val_then_is(root: Path, caplog) -> None:
     data = make(root, held_out_per_class=0)
     assert len(data.samples("train")) == 12

@@ -461,7 +461,7 @@ def test_the_teacher_follows_each_optimizer_step_by_its_images(make_swin, batch_
         ({"time_constant": 6.4}, None),  # of which the run's 32 images are five
         (
             {"time_constant": 6.5},
-            "over 6 images, and this run has 32, .* set method.teacher.time_constant=0.84, the share",
+            "over 6 images, and this run has 32, .* set method.teacher.time_constant=4, about",
         ),
         ({"momentum": 0.0}, None),
         (

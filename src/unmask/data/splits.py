@@ -47,7 +47,7 @@ def hold_out_per_class(
     if smallest <= count:
         raise ValueError(
             f"a class has {smallest} image(s), of which {count} cannot be held out; "
-            f"set data.held_out_per_class={smallest - 1} or less"
+            f"set data.held_out_per_class={smallest - 1}{' or less' if smallest > 1 else ''}"
         )
     order = list(range(len(labels)))
     np.random.RandomState(seed).shuffle(order)

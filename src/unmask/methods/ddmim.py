@@ -367,10 +367,10 @@ def _warn_of_a_slow_teacher(teacher: EMATeacher, num_images: int, num_steps: flo
     total, memory = num_images * num_steps, teacher.memory(num_images)
     if total < _FEWEST_MEMORIES * memory:
         given = "" if teacher.momentum is None else "method.teacher.momentum=null method.teacher.every_n_steps=1 "
-        advised = f"{given}method.teacher.time_constant={total / _PUBLISHED_MEMORIES:.2g}"
+        advised = f"{given}method.teacher.time_constant={max(num_images, total / _PUBLISHED_MEMORIES):.2g}"
         _log.warning(
             f"the teacher averages the student over {memory:,.0f} images, and this run has {total:,.0f}, so it will "
-            f"hardly follow it; set {advised}, the share of this run that it is of the published one"
+            f"hardly follow it; set {advised}, about the share of this run that it is of the published one"
         )
 
 
