@@ -3,9 +3,10 @@
     python benchmarks/compare_pretraining.py --data-root DIR --epochs 3 --seeds 0 1 2 untrained simmim ddmim
     python benchmarks/compare_pretraining.py --data-root DIR --cpu-minutes 6 simmim ddmim "ddmim without contrast"
 
-Each run is one process's CPU time on one core, so that what else the machine does changes nothing. Recipes, data,
-k-NN and linear probe are the program's own (the probe trained for 30 epochs, not 90); the learning rate follows its
-schedule over the budget. Appends each row to `--out` as it is measured.
+Each run is one process on one core, and its time is CPU time; work on a core's other thread still slows it down, so
+compare times of runs made side by side. Recipes, data, k-NN and linear probe are the program's own (the probe trained
+for 30 epochs, not 90); the learning rate follows its schedule over the budget. Appends each row to `--out` as it is
+measured.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder for the backbones, which eval.py ckpt_path= reads")
     parser.add_argument("--set", nargs="*", default=[], help="overrides for every variant")
     parser.add_argument(
-        "--compile", action="store_true", help="torch compiles the blocks: on one thread a fifth faster"
+        "--compile", action="store_true", help="torch compiles the blocks, a fifth faster here; its time counts too"
     )
     parser.add_argument("variants", nargs="+", choices=sorted(VARIANTS))
     settings = parser.parse_args()
