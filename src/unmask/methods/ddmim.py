@@ -23,14 +23,12 @@ from unmask.targets.ema_teacher import EMATeacher
 from unmask.types import ImageBatch, Images, MethodOutput, View
 
 Tokens = Float[Tensor, "b h w c"]
-
+_Boxes = tuple[Float[Tensor, "b 4"], Float[Tensor, "b 4"]]  # the student's, the teacher's; see `View`
 
 _FEWEST_MEMORIES = 5  # of the teacher in a run, below which a line warns; ours
 _PUBLISHED_MEMORIES = 38  # v9's 1.664e6 images in 50 epochs of ImageNet
 
 _log = logging.getLogger("unmask")
-
-_Boxes = tuple[Float[Tensor, "b 4"], Float[Tensor, "b 4"]]  # the student's, the teacher's; see `View`
 
 
 class _Views(NamedTuple):
