@@ -111,7 +111,7 @@ def measure(variant: str, seed: int, settings: argparse.Namespace) -> dict[str, 
 def train(method: Method, data: Any, config: Any, settings: argparse.Namespace) -> tuple[float, float]:
     """Trains within the budget; returns the epochs done and the CPU minutes taken."""
     batch_size, peak, clip = config.global_batch_size, config.optimizer.lr, config.trainer.gradient_clip_val
-    images = data.samples("train").images
+    images = data.dataset("train").images
     optimizer = torch.optim.AdamW(
         decay_groups(method), lr=peak, betas=tuple(config.betas), weight_decay=config.optimizer.weight_decay
     )

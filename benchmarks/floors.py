@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from unmask.data.cifar10 import CIFAR10
+from unmask.data.sources.cifar10 import CIFAR10
 from unmask.evaluation.features import Features
 from unmask.evaluation.knn import KNN
 from unmask.evaluation.linear import LinearProbe
@@ -25,7 +25,7 @@ def main() -> None:
     settings = parser.parse_args()
     overrides = ["data=cifar10", f"data.root={settings.data_root}", "data.verify=false"]
     data: CIFAR10 = build(compose_config("run", overrides).data)
-    samples = [data.samples(split) for split in ("train", "val", "test")]
+    samples = [data.dataset(split) for split in ("train", "val", "test")]
     images = [split.images.float() / 255.0 for split in samples]
 
     pixels = [Features(image.flatten(1), split.labels) for image, split in zip(images, samples, strict=True)]

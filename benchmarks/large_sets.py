@@ -53,10 +53,10 @@ def measure_list(folder: Path, settings: argparse.Namespace) -> None:
         for number in range(settings.images):
             lines.write(f"{links[number % CLASSES]}, {number % CLASSES}\n")
     print(f"{settings.images} lines, {listing.stat().st_size / 2**20:.0f} MiB")
-    data = our_data(["data=filelist", f"data.train={listing}", "data.val_share=0", "data.test_share=0"], settings)
+    data = our_data(["data=filelist", f"data.train={listing}", "data.val_fraction=0", "data.test_fraction=0"], settings)
     before = memory("self")
     start = time.perf_counter()
-    samples = data.samples("train")
+    samples = data.dataset("train")
     print(f"read in {time.perf_counter() - start:.0f} s, {len(samples)} images in {len(samples.class_names)} classes")
     after = memory("self")
     print(f"this process: {before['Rss']} MiB before, {after['Rss']} after, {peak()} at most while it was read")
@@ -87,7 +87,7 @@ def measure_folder(folder: Path, settings: argparse.Namespace) -> None:
 def print_first_batch(settings: argparse.Namespace) -> None:
     start = time.perf_counter()
     data = our_data(["data=folder", f"data.root={settings.photos}"], settings)
-    samples = data.samples("train")
+    samples = data.dataset("train")
     found = time.perf_counter() - start
     next(iter(data.train_dataloader()))
     seconds = time.perf_counter() - start

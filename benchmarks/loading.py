@@ -83,11 +83,11 @@ def usual_photo_loader(root: Path, settings: argparse.Namespace) -> DataLoader[A
 
 def compare_photos(root: Path, settings: argparse.Namespace) -> None:
     theirs = usual_photo_loader(root, settings)
-    data = our_data(["data=folder", f"data.root={root}", "data.val_share=0", "data.test_share=0"], settings)
+    data = our_data(["data=folder", f"data.root={root}", "data.val_fraction=0", "data.test_fraction=0"], settings)
     ours = data.train_dataloader()
 
     def finished() -> Iterable[torch.Tensor]:
-        return (data.finish(batch, augmented=True).image for batch in ours)
+        return (data.to_model_input(batch, augmented=True).image for batch in ours)
 
     sides: dict[str, Callable[[], Iterable[torch.Tensor]]] = {
         "ImageFolder, Pillow transforms": lambda: (images for images, _ in theirs),
@@ -100,7 +100,7 @@ def compare_photos(root: Path, settings: argparse.Namespace) -> None:
 
 def compare_cifar10(settings: argparse.Namespace) -> None:
     data = our_data(["data=cifar10", f"data.root={settings.cifar10}", "data.verify=false"], settings)
-    images = data.samples("train").images
+    images = data.dataset("train").images
     usual = T.Compose(
         [
             T.ToPILImage(),
@@ -126,7 +126,7 @@ def compare_cifar10(settings: argparse.Namespace) -> None:
     sides: dict[str, Callable[[], Iterable[torch.Tensor]]] = {
         "per sample, 0 workers": per_sample(0),
         f"per sample, {settings.workers} workers": per_sample(settings.workers),
-        "data=cifar10, until normalised": lambda: (data.finish(batch, augmented=True).image for batch in ours),
+        "data=cifar10, until normalised": lambda: (data.to_model_input(batch, augmented=True).image for batch in ours),
     }
     print(f"CIFAR-10, an epoch of {len(images)}, batch {settings.batch}, 1 thread")
     report(take_turns(sides, settings.rounds))

@@ -55,7 +55,7 @@ def main() -> None:
 
 def prepare(folder: Path, settings: argparse.Namespace) -> dict[str, Callable[[], Iterable[torch.Tensor]]]:
     files = repeat_photos(settings.photos, folder / "files", settings.images)
-    whole = ["data.val_share=0", "data.test_share=0"]
+    whole = ["data.val_fraction=0", "data.test_fraction=0"]
     source = our_data(["data=folder", f"data.root={files}", *whole], settings)
     write_packed(source, folder / "packed", Packing(format="raw", size=256), ["train"])
     for name in ("files", "packed"):
@@ -63,7 +63,7 @@ def prepare(folder: Path, settings: argparse.Namespace) -> dict[str, Callable[[]
         print(f"{name}: {size / 2**20:.0f} MiB")
     cache = f"data.cache_dir={folder / 'cache'}"
     packed = our_data(["data=shards", f"data.root={folder / 'packed'}", cache, *whole], settings)
-    packed.samples("train")  # the shards are listed before the clock starts, as files are
+    packed.dataset("train")  # the shards are listed before the clock starts, as files are
     return {
         "ImageFolder, Pillow transforms": lambda: (images for images, _ in usual_photo_loader(files, settings)),
         "data=folder, as workers hand over": lambda: (batch.image for batch in source.train_dataloader()),
@@ -71,7 +71,7 @@ def prepare(folder: Path, settings: argparse.Namespace) -> dict[str, Callable[[]
             batch.image for batch in packed.train_dataloader()
         ),
         "the same, until normalised": lambda: (
-            packed.finish(batch, augmented=True).image for batch in packed.train_dataloader()
+            packed.to_model_input(batch, augmented=True).image for batch in packed.train_dataloader()
         ),
     }
 

@@ -102,7 +102,7 @@ def randomise() -> Callable[[nn.Module], nn.Module]:
 
 
 @pytest.fixture
-def refill_hidden() -> Callable[[Tensor, Any], Tensor]:
+def refill_masked() -> Callable[[Tensor, Any], Tensor]:
     """Writes other pixels under a mask and leaves the visible ones alone."""
 
     def refill(images: Tensor, mask: Any) -> Tensor:

@@ -93,7 +93,7 @@ def test_every_evaluation_can_be_built(protocol: str) -> None:
     if protocol == "embed":
         config.eval.out = "x"  # which a user must name
     evaluator = build(config.eval)
-    kinds = [kind for kind in ("evaluate", "evaluate_module", "show") if hasattr(evaluator, kind)]
+    kinds = [kind for kind in ("evaluate", "evaluate_module", "run") if hasattr(evaluator, kind)]
     assert len(kinds) == 1 or (not kinds and len(evaluator.protocols) > 1)
 
 

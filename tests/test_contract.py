@@ -59,13 +59,13 @@ def images() -> torch.Tensor:
 
 @pytest.mark.parametrize("method", MASKING_METHODS)
 def test_hidden_pixels_cannot_reach_the_prediction(
-    method: str, images: torch.Tensor, refill_hidden: Callable[..., torch.Tensor]
+    method: str, images: torch.Tensor, refill_masked: Callable[..., torch.Tensor]
 ) -> None:
     module, _ = build(method)
     mask = module.eval().mask_generator(images)
-    scrambled = refill_hidden(images, mask)
+    scrambled = refill_masked(images, mask)
 
-    # The raw network output: MAE's picture also shows the true statistics of the hidden patches, and says so.
+    # The raw network output: MAE's picture also shows the true statistics of the masked patches, and says so.
     with torch.no_grad():
         torch.testing.assert_close(_output(module, scrambled, mask), _output(module, images, mask), rtol=0, atol=0)
 
@@ -114,13 +114,18 @@ def test_every_trainable_parameter_gets_a_gradient(method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_it_overfits_eight_images(method: str) -> None:
     overrides = ["data.num_train=8", "base_lr=0.1", "schedule=constant", "optimizer.weight_decay=0"]
-    overrides += ["augmentation.scale=[1,1]", "augmentation.flip=0"]
+    overrides += ["augmentation.scale=[1,1]", "augmentation.hflip_prob=0"]
     if method == "supervised":
-        overrides += ["method.mixup=0", "method.cutmix=0", "method.label_smoothing=0", "augmentation.erase=0"]
+        overrides += [
+            "method.mixup=0",
+            "method.cutmix=0",
+            "method.label_smoothing=0",
+            "augmentation.random_erasing_prob=0",
+        ]
         overrides += ["drop_path_rate=0"]
     module, data = build(method, *overrides)
     optimizer = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.0)
-    batch = data.finish(next(iter(data.train_dataloader())), augmented=False)
+    batch = data.to_model_input(next(iter(data.train_dataloader())), augmented=False)
     losses = []
     for _ in range(150):
         loss = _training_loss(module, batch)
@@ -165,11 +170,11 @@ class _Recorder(Callback):
 def test_a_resumed_run_is_the_uninterrupted_one(method: str, interrupted_at: int, tmp_path: Path) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    from unmask.callbacks.keyed_steps import KeyedSteps
+    from unmask.callbacks.step_seeding import StepSeeding
 
     def run(recorder: _Recorder, *extra: Any, ckpt_path: Path | None = None) -> LightningModule:
         module, data = build(method)
-        trainer = Trainer(max_epochs=3, callbacks=[KeyedSteps(seed=0), recorder, *extra], **QUIET)
+        trainer = Trainer(max_epochs=3, callbacks=[StepSeeding(seed=0), recorder, *extra], **QUIET)
         trainer.fit(module, datamodule=data, ckpt_path=ckpt_path)
         return module
 

@@ -298,7 +298,7 @@ def test_layers_learn_at_the_rates_of_the_papers(name: str) -> None:
     from unmask.optim.param_groups import is_decayed, layer_decay_groups
     from unmask.runtime.builders import build
 
-    model, stem_share = STEM_SHARES[name]
+    model, stem_fraction = STEM_SHARES[name]
     with torch.device("meta"):
         classifier = build(composed(name).eval.classifier)(backbone=backbone(model), num_classes=1000)
     network, decay = classifier.backbone, classifier.layer_decay
@@ -310,7 +310,7 @@ def test_layers_learn_at_the_rates_of_the_papers(name: str) -> None:
     spared = {names[id(p)] for group in groups for p in group["params"] if group.get("weight_decay") == 0.0}
 
     stem = next(key for key in rate if key.endswith("patch_embed.proj.weight"))
-    assert rate[stem] == pytest.approx(stem_share, rel=5e-3)
+    assert rate[stem] == pytest.approx(stem_fraction, rel=5e-3)
     assert {rate[key] for key in rate if key.startswith("head.")} == {1.0}
     parameters = dict(classifier.named_parameters())
     assert spared == {key for key in rate if not is_decayed(key, parameters[key])}
@@ -334,7 +334,7 @@ def test_published_settings_that_no_count_shows() -> None:
     assert (mae.optimizer.betas, simmim.optimizer.betas) == ([0.9, 0.95], [0.9, 0.999])
     assert mae.optimizer.weight_decay == simmim.optimizer.weight_decay == 0.05
     assert (mae.trainer.gradient_clip_val, simmim.trainer.gradient_clip_val) == (None, 5.0)
-    assert mae.method.normalise_targets
+    assert mae.method.norm_pix_loss
     for name in (name for name in EVALUATIONS if "mae_linear" in name or "mm_linear" in name):
         config = composed(name)
         assert (config.optimizer._target_, config.optimizer.weight_decay) == ("unmask.optim.lars.LARS", 0.0)
@@ -348,7 +348,7 @@ def test_published_settings_that_no_count_shows() -> None:
         assert (config.eval.classifier.mixup, config.eval.classifier.cutmix) == (0.8, 1.0)
         assert config.eval.classifier.label_smoothing == 0.1
         assert config.augmentation.rand_augment == "rand-m9-mstd0.5-inc1"
-        assert config.augmentation.erase == (0.0 if name.startswith("flyegle") else 0.25)
+        assert config.augmentation.random_erasing_prob == (0.0 if name.startswith("flyegle") else 0.25)
         clips = name.startswith(("simmim", "ddmim"))
         assert config.trainer.gradient_clip_val == (5.0 if clips else None)
 
@@ -356,7 +356,11 @@ def test_published_settings_that_no_count_shows() -> None:
 def test_ddmim_as_published_has_its_numbers() -> None:
     config = composed("ddmim-v9_swinv2-tiny_52b-50e_in1k-224px")
 
-    assert (config.optimizer.lr, config.optimizer.weight_decay, config.method.decayed) == (5e-3, 1e-4, "all")
+    assert (config.optimizer.lr, config.optimizer.weight_decay, config.method.weight_decay_policy) == (
+        5e-3,
+        1e-4,
+        "all",
+    )
     assert (config.trainer.gradient_clip_val, config.trainer.precision) == (None, "32-true")
     assert (config.data.held_out_per_class, config.augmentation.scale) == (50, [0.08, 1.0])
     assert (config.model.window_size, config.model.drop_path_rate, config.image_size) == (7, 0.1, 224)

@@ -51,19 +51,19 @@ def are_whole_cells(patch_size: PatchSize, stride: PatchSize) -> bool:
 class PatchMask:
     """Which patches of each image are hidden from the encoder.
 
-    There is one polarity: True means hidden. `visible` always names the complement.
+    There is one polarity: True means masked. `visible` always names the complement.
     """
 
     masked: Bool[Tensor, "b rows cols"]
     patch_size: PatchSize  # of one maskable patch, pixels
-    num_masked: int | None = None  # patches hidden in each image where that number is fixed; spares a device sync
+    num_masked: int | None = None  # patches masked in each image where that number is fixed; spares a device sync
 
     def at_stride(self, stride: PatchSize, *, coarse: Literal["all", "nearest"] = "all") -> Bool[Tensor, "b h w"]:
         """Resamples the mask to a feature map.
 
         Args:
             stride: Input pixels per cell of the feature map.
-            coarse: What a cell larger than a patch takes: "all" hides it where every patch under it is hidden,
+            coarse: What a cell larger than a patch takes: "all" hides it where every patch under it is masked,
                 "nearest" copies its top-left patch.
 
         Raises:
@@ -111,7 +111,7 @@ class PatchMask:
 
 @dataclass(frozen=True)
 class StageMask(PatchMask):
-    """A mask of the image together with what is hidden as tokens enter each stage of a backbone.
+    """A mask of the image together with what is masked as tokens enter each stage of a backbone.
 
     `masked` is what the encoder cannot see of the pixels: the union over the stages.
     """

@@ -69,7 +69,7 @@ def test_branches_are_dropped_in_training_alone(make, randomise) -> None:
 
 def test_the_rate_of_fine_tuning_survives_in_the_settings(make) -> None:
     backbone = make(drop_path_rate=0.6)
-    backbone.begin_fine_tuning(drop_path_rate=0.3)
+    backbone.prepare_for_finetuning(drop_path_rate=0.3)
     settings = dict(backbone.settings)
     assert settings["drop_path_rate"] == 0.3
 

@@ -71,7 +71,7 @@ def test_fine_tuning_copies_the_shared_table_into_every_block(make_beit, randomi
     images = torch.randn(2, 3, 32, 32)
     table = backbone.beit.rel_pos_bias.relative_position_bias_table.detach().clone()
     last = backbone.beit.forward_intermediates(images, indices=[3], intermediates_only=True)[0]
-    backbone.begin_fine_tuning(drop_path_rate=0.0)
+    backbone.prepare_for_finetuning(drop_path_rate=0.0)
     assert not any(name.startswith("beit.rel_pos_bias") for name, _ in backbone.named_parameters())
     tables = [block.attn.relative_position_bias_table for block in backbone.beit.blocks]
     assert all(torch.equal(own, table) for own in tables)
@@ -82,7 +82,7 @@ def test_fine_tuning_copies_the_shared_table_into_every_block(make_beit, randomi
 
 def test_fine_tuned_form_computes_as_timms_classifier_model_bitwise(make_beit, randomise) -> None:
     backbone = make_beit()
-    backbone.begin_fine_tuning(drop_path_rate=0.2)
+    backbone.prepare_for_finetuning(drop_path_rate=0.2)
     randomise(backbone)
     theirs = timm.create_model(
         "beit_base_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3, num_classes=0
@@ -99,7 +99,7 @@ def test_settings_rebuild_the_same_network(make_beit, randomise) -> None:
     for is_fine_tuned in (False, True):
         backbone = make_beit(image_size=(24, 40), mlp_ratio=2.0, num_stages=2, drop_path_rate=0.1)
         if is_fine_tuned:
-            backbone.begin_fine_tuning(drop_path_rate=0.3)
+            backbone.prepare_for_finetuning(drop_path_rate=0.3)
         randomise(backbone)
         settings = copy.deepcopy(dict(backbone.settings))
         assert settings.pop("_target_") == "unmask.backbones.timm_beit.TimmBeit"
@@ -123,7 +123,7 @@ def test_layer_ids_number_the_blocks_between_stem_and_shared_table(make_beit) ->
     names = dict(backbone.named_parameters())
     assert ids.keys() <= names.keys()
     assert {name: backbone.layer_id(name) for name in ids} == ids
-    backbone.begin_fine_tuning(drop_path_rate=0.0)
+    backbone.prepare_for_finetuning(drop_path_rate=0.0)
     assert backbone.layer_id(f"beit.blocks.2.attn.{TABLE}") == 3
 
 

@@ -124,7 +124,7 @@ def test_fine_tuning_pools_before_a_fresh_norm_and_frees_the_positions(make_vit,
     backbone = randomise(make_vit())
     images = torch.randn(2, 3, 32, 32)
     last = backbone.vit.forward_intermediates(images, indices=[3], intermediates_only=True)[0]
-    backbone.begin_fine_tuning(drop_path_rate=0.0)
+    backbone.prepare_for_finetuning(drop_path_rate=0.0)
     expected = nn.functional.layer_norm(last.mean(dim=(2, 3)), (24,), eps=1e-6)
     torch.testing.assert_close(backbone.forward_pooled(images), expected, rtol=1e-4, atol=1e-5)
     assert backbone.vit.pos_embed.requires_grad
@@ -183,7 +183,7 @@ def test_stages_are_at_most_four_equal_groups_of_blocks(make_vit, depth, num_sta
 def test_settings_rebuild_the_same_network(make_vit, randomise) -> None:
     changes = {"positions": "learned", "num_stages": 2, "drop_path_rate": 0.2, "mlp_ratio": 2.0, "norm_eps": 0.01}
     backbone = make_vit(image_size=(24, 40), **changes)
-    backbone.begin_fine_tuning(drop_path_rate=0.0)
+    backbone.prepare_for_finetuning(drop_path_rate=0.0)
     randomise(backbone)
     settings = dict(backbone.settings)
     assert settings.pop("_target_") == "unmask.backbones.timm_vit.TimmViT"
@@ -213,7 +213,7 @@ def test_settings_that_do_not_fit_say_what_does(make_vit, changes, message) -> N
 
 def test_what_timm_cannot_say_is_refused(make_vit) -> None:
     with pytest.raises(ValueError, match=r"timm's ViT adds 1e-06 to variances, this one norm_eps=1e-05"):
-        make_vit(norm_eps=1e-5).timm_form()
+        make_vit(norm_eps=1e-5).to_timm()
 
 
 def test_oblong_patches_come_back_from_the_settings(make_vit) -> None:

@@ -58,19 +58,19 @@ def make_simmim(make_swin: Callable[..., nn.Module]) -> Callable[..., LightningM
 @pytest.fixture
 def make_data() -> Callable[..., LightningDataModule]:
     def make(image_size: int = 32) -> LightningDataModule:
+        from unmask.data.augmentation.transforms import Augmentation
         from unmask.data.datamodule import ImageDataModule
-        from unmask.data.samples import InMemoryImages
-        from unmask.data.transforms import Augmentation
+        from unmask.data.dataset import InMemoryDataset
 
         class TinyImages(ImageDataModule):
             holds_images_in_memory = True
 
-            def load_split(self, split: str) -> InMemoryImages:
+            def load_split(self, split: str) -> InMemoryDataset:
                 size = {"train": NUM_TRAIN, "val": NUM_VAL}[split]
                 generator = torch.Generator().manual_seed(size)
                 shape = (size, 3, *self.image_size)
                 images = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
-                return InMemoryImages(images, torch.zeros(size, dtype=torch.int64), ("anything",))
+                return InMemoryDataset(images, torch.zeros(size, dtype=torch.int64), ("anything",))
 
         return TinyImages(
             image_size=image_size,

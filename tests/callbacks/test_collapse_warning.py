@@ -27,21 +27,21 @@ def validate(**readings: float) -> None:
 
 def test_it_names_the_stream_that_collapses(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="unmask"):
-        validate(student_rank_share=0.3, teacher_rank_share=0.02)
+        validate(student_rank_fraction=0.3, teacher_rank_fraction=0.02)
     (line,) = caplog.messages
     assert "the teacher's features are collapsing: they spread over 2.0%" in line
 
 
 def test_it_is_silent_for_healthy_features_and_for_methods_without_a_teacher(caplog) -> None:
     with caplog.at_level(logging.WARNING, logger="unmask"):
-        validate(student_rank_share=0.3, teacher_rank_share=0.1)
+        validate(student_rank_fraction=0.3, teacher_rank_fraction=0.1)
         validate(loss=1.0)
     assert not caplog.messages
 
 
 def test_nan_counts_as_collapse(caplog) -> None:
     with caplog.at_level(logging.WARNING, logger="unmask"):
-        validate(student_rank_share=float("nan"))
+        validate(student_rank_fraction=float("nan"))
     assert caplog.messages
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.callbacks.panel import HIDDEN_GREY, as_shown, reconstruction_panel, reconstruction_pixels
+from unmask.callbacks.panel import MASKED_GREY, as_shown, reconstruction_panel, reconstruction_pixels
 from unmask.callbacks.pictures import figure_pixels
 from unmask.patches import PatchMask, StageMask
 
@@ -44,7 +44,7 @@ def test_masked_input_shows_nothing_of_hidden_pixels():
 
     masked = reconstruct(images, mask, prediction).masked
     assert torch.equal(masked, reconstruct(others, mask, prediction).masked)
-    assert (masked[:, :, :4] == HIDDEN_GREY).all()
+    assert (masked[:, :, :4] == MASKED_GREY).all()
     torch.testing.assert_close(masked[:, :, 4:], images[:, :, 4:])
 
 
@@ -117,8 +117,8 @@ def test_masks_of_stages_stand_in_columns_of_their_own():
 
     assert list(shown.masked_by_stage) == ["stage 0 hides", "stage 2 hides"]
     top, left = shown.masked_by_stage.values()
-    assert (top[:, :, :4] == HIDDEN_GREY).all()
-    assert (left[:, :, :, :4] == HIDDEN_GREY).all()
+    assert (top[:, :, :4] == MASKED_GREY).all()
+    assert (left[:, :, :, :4] == MASKED_GREY).all()
     torch.testing.assert_close(top[:, :, 4:], images[:, :, 4:])
     torch.testing.assert_close(left[:, :, :, 4:], images[:, :, :, 4:])
     plain = figure_pixels(reconstruction_panel(reconstruct(images, first, images), title="x"))

@@ -64,7 +64,7 @@ def test_a_module_that_exports_no_backbone_is_recorded_as_such():
     assert checkpoint["unmask"]["backbone"] is None
 
 
-class Colour(enum.IntEnum):
+class Color(enum.IntEnum):
     RED = 1
 
 
@@ -74,7 +74,7 @@ class Name(str):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(np.float64(0.5), 0.5), (Colour.RED, 1), (Name("swin"), "swin"), (True, True), (2, 2), (None, None)],
+    [(np.float64(0.5), 0.5), (Color.RED, 1), (Name("swin"), "swin"), (True, True), (2, 2), (None, None)],
 )
 def test_scalars_become_pythons_own(value, expected):
     plain = as_plain({"key": [value]}, "record")["key"][0]

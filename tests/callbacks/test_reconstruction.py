@@ -41,7 +41,7 @@ def test_images_and_masks_stay_the_same_while_predictions_change(make_mae, make_
     (first, first_lines), (second, second_lines) = drawn
 
     assert panels(tmp_path) == ["epoch_0001.png", "epoch_0002.png"]
-    stored = data.samples("val").images[[0, 2, 5, 7]] / 255.0  # evenly over ten
+    stored = data.dataset("val").images[[0, 2, 5, 7]] / 255.0  # evenly over ten
     torch.testing.assert_close(first.image, stored)
     assert torch.equal(first.image, second.image)
     assert torch.equal(first.mask.masked, second.mask.masked)
@@ -51,8 +51,8 @@ def test_images_and_masks_stay_the_same_while_predictions_change(make_mae, make_
 
     assert first_lines["title"] == "MAE"
     assert first_lines["note"] == method.prediction_note != ""
-    assert first_lines["subtitle"] == "epoch 1  ·  step 6  ·  75% of each image hidden"
-    assert second_lines["subtitle"] == "epoch 2  ·  step 12  ·  75% of each image hidden"
+    assert first_lines["subtitle"] == "epoch 1  ·  step 6  ·  75% of each image masked"
+    assert second_lines["subtitle"] == "epoch 2  ·  step 12  ·  75% of each image masked"
 
 
 def test_prediction_is_the_trained_methods_own(make_simmim, make_data, make_trainer, drawn):

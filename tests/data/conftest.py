@@ -45,7 +45,7 @@ def grey_image() -> Callable[..., bytes]:
 @pytest.fixture
 def data_settings() -> dict[str, Any]:
     """What every data module is told, for images of 8 px."""
-    from unmask.data.transforms import Augmentation  # noqa: PLC0415 (read before run-time shape checks are on)
+    from unmask.data.augmentation.transforms import Augmentation  # noqa: PLC0415 (read before run-time shape checks are on)
 
     return {
         "image_size": 8,

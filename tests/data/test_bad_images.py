@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from unmask.data.augmentation.transforms import Augmentation
 from unmask.data.bad_images import BAD_IMAGES_NAME
-from unmask.data.folder import ImageFolder
-from unmask.data.samples import RawBatch
-from unmask.data.transforms import Augmentation
+from unmask.data.dataset import RawBatch
+from unmask.data.sources.folder import ImageFolder
 
 COUNT = 30
 BAD = (4, 11, 12)
@@ -43,8 +43,8 @@ def make_data(folder: Path, tmp_path: Path) -> Callable[..., ImageFolder]:
             "augmentation": Augmentation(),
             "global_batch_size": 6,
             "on_bad_image": "skip",
-            "max_bad_share": 0.5,
-            "test_share": 0.0,
+            "max_bad_fraction": 0.5,
+            "test_fraction": 0.0,
         }
         data = ImageFolder(**settings | changes)
         data.trainer = SimpleNamespace(
@@ -138,12 +138,14 @@ def test_the_runs_folder_lists_path_reason_and_epoch(
 
 
 def test_too_many_bad_images_stop_the_run(make_data: Callable[..., ImageFolder], tmp_path: Path) -> None:
-    trained_on(make_data(max_bad_share=0.1, run="enough"))  # 3 of 30
-    with pytest.raises(ValueError, match=r"3 of 30 training images are bad \(10.00%\), more than data.max_bad_share="):
-        trained_on(make_data(max_bad_share=0.099, run="few"))
+    trained_on(make_data(max_bad_fraction=0.1, run="enough"))  # 3 of 30
+    with pytest.raises(
+        ValueError, match=r"3 of 30 training images are bad \(10.00%\), more than data.max_bad_fraction="
+    ):
+        trained_on(make_data(max_bad_fraction=0.099, run="few"))
     assert len((tmp_path / "few" / BAD_IMAGES_NAME).read_text().splitlines()) == 3
     with pytest.raises(ValueError, match="1 of 30 training images are bad"):
-        trained_on(make_data(max_bad_share=0.0, run="none"))
+        trained_on(make_data(max_bad_fraction=0.0, run="none"))
 
 
 def test_processes_of_a_run_count_together(make_data: Callable[..., ImageFolder]) -> None:
@@ -152,15 +154,15 @@ def test_processes_of_a_run_count_together(make_data: Callable[..., ImageFolder]
         for rank in range(2)
     ]
     assert all(0 < len({bad.name for bad in share}) < 3 for share in shares)  # neither alone would stop
-    trained_on(make_data(rank=0, devices=2, max_bad_share=0.099))
+    trained_on(make_data(rank=0, devices=2, max_bad_fraction=0.099))
     with pytest.raises(ValueError, match="3 of 30"):
-        trained_on(make_data(rank=1, devices=2, max_bad_share=0.099))
+        trained_on(make_data(rank=1, devices=2, max_bad_fraction=0.099))
 
 
 def test_a_replacement_may_be_bad_too(folder: Path, make_data: Callable[..., ImageFolder]) -> None:
     for path in sorted((folder / "train").iterdir())[:20]:
         path.write_bytes(b"")
-    found = [number for step in trained_on(make_data(max_bad_share=1.0)).values() for number in step]
+    found = [number for step in trained_on(make_data(max_bad_fraction=1.0)).values() for number in step]
     assert len(found) == COUNT
     assert min(found) >= 20
 
@@ -169,7 +171,7 @@ def test_where_nothing_can_be_read_the_run_stops(folder: Path, make_data: Callab
     for path in (folder / "train").iterdir():
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"bad image .*: empty file; so were the 10 images drawn in its place"):
-        trained_on(make_data(max_bad_share=1.0))
+        trained_on(make_data(max_bad_fraction=1.0))
 
 
 @pytest.mark.parametrize("split", ["val", "train"])
@@ -183,5 +185,5 @@ def test_evaluation_replaces_nothing(folder: Path, make_data: Callable[..., Imag
 
 
 def test_a_share_out_of_range_is_refused(make_data: Callable[..., ImageFolder]) -> None:
-    with pytest.raises(ValueError, match=r"max_bad_share must be a share in 0..1, got 2"):
-        make_data(max_bad_share=2)
+    with pytest.raises(ValueError, match=r"max_bad_fraction must be a share in 0..1, got 2"):
+        make_data(max_bad_fraction=2)

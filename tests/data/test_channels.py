@@ -51,7 +51,7 @@ def test_every_method_trains_on_any_number_of_channels(method: str, channels: in
     numbers = [0.1 * (1 + channel) for channel in range(channels)]
     overrides = ["data=folder", f"data.root={tmp_path}", f"data.channels={channels}", "image_size=32"]
     overrides += [f"data.pixel_mean={numbers}", f"data.pixel_std={numbers}", "data.pixel_scale=10000"]
-    overrides += ["data.val_share=0.2", "data.test_share=0.2", "data.num_workers=0", "global_batch_size=2"]
+    overrides += ["data.val_fraction=0.2", "data.test_fraction=0.2", "data.num_workers=0", "global_batch_size=2"]
     config = compose_config("run", [f"method={method}", *TINY[method], *overrides])
     data = build(config.data)
     module = build_method(config.method, data)

@@ -7,10 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.datamodule import ImageDataModule, Split
-from unmask.data.folder import ImageFolder
-from unmask.data.samples import InMemoryImages, RawBatch, SampleKey
-from unmask.data.transforms import Augmentation, resize_and_centre_crop
+from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
+from unmask.data.datamodule import ImageDataModule
+from unmask.data.dataset import InMemoryDataset, RawBatch, SampleKey
+from unmask.data.files.splits import Split
+from unmask.data.sources.folder import ImageFolder
 
 MEAN, STD = (0.1, 0.5, 0.8), (0.2, 0.4, 0.7)
 
@@ -25,9 +26,9 @@ class Memory(ImageDataModule):
         self.images = images
         self.reads = 0
 
-    def load_split(self, split: Split) -> InMemoryImages:
+    def load_split(self, split: Split) -> InMemoryDataset:
         self.reads += 1
-        return InMemoryImages(self.images, torch.arange(len(self.images)) % 3, ("a", "b", "c"))
+        return InMemoryDataset(self.images, torch.arange(len(self.images)) % 3, ("a", "b", "c"))
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def test_the_order_depends_on_the_seed() -> None:
 def test_images_are_divided_by_255_and_normalised_channel_by_channel() -> None:
     data = make_data(4, image_size=(20, 24))
     (batch,) = data.val_dataloader()
-    finished = data.finish(batch, augmented=False)
+    finished = data.to_model_input(batch, augmented=False)
     for channel in range(3):
         expected = (data.images[:, channel].double() / 255 - MEAN[channel]) / STD[channel]
         torch.testing.assert_close(finished.image[:, channel].double(), expected, rtol=0, atol=1e-5)
@@ -150,12 +151,12 @@ def test_images_are_divided_by_255_and_normalised_channel_by_channel() -> None:
     assert torch.equal(finished.index, torch.arange(4))
 
 
-@pytest.mark.parametrize("crop_share", [1.0, 0.8])
-def test_evaluation_sees_the_centred_crop_of_the_given_share(crop_share: float) -> None:
-    data = make_data(3, eval_crop_share=crop_share)
+@pytest.mark.parametrize("crop_pct", [1.0, 0.8])
+def test_evaluation_sees_the_centred_crop_of_the_given_fraction(crop_pct: float) -> None:
+    data = make_data(3, crop_pct=crop_pct)
     (batch,) = data.val_dataloader()
-    expected = data.normalise(resize_and_centre_crop(data.images, (16, 16), crop_share))
-    assert torch.equal(data.finish(batch, augmented=False).image, expected)
+    expected = data.normalise(resize_and_centre_crop(data.images, (16, 16), crop_pct))
+    assert torch.equal(data.to_model_input(batch, augmented=False).image, expected)
     assert torch.equal(data.held_out_images(3).image, expected)
 
 
@@ -165,9 +166,9 @@ def test_the_trainers_stage_decides_on_augmentation(is_training: bool) -> None:
     (batch,) = data.train_dataloader()
     attach_trainer(data)
     data.trainer.training = is_training
-    expected = data.finish(batch, augmented=is_training)
+    expected = data.to_model_input(batch, augmented=is_training)
     assert torch.equal(data.on_after_batch_transfer(batch, 0).image, expected.image)
-    assert not torch.equal(data.finish(batch, augmented=not is_training).image, expected.image)
+    assert not torch.equal(data.to_model_input(batch, augmented=not is_training).image, expected.image)
 
 
 def test_held_out_images_are_spread_over_the_split() -> None:
@@ -183,11 +184,11 @@ def raw_batch(data: Memory, keys: list[tuple[int, int]]) -> RawBatch:
 
 
 def test_augmentation_does_not_depend_on_the_batch() -> None:
-    data = make_data(augmentation=Augmentation(erase=0.5), seed=3)
+    data = make_data(augmentation=Augmentation(random_erasing_prob=0.5), seed=3)
     keys = [(epoch, index) for epoch in (0, 1) for index in (4, 17, 30, 49)]
-    together = data.finish(raw_batch(data, keys), augmented=True).image
+    together = data.to_model_input(raw_batch(data, keys), augmented=True).image
     for order in ([5, 2], [7], [6, 1, 0, 3]):
-        apart = data.finish(raw_batch(data, [keys[number] for number in order]), augmented=True).image
+        apart = data.to_model_input(raw_batch(data, [keys[number] for number in order]), augmented=True).image
         torch.testing.assert_close(apart, together[order], rtol=0, atol=1e-4)
 
 
@@ -195,7 +196,7 @@ def test_augmentation_changes_with_seed_epoch_and_sample() -> None:
     data, other = make_data(), make_data(seed=1)
     data.images = other.images = data.images[:1].expand(50, -1, -1, -1)  # one image at every index
     keys = [(0, 0), (0, 1), (1, 0), (1, 1)]
-    images = torch.cat([each.finish(raw_batch(each, keys), augmented=True).image for each in (data, other)])
+    images = torch.cat([each.to_model_input(raw_batch(each, keys), augmented=True).image for each in (data, other)])
     distances = torch.cdist(images.flatten(1), images.flatten(1)).fill_diagonal_(torch.inf)
     assert distances.min() > 1.0
 
@@ -224,13 +225,13 @@ def test_files_and_memory_serve_the_same_pixels(tmp_path: Path, augmented: bool,
     unscaled = {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}
     shared = settings(image_size=image_size, global_batch_size=4, seed=2, **unscaled)
     memory = Memory(images, **shared)
-    files = ImageFolder(root=str(tmp_path), val_share=0.0, test_share=0.0, **shared)
+    files = ImageFolder(root=str(tmp_path), val_fraction=0.0, test_fraction=0.0, **shared)
     for epoch in (0, 1):
         served = []
         for data in (memory, files):
             attach_trainer(data, epoch=epoch)
             loader = data.train_dataloader() if augmented else data.evaluation_loader("train")
-            served.append([data.finish(batch, augmented=augmented) for batch in loader])
+            served.append([data.to_model_input(batch, augmented=augmented) for batch in loader])
         for in_memory, from_files in zip(*served, strict=True):
             assert torch.equal(in_memory.index, from_files.index)
             assert torch.equal(in_memory.image, from_files.image)
@@ -239,12 +240,12 @@ def test_files_and_memory_serve_the_same_pixels(tmp_path: Path, augmented: bool,
 def test_erased_boxes_of_files_and_memory_agree(tmp_path: Path) -> None:
     images = torch.full((8, 3, 16, 16), 100, dtype=torch.uint8)
     write_files(images, tmp_path)
-    shared = settings(augmentation=Augmentation(erase=1.0))
+    shared = settings(augmentation=Augmentation(random_erasing_prob=1.0))
     memory = Memory(images, **shared)
-    files = ImageFolder(root=str(tmp_path), val_share=0.0, test_share=0.0, **shared)
+    files = ImageFolder(root=str(tmp_path), val_fraction=0.0, test_fraction=0.0, **shared)
     (first,), (second,) = memory.train_dataloader(), files.train_dataloader()
-    expected = memory.finish(first, augmented=True).image
-    torch.testing.assert_close(files.finish(second, augmented=True).image, expected)
+    expected = memory.to_model_input(first, augmented=True).image
+    torch.testing.assert_close(files.to_model_input(second, augmented=True).image, expected)
     background = expected.flatten(2).median(dim=2).values[..., None, None]
     assert (((expected - background).abs() > 1e-3).flatten(1).any(dim=1)).all()
 
@@ -252,8 +253,8 @@ def test_erased_boxes_of_files_and_memory_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"eval_crop_share": 0.0}, r"eval_crop_share must lie above 0 and at most 1, got 0\.0"),
-        ({"eval_crop_share": 1.2}, r"eval_crop_share must lie above 0 and at most 1, got 1\.2"),
+        ({"crop_pct": 0.0}, r"crop_pct must lie above 0 and at most 1, got 0\.0"),
+        ({"crop_pct": 1.2}, r"crop_pct must lie above 0 and at most 1, got 1\.2"),
         ({"global_batch_size": 0}, "global_batch_size must be at least 1, got 0"),
     ],
 )

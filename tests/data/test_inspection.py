@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from unmask.data.decoding import ImageDecoder
-from unmask.data.folder import ImageFolder
+from unmask.data.augmentation.transforms import Augmentation
+from unmask.data.files.decoding import ImageDecoder
 from unmask.data.inspection import Inspection, inspect_images
-from unmask.data.transforms import Augmentation
+from unmask.data.sources.folder import ImageFolder
 
 COUNT = 12
 
@@ -39,7 +39,7 @@ def inspect(root: Path) -> Callable[..., Inspection]:
             "pixel_std": (0.5, 0.5, 0.5),
             "augmentation": Augmentation(),
             "global_batch_size": 2,
-            "val_share": 0.0,
+            "val_fraction": 0.0,
         }
         data = ImageFolder(**settings | changes)
         return inspect_images(data, ("train", "test"), num_decoded=num_decoded)
@@ -129,7 +129,7 @@ def test_workers_find_the_same(root: Path, inspect: Callable[..., Inspection]) -
 
 
 def test_images_in_memory_are_looked_at_as_pixels() -> None:
-    from unmask.data.synthetic import Synthetic  # noqa: PLC0415
+    from unmask.data.sources.synthetic import Synthetic  # noqa: PLC0415
 
     data = Synthetic(
         num_train=6,
@@ -141,7 +141,7 @@ def test_images_in_memory_are_looked_at_as_pixels() -> None:
         augmentation=Augmentation(),
         global_batch_size=2,
     )
-    images = data.samples("train").images
+    images = data.dataset("train").images
     images[3] = images[1]
     found = inspect_images(data, ("train", "val"), num_decoded=6)
 

@@ -10,10 +10,10 @@ import webdataset
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
-from unmask.data.folder import ImageFolder
+from unmask.data.dataset import SampleKey
 from unmask.data.packing import Packing, write_packed
-from unmask.data.samples import SampleKey
-from unmask.data.shards import Shards
+from unmask.data.sources.folder import ImageFolder
+from unmask.data.sources.shards import Shards
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def reopen(tmp_path: Path, data_settings):
 
 
 def images(data: Any, split: Any) -> list[torch.Tensor]:
-    samples = data.samples(split)
+    samples = data.dataset(split)
     return [samples.read([SampleKey(0, index)], lambda image, key: image).image[0] for index in range(len(samples))]
 
 
@@ -61,7 +61,7 @@ def test_webdataset_reads_the_shards(folder, tmp_path: Path) -> None:
         shard = str(tmp_path / form / "train-000000.tar")
         reader = webdataset.WebDataset(shard, shardshuffle=False, empty_check=False).decode("rgb8")
         pairs = list(reader.to_tuple(endings, "cls"))
-        assert [label for _, label in pairs] == folder.samples("train").labels.tolist()
+        assert [label for _, label in pairs] == folder.dataset("train").labels.tolist()
         for (pixels, _), image in zip(pairs, images(folder, "train"), strict=True):
             assert np.array_equal(pixels, image.permute(1, 2, 0).numpy())
 
@@ -123,12 +123,12 @@ def test_images_without_label_stay_so(tmp_path: Path, data_settings, write_shard
         for ending, value in (("png", grey_image(1)), ("cls", name))
     }
     write_shard(tmp_path / "in" / "a.tar", members)
-    settings = data_settings | {"cache_dir": str(tmp_path / "cache"), "val_share": 0.0, "test_share": 0.0}
+    settings = data_settings | {"cache_dir": str(tmp_path / "cache"), "val_fraction": 0.0, "test_fraction": 0.0}
     write_packed(
         Shards(root=str(tmp_path / "in"), **settings), tmp_path / "out", Packing(format="raw", size=4), ["train"]
     )
-    packed = reopen(val_share=0.0, test_share=0.0)
-    assert packed.samples("train").labels.tolist() == [-1, 0, 1]
+    packed = reopen(val_fraction=0.0, test_fraction=0.0)
+    assert packed.dataset("train").labels.tolist() == [-1, 0, 1]
     assert packed.class_names == ("cat", "dog")
 
 
@@ -140,7 +140,7 @@ def test_a_shard_of_a_shard_is_the_same_again(folder, reopen, tmp_path: Path) ->
 
 
 def test_nothing_is_left_of_a_packing_that_failed(folder, tmp_path: Path) -> None:
-    Path(folder.samples("test").paths[1]).write_bytes(b"<html>")
+    Path(folder.dataset("test").paths[1]).write_bytes(b"<html>")
     before = sorted(path.name for path in tmp_path.iterdir())
     with pytest.raises(ValueError, match=r"bad image .*: content is HTML"):
         write_packed(folder, tmp_path / "out", Packing(format="keep", size=None))
@@ -148,19 +148,19 @@ def test_nothing_is_left_of_a_packing_that_failed(folder, tmp_path: Path) -> Non
 
 
 def test_bad_images_are_left_out_where_the_source_skips_them(folder, reopen, tmp_path: Path) -> None:
-    Path(folder.samples("train").paths[4]).write_bytes(b"<html>")
-    folder.on_bad_image, folder.max_bad_share = "skip", 0.2
+    Path(folder.dataset("train").paths[4]).write_bytes(b"<html>")
+    folder.on_bad_image, folder.max_bad_fraction = "skip", 0.2
     packing = Packing(format="keep", size=None, images_per_shard=4)
     record = write_packed(folder, tmp_path / "out", packing)
-    assert record["left_out"] == [folder.samples("train").paths[4]]
+    assert record["left_out"] == [folder.dataset("train").paths[4]]
     assert [shard["images"] for shard in record["splits"]["train"]["shards"]] == [4, 3]
     sound = [0, 1, 2, 3, 5, 6, 7]
-    assert reopen().samples("train").labels.tolist() == folder.samples("train").labels[sound].tolist()
+    assert reopen().dataset("train").labels.tolist() == folder.dataset("train").labels[sound].tolist()
     for image, index in zip(images(reopen(), "train"), sound, strict=True):
-        kept = folder.samples("train").read([SampleKey(0, index)], lambda image, key: image)
+        kept = folder.dataset("train").read([SampleKey(0, index)], lambda image, key: image)
         assert torch.equal(image, kept.image[0])
-    folder.max_bad_share = 0.1  # of 8 images is none
-    with pytest.raises(ValueError, match=r"content is HTML.*; 1 bad image\(s\) are more than data.max_bad_share"):
+    folder.max_bad_fraction = 0.1  # of 8 images is none
+    with pytest.raises(ValueError, match=r"content is HTML.*; 1 bad image\(s\) are more than data.max_bad_fraction"):
         write_packed(folder, tmp_path / "again", packing)
     assert not (tmp_path / "again").exists()
 

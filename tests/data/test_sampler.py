@@ -1,7 +1,7 @@
 import pytest
 
+from unmask.data.dataset import SampleKey
 from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
-from unmask.data.samples import SampleKey
 
 
 def make_sampler(

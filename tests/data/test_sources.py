@@ -17,15 +17,15 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.csv_table import CSVTable
+from unmask.data.augmentation.transforms import Augmentation
 from unmask.data.datamodule import ImageDataModule
-from unmask.data.filelist import FileList
-from unmask.data.folder import ImageFolder
-from unmask.data.hub import Hub
-from unmask.data.kaggle import Kaggle
 from unmask.data.packing import Packing, write_packed
-from unmask.data.shards import Shards
-from unmask.data.transforms import Augmentation
+from unmask.data.sources.csv_table import CSVTable
+from unmask.data.sources.filelist import FileList
+from unmask.data.sources.folder import ImageFolder
+from unmask.data.sources.hub import Hub
+from unmask.data.sources.kaggle import Kaggle
+from unmask.data.sources.shards import Shards
 from unmask.types import ImageBatch
 
 NUM_TRAIN = 20
@@ -107,7 +107,7 @@ def in_shards(files: Files, root: Path, settings: dict[str, Any]) -> Shards:
 
 def packed(form: str) -> Build:
     def build(files: Files, root: Path, settings: dict[str, Any]) -> Shards:
-        source = in_folders(files, root / "files", settings | {"val_share": 0.0, "test_share": 0.0})
+        source = in_folders(files, root / "files", settings | {"val_fraction": 0.0, "test_fraction": 0.0})
         write_packed(source, root / "out", Packing(format=form, size=None, images_per_shard=7), ["train", "test"])
         return Shards(root=str(root / "out"), **settings)
 
@@ -172,7 +172,7 @@ def attach_trainer(data: ImageDataModule, *, rank: int = 0, devices: int = 1, ep
 @pytest.mark.parametrize("source", list(IN_ANY_ORDER)[1:])
 def test_all_sources_give_bitwise_the_same_images_in_the_same_order(make, source: str) -> None:
     expected, found = make("folder"), make(source)
-    assert len(found.samples("train")) == NUM_TRAIN - 2
+    assert len(found.dataset("train")) == NUM_TRAIN - 2
     for epoch in (0, 1):
         for data in (expected, found):
             attach_trainer(data, epoch=epoch)
@@ -213,8 +213,8 @@ class Visitor(LightningModule):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
 @pytest.mark.parametrize("source", list(SOURCES))
 def test_two_epochs_of_two_processes_visit_each_image_once_an_epoch(make, source: str, tmp_path: Path) -> None:
-    whole_images = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
-    data = make(source, image_size=SIDE, augmentation=whole_images, val_share=0.0, test_share=0.0)
+    whole_images = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip_prob=0.0)
+    data = make(source, image_size=SIDE, augmentation=whole_images, val_fraction=0.0, test_fraction=0.0)
     trainer = Trainer(
         accelerator="cpu",
         devices=2,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unmask.data.folder import ImageFolder
-from unmask.data.statistics import choose_images, keep, measure_pixels, read_kept
-from unmask.data.transforms import Augmentation
+from unmask.data.augmentation.transforms import Augmentation
+from unmask.data.sources.folder import ImageFolder
+from unmask.data.statistics import choose_images, measure_pixels, read_cached, save_cached
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def make_data(tmp_path: Path) -> Callable[..., ImageFolder]:
             "pixel_std": (0.5, 0.5, 0.5),
             "augmentation": Augmentation(),
             "global_batch_size": 2,
-            "val_share": 0.25,
-            "test_share": 0.0,
+            "val_fraction": 0.25,
+            "test_fraction": 0.0,
             "statistics": "auto",
             "cache_dir": str(tmp_path / "cache"),
         }
@@ -65,13 +65,13 @@ def test_auto_measures_the_training_images_alone(
     make_data: Callable[..., ImageFolder], pictures: list[np.ndarray]
 ) -> None:
     data = make_data()
-    trained_on = [int(Path(path).stem) for path in data.samples("train").paths]
+    trained_on = [int(Path(path).stem) for path in data.dataset("train").paths]
     values = np.stack([pictures[number] for number in trained_on]).reshape(-1, 3) / 255
 
     assert len(trained_on) == 6
     assert data.pixel_mean == pytest.approx(values.mean(axis=0))
     assert data.pixel_std == pytest.approx(values.std(axis=0))
-    served = torch.cat([data.finish(batch, augmented=False).image for batch in data.evaluation_loader("train")])
+    served = torch.cat([data.to_model_input(batch, augmented=False).image for batch in data.evaluation_loader("train")])
     assert served.mean(dim=(0, 2, 3)).abs().max() < 1e-5
     assert (served.std(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-5
     assert "measured on 6 of 6 training images" in data.describe_statistics()
@@ -94,7 +94,7 @@ def test_a_later_run_reads_what_was_measured_and_other_images_are_measured_again
 @pytest.mark.parametrize("content", ["", "{}", '{"mean": ["a"], "std": [1.0]}', "[1]"])
 def test_a_damaged_file_of_the_cache_is_as_none(tmp_path: Path, content: str) -> None:
     (tmp_path / "kept.json").write_text(content)
-    assert read_kept(tmp_path / "kept.json") is None
+    assert read_cached(tmp_path / "kept.json") is None
 
 
 def test_a_cache_that_cannot_be_written_costs_a_line_of_the_log(
@@ -110,8 +110,8 @@ def test_a_cache_that_cannot_be_written_costs_a_line_of_the_log(
 
 def test_what_is_kept_is_read_to_the_last_digit(tmp_path: Path) -> None:
     measured = measure_pixels([torch.rand(2, 3, 4, 4) * 255])
-    keep(tmp_path / "new" / "kept.json", measured)
-    assert read_kept(tmp_path / "new" / "kept.json") == measured
+    save_cached(tmp_path / "new" / "kept.json", measured)
+    assert read_cached(tmp_path / "new" / "kept.json") == measured
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["kept.json"]
 
 

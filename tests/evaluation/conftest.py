@@ -37,7 +37,7 @@ def make_backbone() -> Callable[..., nn.Module]:
             self.calls.append((images.clone(), self.training, torch.is_inference_mode_enabled()))
             return self.dropout(self.linear(images.flatten(1)))
 
-        def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
+        def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
             self.drop_path_rate = drop_path_rate
 
         def layer_id(self, parameter_name: str) -> int:
@@ -49,9 +49,9 @@ def make_backbone() -> Callable[..., nn.Module]:
 @pytest.fixture
 def make_data() -> Callable[..., Any]:
     """Data module over {split: (images, labels)}; pixels are served as value / 255."""
+    from unmask.data.augmentation.transforms import Augmentation  # noqa: PLC0415
     from unmask.data.datamodule import ImageDataModule  # noqa: PLC0415
-    from unmask.data.samples import InMemoryImages  # noqa: PLC0415
-    from unmask.data.transforms import Augmentation  # noqa: PLC0415
+    from unmask.data.dataset import InMemoryDataset  # noqa: PLC0415
 
     class InMemory(ImageDataModule):
         holds_images_in_memory = True
@@ -60,8 +60,8 @@ def make_data() -> Callable[..., Any]:
             super().__init__(**shared)
             self.splits, self.names = splits, [f"class {number}" for number in range(num_classes)]
 
-        def load_split(self, split: Any) -> InMemoryImages:
-            return InMemoryImages(*self.splits[split], self.names)
+        def load_split(self, split: Any) -> InMemoryDataset:
+            return InMemoryDataset(*self.splits[split], self.names)
 
     def make(splits: dict[str, Any], *, num_classes: int, **changes: Any) -> InMemory:
         shared = {

@@ -9,8 +9,8 @@ from PIL import Image
 from torch import nn
 
 from unmask.backbones.base import MaskedBackbone
-from unmask.data.segmentation import SegmentationFolder
-from unmask.data.transforms import Augmentation
+from unmask.data.augmentation.transforms import Augmentation
+from unmask.data.sources.segmentation import SegmentationFolder
 from unmask.evaluation.dense import Dense, majority_classes
 from unmask.evaluation.knn import count_votes, nearest_neighbours
 from unmask.heads.logistic_regression import LogisticRegression
@@ -36,7 +36,7 @@ class CellColours(MaskedBackbone):
     def forward_pooled(self, images):
         return self.forward_features(images)[0].mean(dim=(2, 3))
 
-    def begin_fine_tuning(self, *, drop_path_rate):
+    def prepare_for_finetuning(self, *, drop_path_rate):
         raise AssertionError("a frozen protocol does not fine-tune")
 
     def layer_id(self, parameter_name):
@@ -104,11 +104,11 @@ def test_figures_are_those_of_doing_it_by_hand(data, make_trainer):
     report = Dense(head=HEAD, k=3, temperature=0.1).evaluate(backbone, data, make_trainer)
     tables = {}
     for split in ("train", "val", "test"):
-        batch = data.finish(next(iter(data.evaluation_part(split, part=0, num_parts=1))), augmented=False)
-        images = torch.stack([_read(path) for path in data.samples(split).paths]).float() / 255.0
+        batch = data.to_model_input(next(iter(data.evaluation_part(split, part=0, num_parts=1))), augmented=False)
+        images = torch.stack([_read(path) for path in data.dataset(split).paths]).float() / 255.0
         images = (images.permute(0, 3, 1, 2) - 0.4) / 0.3
         torch.testing.assert_close(batch.image, images[: len(batch.image)])
-        masks = torch.stack([_read(path) for path in data.samples(split).masks])
+        masks = torch.stack([_read(path) for path in data.dataset(split).masks])
         tables[split] = backbone.forward_features(images)[0], masks
     maps, masks = tables["test"]
     bank, bank_labels = _labelled_cells(*tables["train"])

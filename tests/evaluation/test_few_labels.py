@@ -4,11 +4,11 @@ import pytest
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from unmask.data.decoding import ImageDecoder
-from unmask.data.filelist import FileList
-from unmask.data.paths import PathList
-from unmask.data.samples import ImageFiles
-from unmask.data.transforms import Augmentation
+from unmask.data.augmentation.transforms import Augmentation
+from unmask.data.dataset import ImageFileDataset
+from unmask.data.files.decoding import ImageDecoder
+from unmask.data.files.paths import PathList
+from unmask.data.sources.filelist import FileList
 from unmask.evaluation.few_labels import Budget, FewLabels, spread
 
 ONE_SHOT, THREE_SHOT = Budget("1shot", None, 1), Budget("3shot", None, 3)
@@ -17,7 +17,9 @@ ONE_SHOT, THREE_SHOT = Budget("1shot", None, 1), Budget("3shot", None, 3)
 @pytest.fixture
 def make_few(tmp_path):
     def make(**changes):
-        return FewLabels(**{"shares": (), "per_class": (1,), "seeds": (0,), "directory": tmp_path / "lists"} | changes)
+        return FewLabels(
+            **{"label_fractions": (), "per_class": (1,), "seeds": (0,), "directory": tmp_path / "lists"} | changes
+        )
 
     return make
 
@@ -52,7 +54,7 @@ def test_a_seed_is_a_list_and_a_larger_budget_contains_the_smaller(make_few, lab
 
 
 def test_budgets_are_named_by_percent_and_shots(make_few):
-    few = make_few(shares=(0.01, 0.005), per_class=(10,))
+    few = make_few(label_fractions=(0.01, 0.005), per_class=(10,))
     assert [budget.name for budget in few.budgets] == ["1pct", "0.5pct", "10shot"]
 
 
@@ -62,15 +64,17 @@ def test_a_list_of_files_is_one_that_filelist_reads(make_few, make_data, draw_sp
     for path, image in zip(paths, images, strict=True):
         to_pil_image(image).save(path)
     data = make_data({}, num_classes=3)
-    data._splits["train"] = ImageFiles(PathList(map(str, paths)), labels, ("a", "b", "c"), decode=ImageDecoder().read)
+    data._splits["train"] = ImageFileDataset(
+        PathList(map(str, paths)), labels, ("a", "b", "c"), decode=ImageDecoder().read
+    )
     few = make_few()
     positions = few.choose(labels, THREE_SHOT, seed=4)
     written = few.write(data, THREE_SHOT, 4, positions)
     assert written.name == "train_3shot_seed4.txt"
     read = FileList(
-        train=str(written), val_share=0.0, test_share=0.0, image_size=4, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1),
-        augmentation=Augmentation(), global_batch_size=1,
-    ).samples("train")  # fmt: skip
+        train=str(written), val_fraction=0.0, test_fraction=0.0, image_size=4,
+        pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1), augmentation=Augmentation(), global_batch_size=1,
+    ).dataset("train")  # fmt: skip
     assert list(read.paths) == [str(paths[position]) for position in positions]
     assert torch.equal(read.labels, labels[positions])
 
@@ -91,7 +95,7 @@ def test_a_class_with_too_few_images_is_named(make_few, make_data, draw_split):
     data = make_data({"train": (images[:8], labels[:8])}, num_classes=3)
     with pytest.raises(ValueError, match=r"asks for 3 .* class 'class 2' has 2; use eval.per_class of at most 2"):
         make_few(per_class=(1, 3)).require(data, evaluation="fewshot")
-    few, bare = make_few(shares=(0.5,), per_class=()), make_data({"train": (images, labels)}, num_classes=4)
+    few, bare = make_few(label_fractions=(0.5,), per_class=()), make_data({"train": (images, labels)}, num_classes=4)
     with pytest.raises(ValueError, match=r"eval=fewshot asks for 1 .* class 'class 3' has 0; add images of it"):
         few.require(bare, evaluation="fewshot")
 
@@ -100,7 +104,7 @@ def test_a_class_with_too_few_images_is_named(make_few, make_data, draw_split):
     ("settings", "message"),
     [
         ({"per_class": ()}, "both empty"),
-        ({"shares": (1.5,)}, "above 0 and at most 1"),
+        ({"label_fractions": (1.5,)}, "above 0 and at most 1"),
         ({"per_class": (0,)}, "whole numbers from 1"),
         ({"seeds": ()}, r"eval.seeds is empty"),
         ({"seeds": (1, 1)}, r"eval.seeds names a value twice"),

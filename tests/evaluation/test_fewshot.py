@@ -13,12 +13,14 @@ def data(make_data, draw_splits):
 
 def test_means_and_deviations_are_those_of_fits_to_the_written_lists(make_backbone, data, make_trainer, tmp_path):
     backbone = make_backbone().eval()
-    evaluator = FewShot(shares=(), per_class=(1, 4), seeds=(0, 7), directory=tmp_path / "lists", inverse_strength=0.5)
+    evaluator = FewShot(
+        label_fractions=(), per_class=(1, 4), seeds=(0, 7), directory=tmp_path / "lists", inverse_strength=0.5
+    )
     report = evaluator.evaluate(backbone, data, make_trainer)
     train, test = (
-        backbone.forward_pooled(data.samples(split).images.float() / 255.0).detach() for split in ("train", "test")
+        backbone.forward_pooled(data.dataset(split).images.float() / 255.0).detach() for split in ("train", "test")
     )
-    labels, expected = data.samples("train").labels, data.samples("test").labels
+    labels, expected = data.dataset("train").labels, data.dataset("test").labels
     for shots in (1, 4):
         top1 = []
         for seed in (0, 7):
@@ -34,7 +36,7 @@ def test_means_and_deviations_are_those_of_fits_to_the_written_lists(make_backbo
 
 
 def test_more_labels_help_and_the_protocol_counts_them(make_backbone, data, make_trainer, tmp_path):
-    evaluator = FewShot(shares=(0.1, 1.0), seeds=(0, 1, 2), directory=tmp_path)
+    evaluator = FewShot(label_fractions=(0.1, 1.0), seeds=(0, 1, 2), directory=tmp_path)
     report = evaluator.evaluate(make_backbone(), data, make_trainer)
     assert report.metrics["top1_100pct"] > report.metrics["top1_10pct"] > 40.0
     assert report.metrics["top1_100pct_std"] == 0.0  # the same images in every list
@@ -47,7 +49,7 @@ def test_more_labels_help_and_the_protocol_counts_them(make_backbone, data, make
 def test_more_images_than_a_class_has_are_refused_before_any_file_is_written(
     make_backbone, data, make_trainer, tmp_path
 ):
-    evaluator = FewShot(shares=(), per_class=(21,), directory=tmp_path / "lists")
+    evaluator = FewShot(label_fractions=(), per_class=(21,), directory=tmp_path / "lists")
     with pytest.raises(ValueError, match="eval=fewshot asks for 21 training"):
         evaluator.evaluate(make_backbone(), data, make_trainer)
     assert not (tmp_path / "lists").exists()

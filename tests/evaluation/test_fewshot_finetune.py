@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from unmask.data.transforms import Augmentation
+from unmask.data.augmentation.transforms import Augmentation
 from unmask.evaluation.fewshot_finetune import FewShotFineTune
 from unmask.evaluation.finetune import FineTune
 from unmask.heads.classifier import LinearClassifier
@@ -22,7 +22,7 @@ def _pixels(image):
 @pytest.fixture
 def data(make_data, draw_splits):
     splits = draw_splits((30, 6, 10), num_classes=3, spread=20.0, side=32)
-    plain = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    plain = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip_prob=0.0)
     return make_data(splits, num_classes=3, image_size=32, global_batch_size=3, augmentation=plain)
 
 
@@ -37,7 +37,12 @@ def make_evaluator(tmp_path):
             mixup=0.0,
             cutmix=0.0,
         )
-        settings = {"shares": (), "per_class": (1, 2), "seeds": (0, 3), "directory": tmp_path / "lists"} | changes
+        settings = {
+            "label_fractions": (),
+            "per_class": (1, 2),
+            "seeds": (0, 3),
+            "directory": tmp_path / "lists",
+        } | changes
         return FewShotFineTune(fine_tune=FineTune(classifier=classifier, epochs=1), **settings)
 
     return make
@@ -46,7 +51,7 @@ def make_evaluator(tmp_path):
 def test_each_list_is_trained_on_alone_and_the_whole_split_is_back_afterwards(
     make_evaluator, make_vit, data, make_trainer, tmp_path
 ):
-    whole, seen = data.samples("train"), []
+    whole, seen = data.dataset("train"), []
 
     class Recorder(Supervised):
         def on_train_start(self):
@@ -68,7 +73,7 @@ def test_each_list_is_trained_on_alone_and_the_whole_split_is_back_afterwards(
             lines = (tmp_path / "lists" / f"train_{shots}shot_seed{seed}.txt").read_text().splitlines()[1:]
             listed.append(sorted(_pixels(served[int(line.split(",")[0])]) for line in lines))
     assert [sorted(images) for images in seen] == listed
-    assert data.samples("train") is whole
+    assert data.dataset("train") is whole
     assert not (tmp_path / "weights").exists()
     assert (report.num_train_images, report.num_test_images) == (6, 10)
     assert {"top1_1shot", "top1_1shot_std", "top1_2shot"} <= set(report.metrics)

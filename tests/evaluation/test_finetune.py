@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from lightning import Callback
 from torch import nn
 
-from unmask.data.transforms import Augmentation
+from unmask.data.augmentation.transforms import Augmentation
 from unmask.evaluation.finetune import FineTune
 from unmask.heads.classifier import LinearClassifier
 from unmask.methods.supervised import Supervised
@@ -54,7 +54,7 @@ class BestInTheSecondEpoch(Supervised):
 @pytest.fixture
 def data(make_data, draw_splits):
     splits = draw_splits((24, 9, 10), num_classes=3, spread=10.0, side=32)
-    whole = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    whole = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip_prob=0.0)
     statistics = {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.15, 0.15, 0.15)}
     return make_data(splits, num_classes=3, image_size=32, global_batch_size=8, augmentation=whole, **statistics)
 
@@ -156,7 +156,7 @@ def test_a_backbone_loaded_at_rest_trains(make_vit, data, make_trainer):
 
 
 def test_a_share_of_the_labels_is_even_over_the_classes_and_only_trains(data, make_backbone, make_trainer):
-    whole = data.samples("train")
+    whole = data.dataset("train")
     seen = []
 
     class Counting(Supervised):
@@ -166,7 +166,7 @@ def test_a_share_of_the_labels_is_even_over_the_classes_and_only_trains(data, ma
 
     backbone = make_backbone()
     backbone.linear = nn.Linear(3 * 32 * 32, 8, bias=False)
-    evaluator = FineTune(classifier=make_classifier(kind=Counting), epochs=2, label_share=0.5)
+    evaluator = FineTune(classifier=make_classifier(kind=Counting), epochs=2, label_fraction=0.5)
     data.global_batch_size = 4
     for _ in range(2):  # a second evaluation, of the baseline say, gets the same half and not a quarter
         seen.clear()
@@ -175,12 +175,12 @@ def test_a_share_of_the_labels_is_even_over_the_classes_and_only_trains(data, ma
         assert (report.num_train_images, report.num_test_images) == (12, 10)
     assert "train (12 of seed 0)" in report.protocol
     data.limit_training(1.0)
-    assert data.samples("train") is whole
+    assert data.dataset("train") is whole
 
 
 def test_a_share_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r"label_share must lie above 0 and at most 1, got 0"):
-        FineTune(classifier=make_classifier(), epochs=1, label_share=0.0)
+    with pytest.raises(ValueError, match=r"label_fraction must lie above 0 and at most 1, got 0"):
+        FineTune(classifier=make_classifier(), epochs=1, label_fraction=0.0)
 
 
 @pytest.mark.parametrize(("family", "expected"), [("vit", 0.65), ("beit", 0.65), ("swin", 0.9)])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from unmask.data.transforms import Augmentation
+from unmask.data.augmentation.transforms import Augmentation
 from unmask.evaluation.frozen import Frozen
 from unmask.heads.logistic_regression import LogisticRegression
 from unmask.heads.probes import AttentiveClassifier, BatchNormLinearClassifier, MLPClassifier
@@ -37,14 +37,14 @@ def make_evaluator(head, *, built=None, kind=FrozenBackbone, epochs=1, lr=1e-2, 
 @pytest.fixture
 def data(make_data, draw_splits):
     splits = draw_splits((24, 9, 10), num_classes=3, spread=10.0, side=32)
-    whole = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0)
+    whole = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip_prob=0.0)
     statistics = {"pixel_mean": (0.5, 0.5, 0.5), "pixel_std": (0.15, 0.15, 0.15)}
     return make_data(splits, num_classes=3, image_size=32, global_batch_size=8, augmentation=whole, **statistics)
 
 
 def served(data, split):
     """The stored images as a backbone sees them without augmentation."""
-    return (data.samples(split).images / 255.0 - 0.5) / 0.15
+    return (data.dataset(split).images / 255.0 - 0.5) / 0.15
 
 
 def digest(module) -> str:
@@ -100,7 +100,7 @@ def test_training_images_are_augmented_and_test_images_are_not(make_vit, data, m
             seen["test"] += list(batch.image)
             super().test_step(batch, batch_idx)
 
-    data.augmentation = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=1.0)
+    data.augmentation = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip_prob=1.0)
     data.global_batch_size = 24
     make_evaluator(MLPClassifier, kind=Recorder).evaluate(make_vit(), data, make_trainer)
     stored = {split: served(data, split) for split in seen}
@@ -114,7 +114,7 @@ def test_a_head_fitted_at_once_reads_cached_features_of_full_images(make_vit, da
     data.augmentation = Augmentation(scale=(0.1, 0.1))  # which must not matter
     report = make_evaluator(head, pool="cls").evaluate(backbone, data, make_trainer)
     by_hand = head(in_features=24, num_classes=3)
-    labels = {split: data.samples(split).labels for split in ("train", "val", "test")}
+    labels = {split: data.dataset(split).labels for split in ("train", "val", "test")}
     with torch.no_grad():
         splits = {split: backbone.eval().vit.forward_features(served(data, split))[:, 0] for split in labels}
     choice = by_hand.fit_best(splits["train"], labels["train"], splits["val"], labels["val"])
@@ -129,7 +129,8 @@ def test_the_protocol_spells_out_what_changes_the_number(make_vit, data, make_tr
     protocol = make_evaluator(MLPClassifier, lr=0.1, pool="auto").evaluate(make_vit(), data, make_trainer).protocol
     assert protocol == (
         "frozen: backbone at rest, head on cls, 1 epochs, last epoch, train (24), test (10), 32x32 px, batch 8, "
-        "Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), interpolation=bicubic, flip=0.0, erase=0.0), "
+        "Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), interpolation=bicubic, hflip_prob=0.0, "
+        "random_erasing_prob=0.0), "
         "FrozenBackbone(head=MLPClassifier, optimizer=AdamW(lr=0.1), schedule=warmup_cosine(warmup_epochs=0), "
         "pool=auto)"
     )
@@ -177,4 +178,4 @@ def test_maes_probe_is_configured_as_maes_code_runs_it(make_vit):
         assert rates[step] == pytest.approx(expected, rel=1e-6, abs=1e-12)
     assert (rates[0], rates[780]) == (0.0, pytest.approx(6.4))
     augmentation = build(config.augmentation)
-    assert (augmentation.scale, augmentation.interpolation, augmentation.flip) == ((0.08, 1.0), "bicubic", 0.5)
+    assert (augmentation.scale, augmentation.interpolation, augmentation.hflip_prob) == ((0.08, 1.0), "bicubic", 0.5)

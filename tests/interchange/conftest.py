@@ -69,8 +69,8 @@ def converted(tmp_path: Path) -> Callable[[Any], Any]:
     """Writes content as a checkpoint and converts it without building anything."""
 
     def write_and_convert(content: Any) -> Any:
+        from unmask.interchange.detect_format import convert
         from unmask.interchange.files import read_weights
-        from unmask.interchange.recognise import convert
 
         torch.save(content, tmp_path / "weights.pth")
         return convert(read_weights(tmp_path / "weights.pth"))

@@ -22,7 +22,7 @@ def test_the_header_is_what_the_hub_reads(make_vit, tmp_path: Path) -> None:
 def test_the_card_describes_the_network_and_the_check(make_vit) -> None:
     backbone = make_vit(depth=1, image_size=(32, 64), pixel_mean=(0.1, 0.25, 0.8))
     names = [f"class {number}" for number in range(22)]
-    text = card(backbone, classifier=backbone.vit.norm, class_names=names, crop_share=0.875)
+    text = card(backbone, classifier=backbone.vit.norm, class_names=names, crop_pct=0.875)
     num_parameters = sum(parameter.numel() for parameter in backbone.parameters())
     assert f"An image classifier for 32x64 px images; the backbone has {num_parameters:,} parameters." in text
     assert "pipeline_tag: image-classification" in text

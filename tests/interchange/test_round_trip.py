@@ -34,7 +34,7 @@ def test_a_backbone_comes_back_bitwise(
     pretrained: Any, randomise: Callable[[Any], Any], tmp_path: Path, form: str, is_fine_tuned: bool
 ) -> None:
     if is_fine_tuned:
-        pretrained.begin_fine_tuning(drop_path_rate=0.0)
+        pretrained.prepare_for_finetuning(drop_path_rate=0.0)
     backbone = randomise(pretrained)
     unmask.export_backbone(backbone, tmp_path / "exported", form)
     restored = unmask.load_backbone(tmp_path / "exported")

@@ -7,17 +7,21 @@ CONFIG: dict[str, Any] = {
     "global_batch_size": 512,
     "method": {
         "_target_": "unmask.methods.mae.MAE",
-        "normalise_targets": True,
+        "norm_pix_loss": True,
         "mask_generator": {"_target_": "unmask.masking.random.RandomMaskGenerator", "ratio": 0.75, "patch_size": 4},
         "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1.5e-4, "betas": [0.9, 0.95]},
         "schedule": {"_target_": "unmask.optim.schedules.warmup_cosine", "_partial_": True, "warmup_epochs": 40},
     },
     "data": {
-        "_target_": "unmask.data.cifar10.CIFAR10",
+        "_target_": "unmask.data.sources.cifar10.CIFAR10",
         "root": "photos",
         "num_val": 5000,
         "train": "/home/ada/lists/train.txt",
-        "augmentation": {"_target_": "unmask.data.transforms.Augmentation", "scale": [0.2, 1.0], "flip": 0.5},
+        "augmentation": {
+            "_target_": "unmask.data.augmentation.transforms.Augmentation",
+            "scale": [0.2, 1.0],
+            "hflip_prob": 0.5,
+        },
     },
     "trainer": {"precision": "bf16-mixed", "default_root_dir": "somewhere", "max_epochs": 800},
     "paths": {"run_dir": "/home/ada/runs/1"},
@@ -37,10 +41,10 @@ def rows(section: str) -> dict[str, str]:
 
 def test_the_table_states_what_the_record_says() -> None:
     stated = rows(training_section(TrainingRun(CONFIG, ORIGIN, 800), title="Training"))
-    assert stated["method"] == "MAE(normalise_targets=True)"
+    assert stated["method"] == "MAE(norm_pix_loss=True)"
     assert stated["masks"] == "RandomMaskGenerator(ratio=0.75, patch_size=4)"
     assert stated["data"] == "CIFAR10"
-    assert stated["augmentation"] == "Augmentation(scale=[0.2, 1], flip=0.5)"
+    assert stated["augmentation"] == "Augmentation(scale=[0.2, 1], hflip_prob=0.5)"
     assert stated["optimizer"] == "AdamW(lr=0.00015, betas=[0.9, 0.95])"
     assert stated["schedule"] == "warmup_cosine(warmup_epochs=40)"
     assert stated["batch"] == "512"

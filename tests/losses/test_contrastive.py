@@ -19,7 +19,7 @@ def test_it_equals_a_loop_over_the_pairs(phantom: bool) -> None:
     for a in range(5):
         scores = [math.exp(cosine(queries[a], key) / 0.2) for key in keys]
         expected.append(-math.log(scores[positives[a]] / (sum(scores) + phantom)))
-    found = info_nce(queries, keys, positives, temperature=0.2, phantom_negative=phantom)
+    found = info_nce(queries, keys, positives, temperature=0.2, extra_zero_logit=phantom)
     assert found.loss.item() == pytest.approx(sum(expected) / 5, rel=1e-5)
 
 

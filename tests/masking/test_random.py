@@ -45,8 +45,8 @@ def test_every_patch_is_hidden_equally_often(is_keyed: bool) -> None:
     assert (masked.mean(dim=0) - share).abs().max() < 5 * deviation
     # Without replacement, two patches are hidden together with probability 22 * 21 / (36 * 35).
     together = (masked.T @ masked / images)[~torch.eye(36, dtype=torch.bool)]
-    pair_share = 22 * 21 / (36 * 35)
-    assert (together - pair_share).abs().max() < 6 * (pair_share * (1 - pair_share) / images) ** 0.5
+    pair_fraction = 22 * 21 / (36 * 35)
+    assert (together - pair_fraction).abs().max() < 6 * (pair_fraction * (1 - pair_fraction) / images) ** 0.5
 
 
 def test_keyed_masks_depend_neither_on_the_batch_nor_on_pixels_nor_on_torchs_stream() -> None:

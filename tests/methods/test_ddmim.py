@@ -105,7 +105,7 @@ def test_the_published_terms_equal_their_equations(make_swin, images: Tensor) ->
         teacher_scope="stages",
         feature_norm="none",
         reconstruction_mean="all",
-        phantom_negative=True,
+        extra_zero_logit=True,
         temperature=0.5,
     )
     randomise_both(method)
@@ -141,10 +141,10 @@ def test_an_unmasked_student_that_is_its_teacher_has_nothing_to_learn_from_it(ma
     torch.testing.assert_close(output.terms["contrastive"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_hidden_pixels_reach_the_teacher_alone(method: DDMIM, images: Tensor, refill_hidden: Callable) -> None:
+def test_hidden_pixels_reach_the_teacher_alone(method: DDMIM, images: Tensor, refill_masked: Callable) -> None:
     mask = method.mask_generator(images)
     hidden = method._hidden_at_stages(mask)
-    scrambled = refill_hidden(images, mask)
+    scrambled = refill_masked(images, mask)
     before, after = (method._encode(method.backbone, pictures, hidden) for pictures in (images, scrambled))
     assert all(torch.equal(a, b) for a, b in zip(before.taps, after.taps, strict=True))
     assert torch.equal(method(images, mask).prediction, method(scrambled, mask).prediction)
@@ -372,8 +372,8 @@ def test_a_collapsed_stream_is_seen(method: DDMIM, images: Tensor) -> None:
         method.teacher["backbone"].swin.norm.weight.zero_()
     collapsed = method(images, mask).monitors
     assert collapsed["teacher_std"] < 1e-6 < healthy["teacher_std"]
-    assert collapsed["teacher_rank_share"] < 0.5 < healthy["teacher_rank_share"]
-    assert collapsed["student_rank_share"] == healthy["student_rank_share"]
+    assert collapsed["teacher_rank_fraction"] < 0.5 < healthy["teacher_rank_fraction"]
+    assert collapsed["student_rank_fraction"] == healthy["student_rank_fraction"]
 
 
 # --- sizes of the published network ---

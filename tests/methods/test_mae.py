@@ -18,12 +18,12 @@ TINY_DECODER = partial(MAEDecoder, embed_dim=16, depth=2, num_heads=2)
 
 
 def make_mae(
-    backbone: nn.Module, *, patch_size: int = 8, decoder=TINY_DECODER, normalise_targets: bool = True, **changes
+    backbone: nn.Module, *, patch_size: int = 8, decoder=TINY_DECODER, norm_pix_loss: bool = True, **changes
 ) -> MAE:
     return MAE(
         backbone=backbone,
         decoder=decoder,
-        normalise_targets=normalise_targets,
+        norm_pix_loss=norm_pix_loss,
         mask_generator=RandomMaskGenerator(ratio=0.75, patch_size=patch_size),
         optimizer=partial(torch.optim.AdamW, lr=1e-3),
         schedule=constant,
@@ -33,7 +33,7 @@ def make_mae(
 
 @pytest.fixture(params=[True, False], ids=["normalised", "raw"])
 def method(request, make_vit, randomise) -> MAE:
-    return randomise(make_mae(make_vit(), normalise_targets=request.param))
+    return randomise(make_mae(make_vit(), norm_pix_loss=request.param))
 
 
 # Either spelling of a transformers parameter, and our name for it; `#` is the part of the fused projection.
@@ -81,7 +81,7 @@ def as_transformers(method: MAE) -> ViTMAEForPreTraining:
         decoder_num_attention_heads=2,
         decoder_intermediate_size=64,
         layer_norm_eps=1e-6,
-        norm_pix_loss=method.normalise_targets,
+        norm_pix_loss=method.norm_pix_loss,
         mask_ratio=0.75,
     )
     model = ViTMAEForPreTraining(config).eval()
@@ -111,7 +111,7 @@ def test_loss_equals_a_loop_over_the_hidden_patches(method: MAE) -> None:
     for image in range(2):
         for row, col in mask.masked[image].nonzero().tolist():
             target = images[image, :, 8 * row : 8 * row + 8, 8 * col : 8 * col + 8].permute(1, 2, 0).flatten()
-            if method.normalise_targets:
+            if method.norm_pix_loss:
                 target = (target - target.mean()) / (target.var(correction=1) + 1e-6).sqrt()
             errors.append((predicted[image, 4 * row + col] - target).square().mean())
     output = method(images, mask)
@@ -120,7 +120,7 @@ def test_loss_equals_a_loop_over_the_hidden_patches(method: MAE) -> None:
 
 
 def test_oblong_patches_are_predicted_where_they_lie(make_vit, randomise) -> None:
-    method = randomise(make_mae(make_vit(patch_size=[16, 4]), patch_size=[16, 4], normalise_targets=False))
+    method = randomise(make_mae(make_vit(patch_size=[16, 4]), patch_size=[16, 4], norm_pix_loss=False))
     images = torch.randn(2, 3, 32, 32)
     output = method(images)
     hidden = output.mask.at_pixels().expand_as(images)
@@ -134,13 +134,13 @@ def test_oblong_patches_are_predicted_where_they_lie(make_vit, randomise) -> Non
         make_mae(make_vit(patch_size=[16, 4]), patch_size=8)
 
 
-def test_hidden_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: MAE, refill_hidden) -> None:
+def test_hidden_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: MAE, refill_masked) -> None:
     images = torch.randn(2, 3, 32, 32)
     mask = method.mask_generator(images)
     predicted = method.predict_patches(images, mask)
-    assert torch.equal(method.predict_patches(refill_hidden(images, mask), mask), predicted)
+    assert torch.equal(method.predict_patches(refill_masked(images, mask), mask), predicted)
     visible = PatchMask(~mask.masked, mask.patch_size)
-    changed = method.predict_patches(refill_hidden(images, visible), mask)
+    changed = method.predict_patches(refill_masked(images, visible), mask)
     assert (changed != predicted).any(dim=2).all()
 
 
@@ -165,12 +165,12 @@ def test_drawn_prediction_lies_in_the_space_of_the_image(method: MAE) -> None:
     images = 2.0 * torch.randn(2, 3, 32, 32) + 1.0
     patches = patchify(images, 8)
     mean, deviation = patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()
-    perfect = (patches - mean) / deviation if method.normalise_targets else patches
+    perfect = (patches - mean) / deviation if method.norm_pix_loss else patches
     method.decoder.register_forward_hook(lambda _, inputs, predicted: perfect)
     output = method(images)
     torch.testing.assert_close(output.prediction, images)
     assert output.loss < 1e-10
-    assert bool(method.prediction_note) == method.normalise_targets
+    assert bool(method.prediction_note) == method.norm_pix_loss
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_backbone_that_cannot_skip_tokens_is_refused(make_swin) -> None:
         make_mae(make_swin(), patch_size=4)
 
 
-def test_a_mean_over_all_pixels_is_the_masked_one_times_the_hidden_share(make_vit, randomise) -> None:
+def test_a_mean_over_all_pixels_is_the_masked_one_times_the_masked_fraction(make_vit, randomise) -> None:
     masked = randomise(make_mae(make_vit()))
     everything = make_mae(make_vit(), reconstruction_mean="all").eval()
     everything.load_state_dict(masked.state_dict())

@@ -118,24 +118,24 @@ def test_loss_equals_a_loop_over_the_hidden_pixels(method: SimMIM) -> None:
     assert output.terms == {"pixel_l1": output.loss}
 
 
-def test_oblong_tokens_are_hidden_and_predicted_where_they_lie(make_vit, randomise, refill_hidden) -> None:
+def test_oblong_tokens_are_hidden_and_predicted_where_they_lie(make_vit, randomise, refill_masked) -> None:
     method = randomise(make_simmim(make_vit(patch_size=[8, 4]), patch_size=[16, 8]))
     images = torch.randn(2, 3, 32, 32)
     output = method(images)
     hidden = output.mask.at_pixels().expand_as(images)
     torch.testing.assert_close(output.loss, (output.prediction - images)[hidden].abs().mean())
-    assert torch.equal(method(refill_hidden(images, output.mask), output.mask).prediction, output.prediction)
+    assert torch.equal(method(refill_masked(images, output.mask), output.mask).prediction, output.prediction)
     with pytest.raises(ValueError, match="mask unit of 16x6 px is not a whole number of the backbone's 8x4 px tokens"):
         make_simmim(make_vit(image_size=(32, 48), patch_size=[8, 4]), patch_size=[16, 6])
 
 
-def test_hidden_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: SimMIM, refill_hidden) -> None:
+def test_hidden_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: SimMIM, refill_masked) -> None:
     images = torch.randn(2, 3, 64, 64)
     mask = method.mask_generator(images)
     prediction = method(images, mask).prediction
-    assert torch.equal(method(refill_hidden(images, mask), mask).prediction, prediction)
+    assert torch.equal(method(refill_masked(images, mask), mask).prediction, prediction)
     visible = PatchMask(~mask.masked, mask.patch_size)
-    changed = method(refill_hidden(images, visible), mask).prediction
+    changed = method(refill_masked(images, visible), mask).prediction
     assert (changed != prediction).any(dim=1).all()
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from unmask.heads.classifier import LinearClassifier
-from unmask.optim.param_groups import DECAY_RULES, decay_groups, is_decayed, layer_decay_groups
+from unmask.optim.param_groups import WEIGHT_DECAY_POLICIES, decay_groups, is_decayed, layer_decay_groups
 
 SWIN_V2 = "swinv2_tiny_window8_256"
 
@@ -105,7 +105,7 @@ def test_frozen_parameters_reach_no_optimizer(make_vit) -> None:
 
 
 @pytest.mark.parametrize("layer_decay", [0.0, 1.1, -0.5])
-def test_layer_decay_must_be_a_share(layer_decay: float) -> None:
+def test_layer_decay_must_be_a_fraction(layer_decay: float) -> None:
     with pytest.raises(ValueError, match=f"above 0 and at most 1, got {layer_decay}"):
         layer_decay_groups(nn.Linear(2, 2), layer_id=lambda _: 0, num_layers=1, layer_decay=layer_decay, lr=0.1)
 
@@ -120,7 +120,7 @@ def test_rules_add_the_tokens_and_then_the_rest(make_swin, make_vit) -> None:
         module.mask_token = nn.Parameter(torch.zeros(24))  # SimMIM's is a vector
         by_rule = {
             rule: {name for name, parameter in module.named_parameters() if is_decayed(name, parameter, rule)}
-            for rule in DECAY_RULES
+            for rule in WEIGHT_DECAY_POLICIES
         }
         assert {name.rpartition(".")[2] for name in by_rule["tokens"] - by_rule["weights"]} in (
             {"mask_token"},
@@ -129,7 +129,7 @@ def test_rules_add_the_tokens_and_then_the_rest(make_swin, make_vit) -> None:
         assert by_rule["tokens"] > by_rule["weights"]
         assert by_rule["all"] == {name for name, _ in module.named_parameters()}
         for rule, decayed in by_rule.items():
-            groups = decay_groups(module, decayed=rule)
+            groups = decay_groups(module, weight_decay_policy=rule)
             kept = [
                 names
                 for names, group in zip(names_of(groups, module), groups, strict=True)

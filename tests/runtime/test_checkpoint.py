@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from unmask.callbacks.provenance import Provenance
-from unmask.data.synthetic import CLASS_NAMES
+from unmask.data.sources.synthetic import CLASS_NAMES
 from unmask.runtime.builders import as_plain, build, build_method
 from unmask.runtime.checkpoint import (
     export_weights,
@@ -38,7 +38,7 @@ def trained(method: str, folder: Path) -> tuple[Any, Path]:
     data = build(config.data)
     module = build_method(config.method, data)
     if method == "fine-tuned":
-        module.backbone.begin_fine_tuning(drop_path_rate=0.25)
+        module.backbone.prepare_for_finetuning(drop_path_rate=0.25)
     names = list(data.class_names)
     record = {"config": {"method": as_plain(config.method)}, "num_classes": len(names), "class_names": names}
     trainer = Trainer(
@@ -165,8 +165,8 @@ INTRUDERS = {
         "_args_": [{"_target_": "pathlib.Path", "_args_": [str(INTRUDED)]}, "here"],
     },
     "what a trusted module imports": {
-        "_target_": "unmask.data.folder.Path.write_text",
-        "_args_": [{"_target_": "unmask.data.folder.Path", "_args_": [str(INTRUDED)]}, "here"],
+        "_target_": "unmask.data.sources.folder.Path.write_text",
+        "_args_": [{"_target_": "unmask.data.sources.folder.Path", "_args_": [str(INTRUDED)]}, "here"],
     },
     "what a trusted package imports": {
         "_target_": "torch.optim.optimizer.torch.save",

@@ -108,7 +108,7 @@ def test_a_damaged_photo_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     Path("photos/4.png").write_bytes(b"<html>not found</html>")
     overrides = ["method=mae", *[entry for entry in QUICK if not entry.startswith("data.")], "data=folder"]
     overrides += ["data.root=photos", "image_size=32", "global_batch_size=2", "data.num_workers=0"]
-    overrides += ["data.val_share=0.2", "data.test_share=0.2"]
+    overrides += ["data.val_fraction=0.2", "data.test_fraction=0.2"]
 
     assert "photos/4.png" in refusal("run", overrides, monkeypatch, capsys)
 
@@ -123,7 +123,7 @@ def photos() -> list[str]:
     Path("photos/04.png").write_bytes(Path("photos/04.png").read_bytes()[:1000])
     overrides = ["method=mae", *[entry for entry in QUICK if not entry.startswith("data.")], "data=folder"]
     overrides += ["data.root=photos", "image_size=32", "global_batch_size=2", "data.num_workers=0"]
-    return [*overrides, "data.val_share=0.1", "data.test_share=0.1"]
+    return [*overrides, "data.val_fraction=0.1", "data.test_fraction=0.1"]
 
 
 def test_a_photo_that_a_worker_cannot_read_is_named_without_the_workers_traceback(
@@ -146,7 +146,7 @@ def test_skipping_ends_where_too_many_photos_are_bad_and_leaves_their_list(
     with pytest.raises(SystemExit):
         cli.run()
 
-    assert "1 of 10 training images are bad (10.00%), more than data.max_bad_share=0.001" in capsys.readouterr().err
+    assert "1 of 10 training images are bad (10.00%), more than data.max_bad_fraction=0.001" in capsys.readouterr().err
     logging.shutdown()
     assert "photos/04.png\ttruncated or corrupt (1000 bytes" in Path("out/bad_images.txt").read_text()
 

@@ -15,7 +15,7 @@ def test_settings_without_a_name_are_those_of_the_checkpoints_data() -> None:
     assert with_own_data(overrides) == ["eval=knn", "+own_data.root=photos", "+data.x=1", "trainer.devices=2"]
 
 
-OWN = {"_target_": "unmask.data.folder.ImageFolder", "root": "a", "num_workers": 2, "image_size": 32, "seed": 0}
+OWN = {"_target_": "unmask.data.sources.folder.ImageFolder", "root": "a", "num_workers": 2, "image_size": 32, "seed": 0}
 
 
 def test_a_setting_the_data_have_may_be_changed() -> None:

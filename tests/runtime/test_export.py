@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import unmask
-from unmask.data.synthetic import CLASS_NAMES
+from unmask.data.sources.synthetic import CLASS_NAMES
 from unmask.runtime.builders import as_plain, build, build_method
 from unmask.runtime.config import compose_config
 from unmask.runtime.export import checkpoint_source, export
@@ -19,7 +19,7 @@ from unmask.runtime.export import checkpoint_source, export
 MAE = ["method=mae", "model=vit_mini", "model.embed_dim=24", "model.depth=1", "method.decoder.embed_dim=24"]
 MAE += ["method.decoder.depth=1", "method.decoder.num_heads=3"]
 SUPERVISED = ["method=supervised", *MAE[1:4]]
-DATA = ["data.num_train=10", "+data.eval_crop_share=0.8", "paths.run_dir=/home/ada/runs/1", "name=x"]
+DATA = ["data.num_train=10", "+data.crop_pct=0.8", "paths.run_dir=/home/ada/runs/1", "name=x"]
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,7 @@ def exported(*overrides: str) -> Path:
 def test_a_card_states_what_the_checkpoint_records() -> None:
     write_checkpoint(Path("run/checkpoints/last.ckpt"), MAE)
     card = (exported("ckpt_path=run/checkpoints/last.ckpt", "format=timm") / "README.md").read_text()
-    for fact in ("MAE(normalise_targets=True)", "ratio=0.75", "4,321 images seen", "17 steps done", "commit abc123"):
+    for fact in ("MAE(norm_pix_loss=True)", "ratio=0.75", "4,321 images seen", "17 steps done", "commit abc123"):
         assert fact in card
     assert "a centred crop of 0.8 of the tighter side" in card
     assert "No report of this checkpoint was given or found" in card

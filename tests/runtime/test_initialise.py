@@ -115,7 +115,7 @@ def test_a_teacher_of_a_file_is_not_overwritten(tmp_path: Path) -> None:
     ours = unmask.build_method([*DDMIM, f"method.init_from={tmp_path / 'last.ckpt'}"])
     assert (ours.teacher["backbone"].swin.norm.bias == 1).all()
     assert all(torch.equal(weight, ours.state_dict()[name]) for name, weight in theirs.state_dict().items())
-    assert (unmask.load_backbone(tmp_path / "last.ckpt", take_teacher=True).swin.norm.bias == 1).all()
+    assert (unmask.load_backbone(tmp_path / "last.ckpt", use_ema_weights=True).swin.norm.bias == 1).all()
     assert (unmask.load_backbone(tmp_path / "last.ckpt").swin.norm.bias == 0).all()
 
 

@@ -13,8 +13,8 @@ from unmask.runtime.resolvers import (
     fit_patch,
     fit_swin_patch,
     fit_window,
+    fraction,
     register_resolvers,
-    share,
     times,
 )
 
@@ -70,8 +70,8 @@ def test_small_images_get_an_eighth_of_their_side_as_patch() -> None:
 
 
 def test_a_share_of_an_unlimited_run_is_nothing() -> None:
-    assert share(0.05, 800) == pytest.approx(40)
-    assert share(0.5, None) == share(0.5, -1) == share(0.5, 0) == 0.0
+    assert fraction(0.05, 800) == pytest.approx(40)
+    assert fraction(0.5, None) == fraction(0.5, -1) == fraction(0.5, 0) == 0.0
 
 
 def test_a_configuration_computes_them_by_name() -> None:
@@ -84,7 +84,7 @@ def test_a_configuration_computes_them_by_name() -> None:
             "patch": "${fit_patch:16,${image_size}}",
             "token": "${fit_swin_patch:4,${image_size}}",
             "window": "${fit_window:7,${token},${image_size},4}",
-            "warmup": "${share:0.1,${epochs}}",
+            "warmup": "${fraction:0.1,${epochs}}",
             "lr": "${scale_lr:1.5e-4,256,512}",
         }
     )

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from unmask.backbones.timm_form import TimmForm
+from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import PatchSize
 from unmask.types import FeatureStage, Images, StageEdit
 
@@ -23,7 +23,7 @@ class MaskedBackbone(nn.Module, ABC):
     It knows nothing of masks: a method hides tokens through the edit, evaluation passes none.
     """
 
-    usual_layer_decay: ClassVar[float]  # of the rate from one block to the one before it, in fine-tuning
+    default_layer_decay: ClassVar[float]  # of the rate from one block to the one before it, in fine-tuning
     stages: tuple[FeatureStage, ...]  # shallow to deep; ViT: equal groups of blocks at one stride
     image_size: tuple[int, int]  # height, width of the images it takes, pixels
     num_blocks: int  # transformer blocks over all stages
@@ -75,10 +75,10 @@ class MaskedBackbone(nn.Module, ABC):
         return self.stages[-1].channels
 
     @abstractmethod
-    def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
+    def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Turns the pre-trained form into the one its paper fine-tunes, with stochastic depth of its own."""
 
-    def timm_form(self) -> TimmForm:
+    def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm.
 
         Raises:
@@ -91,7 +91,7 @@ class MaskedBackbone(nn.Module, ABC):
 
 
 class VisibleTokenBackbone(MaskedBackbone):
-    """A backbone that can also leave hidden tokens out altogether, as MAE needs."""
+    """A backbone that can also leave masked tokens out altogether, as MAE needs."""
 
     patch_size: PatchSize  # pixels
     num_prefix_tokens: int  # class and register tokens in front of the patches

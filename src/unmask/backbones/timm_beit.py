@@ -25,7 +25,7 @@ from unmask.backbones.sequence import (
     pool_blocks,
     run_stages,
 )
-from unmask.backbones.timm_form import TimmForm
+from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import patch_grid, require_whole_patches
 from unmask.types import FeatureStage, Images, StageEdit
 
@@ -60,7 +60,7 @@ class TimmBeit(SequenceBackbone):
         ValueError: The image is not whole patches, the depth not whole stages, or timm has no such model.
     """
 
-    usual_layer_decay = 0.65  # SimMIM's recipe of ViT-B
+    default_layer_decay = 0.65  # SimMIM's recipe of ViT-B
     beit: Any  # timm's model
 
     def __init__(
@@ -134,7 +134,7 @@ class TimmBeit(SequenceBackbone):
             norm_after_pooling=self.norm_after_pooling,
         )
 
-    def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
+    def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Gives each block its own copy of the shared table and puts a fresh norm behind the pooling (`fc_norm`)."""
         if self._settings["relative_bias"] == "shared":
             self._spread_relative_bias()
@@ -143,7 +143,7 @@ class TimmBeit(SequenceBackbone):
         set_drop_path(self.beit.blocks, drop_path_rate)
         self._settings |= {"drop_path_rate": drop_path_rate, "norm_after_pooling": True}
 
-    def timm_form(self) -> TimmForm:
+    def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm, which averages the patches before or behind the norm as this one does."""
         settings = self._settings
         is_shared = settings["relative_bias"] == "shared"
@@ -160,7 +160,7 @@ class TimmBeit(SequenceBackbone):
             "global_pool": "avg",
             "use_fc_norm": self.norm_after_pooling,
         }
-        return TimmForm(settings["name"], arguments, self._weights_for_timm(), classifier="head")
+        return TimmSpec(settings["name"], arguments, self._weights_for_timm(), classifier="head")
 
     def _create(self) -> Any:
         settings = self._settings

@@ -17,7 +17,7 @@ from unmask.backbones.base import (
 )
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
-from unmask.backbones.timm_form import TimmForm
+from unmask.backbones.timm_spec import TimmSpec
 from unmask.types import FeatureStage, Images, StageEdit
 
 
@@ -46,7 +46,7 @@ class TimmSwin(MaskedBackbone):
             such model, or `pretrained_window_sizes` are not one a stage of a Swin V2.
     """
 
-    usual_layer_decay = 0.9  # SimMIM's 100-epoch recipe of Swin-B
+    default_layer_decay = 0.9  # SimMIM's 100-epoch recipe of Swin-B
     swin: Any  # timm's model
 
     def __init__(
@@ -137,12 +137,12 @@ class TimmSwin(MaskedBackbone):
         """Averages the tokens of the final LayerNorm, as SimMIM's classifier does."""
         return self.forward_features(images)[-1].mean(dim=(2, 3))
 
-    def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
+    def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Sets stochastic depth; SimMIM fine-tunes Swin in the form it pre-trains."""
         set_drop_path([block for stage in self.swin.layers for block in stage.blocks], drop_path_rate)
         self._settings["drop_path_rate"] = drop_path_rate
 
-    def timm_form(self) -> TimmForm:
+    def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm, which averages the tokens of the final norm as this one does."""
         sizes = ("embed_dim", "depths", "num_heads", "mlp_ratio", "pretrained_window_sizes")
         arguments = {
@@ -153,7 +153,7 @@ class TimmSwin(MaskedBackbone):
             **{name: self._settings[name] for name in sizes if self._settings[name] is not None},
             "global_pool": "avg",
         }
-        return TimmForm(str(self._settings["name"]), arguments, self.swin.state_dict(), classifier="head.fc")
+        return TimmSpec(str(self._settings["name"]), arguments, self.swin.state_dict(), classifier="head.fc")
 
     def layer_id(self, parameter_name: str) -> int:
         name = parameter_name.removeprefix("swin.")

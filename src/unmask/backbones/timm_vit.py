@@ -1,4 +1,4 @@
-"""ViT of timm, editable in groups of blocks and able to skip hidden tokens."""
+"""ViT of timm, editable in groups of blocks and able to skip masked tokens."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -25,7 +25,7 @@ from unmask.backbones.sequence import (
     pool_blocks,
     run_stages,
 )
-from unmask.backbones.timm_form import TimmForm
+from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import as_patch_size, patch_grid, patch_sides, require_whole_patches
 from unmask.positions import sincos_positions, sinusoid_positions
 from unmask.types import FeatureStage, Images, StageEdit
@@ -62,7 +62,7 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
             tokens than one class token in front of the patches.
     """
 
-    usual_layer_decay = 0.65  # MAE's code for ViT-B
+    default_layer_decay = 0.65  # MAE's code for ViT-B
     vit: Any  # timm's model
 
     def __init__(
@@ -164,7 +164,7 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
         encoded: Tensor = self.vit.norm(self.vit.blocks(tokens))
         return encoded
 
-    def begin_fine_tuning(self, *, drop_path_rate: float) -> None:
+    def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Frees the positions and puts a fresh norm behind the pooling (MAE's `fc_norm`); the old norm is dropped."""
         self.vit.pos_embed.requires_grad_(True)
         self.vit.norm.reset_parameters()
@@ -172,7 +172,7 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
         set_drop_path(self.vit.blocks, drop_path_rate)
         self._settings["drop_path_rate"] = drop_path_rate
 
-    def timm_form(self) -> TimmForm:
+    def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm, which averages the patches before or behind the norm as this one does.
 
         Its positions can be trained, also where they are fixed here.
@@ -191,7 +191,7 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
             "global_pool": "avg",
             "fc_norm": self.norm_after_pooling,
         }
-        return TimmForm(str(self._settings["name"]), arguments, self._weights_for_timm(), classifier="head")
+        return TimmSpec(str(self._settings["name"]), arguments, self._weights_for_timm(), classifier="head")
 
     def initialise_as_mae(self) -> None:
         for module in self.vit.modules():

@@ -5,35 +5,36 @@ import logging
 from lightning import Callback, LightningModule, Trainer
 
 _log = logging.getLogger("unmask")
-_READINGS = {"student": "val/student_rank_share", "teacher": "val/teacher_rank_share"}
+_READINGS = {"student": "val/student_rank_fraction", "teacher": "val/teacher_rank_fraction"}
 
 
 class CollapseWarning(Callback):
     """Writes a warning line when the features of held-out images come to lie in few directions.
 
-    It reads `val/student_rank_share` and `val/teacher_rank_share`, which methods with a teacher log, and is silent for
-    others.
+    It reads `val/student_rank_fraction` and `val/teacher_rank_fraction`, which methods with a teacher log, and is
+    silent for others.
 
     Args:
-        min_rank_share: Share of the directions the features could spread over, in (0, 1), below which it warns. Ours.
+        min_rank_fraction: Fraction of the directions the features could spread over, in (0, 1), below which it warns.
+            Ours.
 
     Raises:
         ValueError: The share lies outside (0, 1).
     """
 
-    def __init__(self, min_rank_share: float = 0.05) -> None:
-        if not 0.0 < min_rank_share < 1.0:
-            raise ValueError(f"min_rank_share must lie between 0 and 1, both excluded, got {min_rank_share}")
-        self.min_rank_share = min_rank_share
+    def __init__(self, min_rank_fraction: float = 0.05) -> None:
+        if not 0.0 < min_rank_fraction < 1.0:
+            raise ValueError(f"min_rank_fraction must lie between 0 and 1, both excluded, got {min_rank_fraction}")
+        self.min_rank_fraction = min_rank_fraction
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         for stream, name in _READINGS.items():
             share = trainer.callback_metrics.get(name)
-            if share is not None and not float(share) >= self.min_rank_share:  # NaN warns too
+            if share is not None and not float(share) >= self.min_rank_fraction:  # NaN warns too
                 _log.warning(
                     f"the {stream}'s features are collapsing: they spread over {float(share):.1%} of the directions "
-                    f"they could ({name}, warned of below {self.min_rank_share:.1%}). Lower the learning rate, or give "
-                    "the contrastive or reconstruction term more weight"
+                    f"they could ({name}, warned of below {self.min_rank_fraction:.1%}). Lower the learning rate, or "
+                    "give the contrastive or reconstruction term more weight"
                 )

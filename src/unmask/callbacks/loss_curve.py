@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from unmask.callbacks.mean_loss import MeanLoss
 from unmask.callbacks.pictures import save_figure
-from unmask.callbacks.readings import ends_interval, learning_rate, logging_interval
+from unmask.callbacks.trainer_state import ends_interval, learning_rate, logging_interval
 
 Series = list[tuple[int, float]]
 """(optimizer step, value) pairs in the order they were recorded."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.patches import PatchMask, StageMask
 from unmask.types import Images
 
-HIDDEN_GREY = 0.5  # of white
+MASKED_GREY = 0.5  # of white
 _DEVIATIONS_SHOWN = 5.0  # from black to white, where channels are not RGB
 _CELL = 128  # pixels a cell has at least
 _DPI = 100  # of a panel with the smallest cells; text grows with larger ones
@@ -31,9 +31,9 @@ class Reconstruction:
     """Images as a network saw and completed them; as shown, RGB in 0..1, in float32 on the CPU."""
 
     image: Images
-    masked: Images  # hidden pixels grey
+    masked: Images  # masked pixels grey
     prediction: Images
-    composite: Images  # visible pixels of the image, hidden ones of the prediction
+    composite: Images  # visible pixels of the image, masked ones of the prediction
     mask: PatchMask
     masked_by_stage: dict[str, Images] = field(default_factory=dict)  # the image as each masked stage hides it
 
@@ -52,16 +52,16 @@ def reconstruction_pixels(
     """
     stages = mask.by_stage if isinstance(mask, StageMask) else ()
     mask = _on_cpu(mask)
-    hidden = mask.at_pixels()
+    is_masked = mask.at_pixels()
     image, predicted = (as_shown(pixels, pixel_mean=pixel_mean, pixel_std=pixel_std) for pixels in (images, prediction))
     return Reconstruction(
         image=image,
-        masked=image.masked_fill(hidden, HIDDEN_GREY),
+        masked=image.masked_fill(is_masked, MASKED_GREY),
         prediction=predicted,
-        composite=torch.where(hidden, predicted, image),
+        composite=torch.where(is_masked, predicted, image),
         mask=mask,
         masked_by_stage={
-            f"stage {number} hides": image.masked_fill(_on_cpu(stage).at_pixels(), HIDDEN_GREY)
+            f"stage {number} hides": image.masked_fill(_on_cpu(stage).at_pixels(), MASKED_GREY)
             for number, stage in enumerate(stages)
             if stage is not None
         },
@@ -96,7 +96,7 @@ def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle
     Args:
         reconstruction: What to draw.
         title: In bold, above all.
-        subtitle: Below it: how far training was, the share hidden.
+        subtitle: Below it: how far training was, the fraction masked.
         note: At the foot: what a reader must know; left out if empty.
     """
     columns = {

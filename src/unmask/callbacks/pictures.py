@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from unmask.whole_files import whole_file
+from unmask.atomic_write import atomic_write
 
 
 def figure_pixels(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
@@ -24,5 +24,5 @@ def save_figure(figure: Figure, path: Path) -> None:
     png = io.BytesIO()
     canvas: Any = FigureCanvasAgg(figure)
     canvas.print_png(png)
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(png.getvalue())

@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from unmask.callbacks.mean_loss import MeanLoss
-from unmask.callbacks.readings import ends_interval, learning_rate, require_positive, total_steps
 from unmask.callbacks.throughput import IMAGES_PER_S
 from unmask.callbacks.time_left import TimeLeft
+from unmask.callbacks.trainer_state import ends_interval, learning_rate, require_positive, total_steps
 
 _LOG = logging.getLogger("unmask")
 _IS_PROGRESS = "is_progress"  # set on the records a bar makes superfluous

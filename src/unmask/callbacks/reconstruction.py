@@ -13,7 +13,7 @@ from torch import nn
 
 from unmask.callbacks.panel import reconstruction_panel, reconstruction_pixels
 from unmask.callbacks.pictures import figure_pixels, save_figure
-from unmask.callbacks.readings import require_positive
+from unmask.callbacks.trainer_state import require_positive
 from unmask.types import ImageBatch
 
 _LOGGED_AS = "val/reconstruction"
@@ -83,13 +83,13 @@ def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, 
     if prediction is None:
         return None
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    hidden = float(mask.masked.float().mean())
+    masked = float(mask.masked.float().mean())
     return reconstruction_panel(
         reconstruction_pixels(
             images, mask, prediction, pixel_mean=datamodule.pixel_mean, pixel_std=datamodule.pixel_std
         ),
         title=type(pl_module).__name__,
-        subtitle=f"epoch {epochs_done}  ·  step {trainer.global_step:,}  ·  {hidden:.0%} of each image hidden",
+        subtitle=f"epoch {epochs_done}  ·  step {trainer.global_step:,}  ·  {masked:.0%} of each image masked",
         note=pl_module.prediction_note,
     )
 

@@ -5,7 +5,7 @@ from time import perf_counter
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from unmask.callbacks.readings import ends_interval, logging_interval
+from unmask.callbacks.trainer_state import ends_interval, logging_interval
 from unmask.types import ImageBatch
 
 IMAGES_PER_S = "system/images_per_s"

@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from unmask.data.decoding import BadImageError
-from unmask.data.samples import BadImage, ImageSamples, LoaderCrop, LoaderSamples, RawBatch, SampleKey
+from unmask.data.dataset import BadImage, ImageDataset, LoaderCrop, LoaderDataset, RawBatch, SampleKey
+from unmask.data.files.decoding import BadImageError
 from unmask.randomness import keyed_uniform, sample_keys
 
 OnBadImage = Literal["raise", "skip"]
@@ -16,7 +16,7 @@ OnBadImage = Literal["raise", "skip"]
 BAD_IMAGES_NAME = "bad_images.txt"
 """The file in a run's folder that lists them: path, reason and epoch, separated by tabs."""
 
-IN_TRAINING = "mend or remove it, or set data.on_bad_image=skip; python -m unmask.data.inspect looks for others"
+IN_TRAINING = "mend or remove it, or set data.on_bad_image=skip; python -m unmask.inspect looks for others"
 IN_EVALUATION = "mend or remove it: in evaluation no image is replaced"
 
 _MAX_REPLACEMENTS = 10  # that may be bad themselves
@@ -25,10 +25,10 @@ _NUM_NAMED = 3  # in the log; the file has them all
 _log = logging.getLogger(__name__)
 
 
-class RefusingSamples(LoaderSamples):
+class RaiseOnBadImage(LoaderDataset):
     """Samples of which a bad one ends the reading; `advice` says what to do about it."""
 
-    def __init__(self, samples: ImageSamples, crop: LoaderCrop, *, advice: str) -> None:
+    def __init__(self, samples: ImageDataset, crop: LoaderCrop, *, advice: str) -> None:
         super().__init__(samples, crop)
         self.advice = advice
 
@@ -39,14 +39,14 @@ class RefusingSamples(LoaderSamples):
             raise BadImageError(f"{error}; {self.advice}") from None
 
 
-class ReplacingSamples(LoaderSamples):
+class ReplaceBadImage(LoaderDataset):
     """Samples of which a bad one is replaced by another of the split, drawn by (seed, epoch, sample).
 
     So the images of an epoch depend neither on workers nor on devices. A replacement may be bad too; after ten bad ones
     in a row the reading ends. Batches say which images were bad (`RawBatch.bad`).
     """
 
-    def __init__(self, samples: ImageSamples, crop: LoaderCrop, *, seed: int) -> None:
+    def __init__(self, samples: ImageDataset, crop: LoaderCrop, *, seed: int) -> None:
         super().__init__(samples, crop)
         self.seed = seed
         self._errors: dict[int, BadImageError] = {}  # of samples known to be bad: each worker learns them once
@@ -87,7 +87,7 @@ class ReplacingSamples(LoaderSamples):
     def _candidates(self, key: SampleKey) -> Iterator[SampleKey]:
         yield key
         keys = sample_keys(self.seed, "replacement", key.epoch, torch.tensor([key.index]))
-        for draw in keyed_uniform(keys, _MAX_REPLACEMENTS)[0].double().mul(len(self.samples)).long().tolist():
+        for draw in keyed_uniform(keys, _MAX_REPLACEMENTS)[0].double().mul(len(self.dataset)).long().tolist():
             yield SampleKey(key.epoch, draw)
 
 
@@ -100,13 +100,13 @@ class BadImageList:
     Args:
         folder: Of the run.
         num_images: In the training split.
-        max_share: Of them that may be bad.
+        max_fraction: Of them that may be bad.
     """
 
-    def __init__(self, folder: Path, *, num_images: int, max_share: float) -> None:
+    def __init__(self, folder: Path, *, num_images: int, max_fraction: float) -> None:
         self.path = folder / BAD_IMAGES_NAME
         self.num_images = num_images
-        self.max_share = max_share
+        self.max_fraction = max_fraction
         self._listed: set[tuple[str, int]] = set()
         self._names: set[str] = set()
 
@@ -145,10 +145,10 @@ class BadImageList:
             _log.warning("more bad images are listed in %s", self.path)
 
     def _require_few(self, image: BadImage) -> None:
-        if len(self) > self.max_share * self.num_images:
+        if len(self) > self.max_fraction * self.num_images:
             share = f"{len(self) / self.num_images:.2%}"
             raise BadImageError(
                 f"{len(self)} of {self.num_images:,} training images are bad ({share}), more than "
-                f"data.max_bad_share={self.max_share:g} allows, the last {image.name}: {image.reason}; "
-                f"{self.path} lists them; mend or remove them, or raise data.max_bad_share"
+                f"data.max_bad_fraction={self.max_fraction:g} allows, the last {image.name}: {image.reason}; "
+                f"{self.path} lists them; mend or remove them, or raise data.max_bad_fraction"
             )

@@ -15,35 +15,35 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from unmask.data.augmentation.boxes import Boxes
+from unmask.data.augmentation.crops import AugmentedCrop, CentreCrop, augmentation_keys
+from unmask.data.augmentation.resizing import resize_boxes
+from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
 from unmask.data.bad_images import (
     IN_EVALUATION,
     IN_TRAINING,
     BadImageList,
     OnBadImage,
-    RefusingSamples,
-    ReplacingSamples,
+    RaiseOnBadImage,
+    ReplaceBadImage,
 )
-from unmask.data.boxes import Boxes
-from unmask.data.crops import AugmentedCrop, CentreCrop, augmentation_keys
-from unmask.data.decoding import ImageDecoder
-from unmask.data.placed import PlacedSamples
-from unmask.data.resizing import resize_boxes
+from unmask.data.dataset import BadImage, ImageDataset, LoaderCrop, LoaderDataset, RawBatch, SampleKey
+from unmask.data.files.decoding import ImageDecoder
+from unmask.data.files.splits import Split
+from unmask.data.precomputed_crops import PrecomputedCrops
 from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
-from unmask.data.samples import BadImage, ImageSamples, LoaderCrop, LoaderSamples, RawBatch, SampleKey
 from unmask.data.splits import hold_out
 from unmask.data.statistics import (
     MAX_IMAGES,
     PixelStatistics,
+    cache_path,
     choose_images,
-    keep,
-    kept_file,
     measure_pixels,
-    read_kept,
+    read_cached,
+    save_cached,
 )
-from unmask.data.transforms import Augmentation, resize_and_centre_crop
 from unmask.types import ImageBatch, Images
 
-Split = Literal["train", "val", "test"]
 Statistics = Literal["given", "auto"]
 
 _IMAGES_MEASURED_AT_ONCE = 64
@@ -64,10 +64,10 @@ class ImageDataModule(LightningDataModule, ABC):
         global_batch_size: Images an optimizer step takes over all devices and accumulated batches.
         num_workers: Decoding processes a device; unused for images in memory.
         seed: Key of the order and the augmentation.
-        eval_crop_share: Side of the centred crop as a share of the resized image, in evaluation.
+        crop_pct: Side of the centred crop as a fraction of the resized image, in evaluation.
         on_bad_image: "raise": a training image that cannot be read stops the run; "skip": another is drawn in its place
             and the run's folder lists it. Evaluation always stops.
-        max_bad_share: Of the training images that may be skipped; more stop the run.
+        max_bad_fraction: Of the training images that may be skipped; more stop the run.
         statistics: "given": `pixel_mean` and `pixel_std` as they are; "auto": measured on the training images, resized
             as for evaluation (`unmask.data.statistics`), and kept in `cache_dir` under their fingerprint.
         cache_dir: Where what takes long to find out is kept between runs.
@@ -90,11 +90,11 @@ class ImageDataModule(LightningDataModule, ABC):
         global_batch_size: int,
         num_workers: int = 0,
         seed: int = 0,
-        eval_crop_share: float = 1.0,
+        crop_pct: float = 1.0,
         statistics: Statistics = "given",
         cache_dir: str = "~/.cache/unmask",
         on_bad_image: OnBadImage = "raise",
-        max_bad_share: float = 0.001,
+        max_bad_fraction: float = 0.001,
         channels: int = 3,
         pixel_scale: float | None = None,
         background: str = "white",
@@ -112,12 +112,12 @@ class ImageDataModule(LightningDataModule, ABC):
                     f"data.{name} has {len(statistic)} number(s) for data.channels={channels}; give one a channel, or "
                     "set data.statistics=auto"
                 )
-        if not 0.0 < eval_crop_share <= 1.0:
-            raise ValueError(f"data.eval_crop_share must lie above 0 and at most 1, got {eval_crop_share}")
+        if not 0.0 < crop_pct <= 1.0:
+            raise ValueError(f"data.crop_pct must lie above 0 and at most 1, got {crop_pct}")
         if on_bad_image not in get_args(OnBadImage):
             raise ValueError(f"data.on_bad_image must be 'raise' or 'skip', got {on_bad_image!r}")
-        if not 0.0 <= max_bad_share <= 1.0:
-            raise ValueError(f"data.max_bad_share must be a share in 0..1, got {max_bad_share}")
+        if not 0.0 <= max_bad_fraction <= 1.0:
+            raise ValueError(f"data.max_bad_fraction must be a share in 0..1, got {max_bad_fraction}")
         if global_batch_size < 1:
             raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -129,13 +129,13 @@ class ImageDataModule(LightningDataModule, ABC):
         self.global_batch_size = global_batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.eval_crop_share = eval_crop_share
+        self.crop_pct = crop_pct
         self.on_bad_image = on_bad_image
-        self.max_bad_share = max_bad_share
+        self.max_bad_fraction = max_bad_fraction
         self._bad_images: BadImageList | None = None
-        self._splits: dict[Split, ImageSamples] = {}
-        self._limited: ImageSamples | None = None  # what a share in use was taken of
-        self._all_training: ImageSamples | None = None  # where images of it were chosen
+        self._splits: dict[Split, ImageDataset] = {}
+        self._limited: ImageDataset | None = None  # what a share in use was taken of
+        self._all_training: ImageDataset | None = None  # where images of it were chosen
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
@@ -150,7 +150,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def describe_statistics(self) -> str:
         """Says what images are normalised with and how it came about."""
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in self._pixel_statistics)
-        total = len(self.samples("train"))
+        total = len(self.dataset("train"))
         measured = f"measured on {min(total, MAX_IMAGES):,} of {total:,} training images"
         return f"mean {mean}, deviation {std}, {measured if self.statistics == 'auto' else 'as given'}"
 
@@ -158,46 +158,46 @@ class ImageDataModule(LightningDataModule, ABC):
     def _pixel_statistics(self) -> PixelStatistics:
         if self.statistics == "given":
             return self._given
-        samples = self.samples("train")
-        path = kept_file(
+        samples = self.dataset("train")
+        path = cache_path(
             self.cache,
             images=samples.fingerprint,
             decoder=asdict(self.decoder),
             image_size=list(self.image_size),
             limit=MAX_IMAGES,
         )
-        kept = read_kept(path)
+        kept = read_cached(path)
         if kept is None or len(kept.mean) != self.decoder.channels:
             kept = measure_pixels(self._whole_images(samples.subset(choose_images(len(samples)))))
-            keep(path, kept)
+            save_cached(path, kept)
         return kept
 
-    def _whole_images(self, samples: ImageSamples) -> Iterator[Tensor]:
+    def _whole_images(self, samples: ImageDataset) -> Iterator[Tensor]:
         """Reads images as they are, but brought to `image_size`."""
-        crop = CentreCrop(size=self.image_size, crop_share=1.0)
+        crop = CentreCrop(size=self.image_size, crop_pct=1.0)
         guarded = self._guarded(samples, crop)
         for batch in self._load(guarded, PartOfBatches(len(samples), _IMAGES_MEASURED_AT_ONCE, part=0, num_parts=1)):
             images: Tensor = batch.image
             yield resize_and_centre_crop(images, self.image_size, 1.0) if self.holds_images_in_memory else images
 
     @abstractmethod
-    def load_split(self, split: Split) -> ImageSamples:
+    def load_split(self, split: Split) -> ImageDataset:
         """Reads a split; raises a ValueError that says what is missing where there is none."""
 
-    def samples(self, split: Split) -> ImageSamples:
+    def dataset(self, split: Split) -> ImageDataset:
         """The split, read once."""
         if split not in self._splits:
             self._splits[split] = self.load_split(split)
         return self._splits[split]
 
-    def with_samples(self, split: Split, samples: ImageSamples) -> "ImageDataModule":
+    def with_dataset(self, split: Split, samples: ImageDataset) -> "ImageDataModule":
         """The same data with other samples of its kind in place of a split; this module stays as it is."""
         other = copy.copy(self)
         other._splits = self._splits | {split: samples}
         return other
 
     def limit_training(self, share: float, *, seed: int = 0) -> None:
-        """Keeps a share of the training images, evenly over the classes, for every later use of the train split.
+        """Keeps a fraction of the training images, evenly over the classes, for every later use of the train split.
 
         Which ones is a function of the split, `share` and `seed`; calling it again starts from the whole split.
 
@@ -222,15 +222,15 @@ class ImageDataModule(LightningDataModule, ABC):
         self._limited = self._all_training if positions is None else self._all_training.subset(positions)
         self._splits["train"] = self._limited
 
-    def _whole_training(self) -> ImageSamples:
-        """What `limit_training` takes a share of."""
+    def _whole_training(self) -> ImageDataset:
+        """What `limit_training` takes a fraction of."""
         if self._limited is None:
-            self._limited = self.samples("train")
+            self._limited = self.dataset("train")
         return self._limited
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        return self.samples("train").class_names
+        return self.dataset("train").class_names
 
     @property
     def num_classes(self) -> int:
@@ -242,7 +242,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"augmentation.rand_augment distorts RGB pictures, and data.channels is {len(self.pixel_mean)}; "
                 "add augmentation.rand_augment=null"
             )
-        samples = self.samples("train")
+        samples = self.dataset("train")
         batch_size = self._device_batch_size()
         if len(samples) < self.global_batch_size:
             raise ValueError(
@@ -250,7 +250,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"set global_batch_size={max(1, len(samples) // 2)} or less"
             )
         crop = AugmentedCrop(augmentation=self.augmentation, size=self.image_size, seed=self.seed, fill=self.pixel_mean)
-        guarded = PlacedSamples(samples, crop) if self.holds_images_in_memory else self._guarded(samples, crop)
+        guarded = PrecomputedCrops(samples, crop) if self.holds_images_in_memory else self._guarded(samples, crop)
         return self._loader(guarded, batch_size, is_training=True)
 
     def val_dataloader(self) -> DataLoader[RawBatch]:
@@ -281,14 +281,14 @@ class ImageDataModule(LightningDataModule, ABC):
         samples = self._evaluated("val")
         count = min(count, len(samples))
         keys = [SampleKey(0, position * len(samples) // count) for position in range(count)]
-        return self.finish(samples.__getitems__(keys), augmented=False)
+        return self.to_model_input(samples.__getitems__(keys), augmented=False)
 
     def on_after_batch_transfer(self, batch: RawBatch, dataloader_idx: int) -> ImageBatch:
         if batch.bad and self.trainer is not None:
             self._list_bad_images(Path(self.trainer.default_root_dir), batch.bad)
-        return self.finish(batch, augmented=self.trainer is not None and self.trainer.training)
+        return self.to_model_input(batch, augmented=self.trainer is not None and self.trainer.training)
 
-    def finish(self, batch: RawBatch, *, augmented: bool) -> ImageBatch:
+    def to_model_input(self, batch: RawBatch, *, augmented: bool) -> ImageBatch:
         """Does what is left for the device: cuts images from memory, normalises, erases boxes in training.
 
         Without `augmented`, and where they were not read for training, images from memory are cropped at the centre.
@@ -298,7 +298,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if augmented and batch.crop is not None:
             images = self._normalise_in_place(self._cut(batch.image, batch.crop, keys))
         elif self.holds_images_in_memory:
-            images = self.normalise(resize_and_centre_crop(images, self.image_size, self.eval_crop_share))
+            images = self.normalise(resize_and_centre_crop(images, self.image_size, self.crop_pct))
         else:
             images = self.normalise(images)
         if augmented:
@@ -327,19 +327,19 @@ class ImageDataModule(LightningDataModule, ABC):
         std = torch.tensor(self.pixel_std, device=images.device)[:, None, None]
         return images.mul_(1.0 / (255.0 * std)).sub_(mean / std)
 
-    def _guarded(self, samples: ImageSamples, crop: LoaderCrop) -> LoaderSamples:
+    def _guarded(self, samples: ImageDataset, crop: LoaderCrop) -> LoaderDataset:
         if self.on_bad_image == "skip" and samples.is_streamed:
             raise ValueError(
                 "data.on_bad_image=skip trains on another image in the place of a bad one, which a stream cannot look "
                 "up; set data.streaming=false or data.on_bad_image=raise"
             )
         if self.on_bad_image == "skip":
-            return ReplacingSamples(samples, crop, seed=self.seed)
-        return RefusingSamples(samples, crop, advice=IN_TRAINING)
+            return ReplaceBadImage(samples, crop, seed=self.seed)
+        return RaiseOnBadImage(samples, crop, advice=IN_TRAINING)
 
-    def _evaluated(self, split: Split) -> RefusingSamples:
-        crop = CentreCrop(size=self.image_size, crop_share=self.eval_crop_share)
-        return RefusingSamples(self.samples(split), crop, advice=IN_EVALUATION)
+    def _evaluated(self, split: Split) -> RaiseOnBadImage:
+        crop = CentreCrop(size=self.image_size, crop_pct=self.crop_pct)
+        return RaiseOnBadImage(self.dataset(split), crop, advice=IN_EVALUATION)
 
     def teardown(self, stage: str) -> None:
         if stage == "fit" and self._bad_images is not None:
@@ -352,17 +352,17 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _list_bad_images(self, folder: Path, bad: Sequence[BadImage]) -> None:
         if self._bad_images is None:
-            count = len(self.samples("train"))
-            self._bad_images = BadImageList(folder, num_images=count, max_share=self.max_bad_share)
+            count = len(self.dataset("train"))
+            self._bad_images = BadImageList(folder, num_images=count, max_fraction=self.max_bad_fraction)
         self._bad_images.add(bad)
 
-    def _loader(self, samples: LoaderSamples, batch_size: int, *, is_training: bool) -> DataLoader[RawBatch]:
+    def _loader(self, samples: LoaderDataset, batch_size: int, *, is_training: bool) -> DataLoader[RawBatch]:
         batches = KeyedBatchSampler(
             num_samples=len(samples),
             device_batch_size=batch_size,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self._world_size,
-            seed=self.seed if is_training and not samples.samples.is_streamed else None,
+            seed=self.seed if is_training and not samples.dataset.is_streamed else None,
             drop_last=is_training,
             position=self._training_position if is_training else _beginning,
             accumulated=self._accumulated if is_training else 1,
@@ -370,12 +370,12 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._load(samples, batches, is_training=is_training)
 
     def _load(
-        self, samples: LoaderSamples, batches: Sampler[list[SampleKey]], *, is_training: bool = False
+        self, samples: LoaderDataset, batches: Sampler[list[SampleKey]], *, is_training: bool = False
     ) -> DataLoader[RawBatch]:
         num_workers = 0 if self.holds_images_in_memory else self.num_workers
         return DataLoader(
             samples,
-            batch_sampler=samples.samples.fed(batches, seed=self.seed if is_training else None),
+            batch_sampler=samples.dataset.wrap_sampler(batches, seed=self.seed if is_training else None),
             collate_fn=_as_fetched,
             num_workers=num_workers,
             persistent_workers=is_training and num_workers > 0,

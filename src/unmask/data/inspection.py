@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unmask.data.crops import CentreCrop
-from unmask.data.datamodule import ImageDataModule, Split
-from unmask.data.decoding import BadImageError, ImageDecoder
-from unmask.data.samples import ImageSamples, SampleKey
+from unmask.data.augmentation.crops import CentreCrop
+from unmask.data.augmentation.transforms import resize_and_centre_crop
+from unmask.data.datamodule import ImageDataModule
+from unmask.data.dataset import ImageDataset, SampleKey
+from unmask.data.files.decoding import BadImageError, ImageDecoder
+from unmask.data.files.splits import Split
 from unmask.data.statistics import PixelStatistics, measure_pixels
-from unmask.data.transforms import resize_and_centre_crop
 from unmask.randomness import keyed_permutation, stream_key
 
 _CHUNK = 64  # images a worker looks at in a row
@@ -83,7 +84,7 @@ def inspect_images(data: ImageDataModule, splits: Sequence[Split], *, num_decode
     sound: list[Tensor] = []
     decoded = 0
     for split in splits:
-        samples = data.samples(split)
+        samples = data.dataset(split)
         facts[split] = list(chain.from_iterable(_in_workers(_Scan(samples, data.decoder), data.num_workers)))
         errors = {index: fact.error for index, fact in enumerate(facts[split]) if fact.error}
         suspects = [index for index, fact in enumerate(facts[split]) if fact.is_suspect]
@@ -109,7 +110,7 @@ def inspect_images(data: ImageDataModule, splits: Sequence[Split], *, num_decode
 class _Work(Dataset[Any], ABC):
     """What is done with some of the images, a chunk of them at a time, in workers."""
 
-    def __init__(self, samples: ImageSamples, indices: Sequence[int]) -> None:
+    def __init__(self, samples: ImageDataset, indices: Sequence[int]) -> None:
         self.samples = samples
         self.indices = indices
 
@@ -127,7 +128,7 @@ class _Work(Dataset[Any], ABC):
 class _Scan(_Work):
     """Reads headers and ends."""
 
-    def __init__(self, samples: ImageSamples, decoder: ImageDecoder) -> None:
+    def __init__(self, samples: ImageDataset, decoder: ImageDecoder) -> None:
         super().__init__(samples, range(len(samples)))
         self.decoder = decoder
 
@@ -181,10 +182,10 @@ class _Decoded(NamedTuple):
 class _Decoding(_Work):
     """Reads all pixels."""
 
-    def __init__(self, samples: ImageSamples, indices: Sequence[int], size: tuple[int, int]) -> None:
+    def __init__(self, samples: ImageDataset, indices: Sequence[int], size: tuple[int, int]) -> None:
         super().__init__(samples, indices)
         self.size = size
-        self.crop = CentreCrop(size=size, crop_share=1.0)
+        self.crop = CentreCrop(size=size, crop_pct=1.0)
 
     def work(self, indices: Sequence[int]) -> _Decoded:
         errors, images = {}, []
@@ -214,7 +215,7 @@ def _for_some_seconds(parts: Iterator[_Decoded], seconds: float) -> Iterator[_De
             return
 
 
-def _pixels(samples: ImageSamples, index: int) -> Tensor:
+def _pixels(samples: ImageDataset, index: int) -> Tensor:
     pixels: Tensor = samples.read([SampleKey(0, index)], lambda image, _: image).image[0]
     return pixels.contiguous()
 
@@ -242,7 +243,7 @@ def _find_duplicates(
     equal: dict[bytes, list[tuple[Split, int]]] = defaultdict(list)
     for split in facts:
         indices = [index for where, index in candidates if where == split]
-        hashes = chain.from_iterable(_in_workers(_Contents(data.samples(split), indices), data.num_workers))
+        hashes = chain.from_iterable(_in_workers(_Contents(data.dataset(split), indices), data.num_workers))
         for index, content in zip(indices, hashes, strict=True):
             equal[content].append((split, index))
     return [group for group in equal.values() if len(group) > 1]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.data.samples import UNLABELLED
+from unmask.data.dataset import UNLABELLED
 
 
 def number_labels(

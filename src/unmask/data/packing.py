@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 
-from unmask.data.datamodule import ImageDataModule, Split
-from unmask.data.decoding import BadImageError
-from unmask.data.samples import BadImage, ImageSamples, Pixels, SampleKey
-from unmask.data.shard_list import RECORD_FORMAT, RECORD_NAME
+from unmask.data.datamodule import ImageDataModule
+from unmask.data.dataset import BadImage, ImageDataset, SampleKey
+from unmask.data.files.decoding import BadImageError
+from unmask.data.files.pixels import Pixels
+from unmask.data.files.shard_list import RECORD_FORMAT, RECORD_NAME
+from unmask.data.files.splits import Split
 
 _log = logging.getLogger(__name__)
 _FORMATS = ("raw", "jpeg", "keep")
@@ -97,7 +99,7 @@ class _PackedImage(NamedTuple):
 class _ImagesToPack(Dataset[_PackedImage | BadImage]):
     """The images of a split as they are to be stored; encoded in the loader's workers."""
 
-    def __init__(self, samples: ImageSamples, packing: Packing, *, skips_bad: bool) -> None:
+    def __init__(self, samples: ImageDataset, packing: Packing, *, skips_bad: bool) -> None:
         self.samples, self.packing, self.skips_bad = samples, packing, skips_bad
 
     def __len__(self) -> int:
@@ -137,7 +139,7 @@ def write_packed(
     """Writes splits as shards with a record beside them, all of them or nothing.
 
     Samples keep their order, so that a run on the shards sees what a run on the source sees. Images that cannot be read
-    are left out where the source is to skip them (`on_bad_image`), up to its `max_bad_share` of each split.
+    are left out where the source is to skip them (`on_bad_image`), up to its `max_bad_fraction` of each split.
 
     Args:
         data: The source.
@@ -155,7 +157,7 @@ def write_packed(
         raise ValueError(f"splits must be some of train, val and test, with train, got {list(splits)}")
     if out.exists():
         raise ValueError(f"out={out} exists already; name a folder that does not")
-    everything = {split: data.samples(split) for split in splits}
+    everything = {split: data.dataset(split) for split in splits}
     partial = out.with_name(f".{out.name}.partial")
     try:
         partial.mkdir(parents=True)
@@ -177,9 +179,9 @@ def write_packed(
     return record
 
 
-def _write_split(data: ImageDataModule, samples: ImageSamples, prefix: Path, packing: Packing) -> _SplitRecord:
+def _write_split(data: ImageDataModule, samples: ImageDataset, prefix: Path, packing: Packing) -> _SplitRecord:
     left_out: list[BadImage] = []
-    images = _sound(_encoded(data, samples, packing), left_out, limit=int(data.max_bad_share * len(samples)))
+    images = _sound(_encoded(data, samples, packing), left_out, limit=int(data.max_bad_fraction * len(samples)))
     shards, moments, count = [], torch.zeros(()), 0
     for number, batch in enumerate(_batches(images, packing.images_per_shard)):
         path = prefix.with_name(f"{prefix.name}-{number:06d}.tar")
@@ -199,7 +201,7 @@ _Labelled = tuple[int, _PackedImage]
 
 
 def _encoded(
-    data: ImageDataModule, samples: ImageSamples, packing: Packing
+    data: ImageDataModule, samples: ImageDataset, packing: Packing
 ) -> Iterator[tuple[int, _PackedImage | BadImage]]:
     loader = DataLoader(
         _ImagesToPack(samples, packing, skips_bad=data.on_bad_image == "skip"),
@@ -223,7 +225,7 @@ def _sound(
         if len(left_out) > limit:
             raise ValueError(
                 f"bad image {image.name}: {image.reason}; {len(left_out)} bad image(s) are more than "
-                "data.max_bad_share of the split"
+                "data.max_bad_fraction of the split"
             )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import Sampler
 
-from unmask.data.samples import SampleKey
+from unmask.data.dataset import SampleKey
 from unmask.randomness import keyed_permutation, stream_key
 
 
@@ -55,7 +55,7 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
         if self.drop_last:
             return self.num_samples // (self.step_size * self.accumulated) * self.accumulated
         full, rest = divmod(self.num_samples, self.step_size)
-        return full + self._has_share_of(rest) if rest else full
+        return full + self._has_fraction_of(rest) if rest else full
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch, done = self.position()
@@ -72,7 +72,7 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
             return torch.arange(self.num_samples)
         return keyed_permutation(stream_key(self.seed, "order", epoch), self.num_samples)
 
-    def _has_share_of(self, rest: int) -> bool:
+    def _has_fraction_of(self, rest: int) -> bool:
         return self.rank < rest
 
 

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 
+from unmask.atomic_write import atomic_write
 from unmask.randomness import keyed_permutation, stream_key
-from unmask.whole_files import whole_file
 
 MAX_IMAGES = 10_000
 """How many are measured at most; the mean of a channel is then known to about 0.002."""
@@ -60,13 +60,13 @@ def measure_pixels(
     return PixelStatistics(tuple(mean.tolist()), tuple(std.tolist()))
 
 
-def kept_file(folder: Path, **what: Any) -> Path:
+def cache_path(folder: Path, **what: Any) -> Path:
     """Where the statistics of `what`, plain values, are kept."""
     key = hashlib.blake2b(json.dumps(what, sort_keys=True).encode(), digest_size=12).hexdigest()
     return folder / "statistics" / f"{key}.json"
 
 
-def read_kept(path: Path) -> PixelStatistics | None:
+def read_cached(path: Path) -> PixelStatistics | None:
     """Reads what an earlier run measured; None where there is nothing to be read."""
     try:
         content = json.loads(path.read_text())
@@ -77,10 +77,10 @@ def read_kept(path: Path) -> PixelStatistics | None:
         return None
 
 
-def keep(path: Path, statistics: PixelStatistics) -> None:
+def save_cached(path: Path, statistics: PixelStatistics) -> None:
     """Keeps statistics for later runs, whole or not at all; where that is impossible a line of the log says so."""
     try:
-        with whole_file(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(json.dumps(statistics._asdict()) + "\n")
     except OSError as error:
         _log.warning("cannot keep the images' statistics in %s (%s); each run measures them", path, error.strerror)

@@ -47,18 +47,18 @@ class Anomaly(FeatureEvaluator):
 
     def require(self, backbone: MaskedBackbone, data: EvaluationData) -> None:
         require_labels(data, ("train", "test"), evaluation="anomaly")
-        names, num_images = list(data.class_names), len(data.samples("test"))
+        names, num_images = list(data.class_names), len(data.dataset("test"))
         unknown = [name for name in self.classes or () if name not in names]
         if unknown:
             raise ValueError(f"eval.classes has {unknown}, which the data does not; its classes are {_some(names)}")
         for held_out in self._held_out(data):
-            num_present = int((data.samples("test").labels == held_out).sum())
+            num_present = int((data.dataset("test").labels == held_out).sum())
             if num_present in (0, num_images):
                 raise ValueError(
                     f"eval=anomaly holds out {names[held_out]!r}, but {num_present} of the {num_images} test images "
                     "are of that class; AUROC needs both kinds, so name other classes by eval.classes=[...]"
                 )
-            left = int((data.samples("train").labels != held_out).sum())
+            left = int((data.dataset("train").labels != held_out).sum())
             if left < self.k:
                 raise ValueError(
                     f"eval=anomaly asks for k={self.k} neighbours, but the train split has {left} images without "
@@ -89,7 +89,7 @@ class Anomaly(FeatureEvaluator):
     def _held_out(self, data: EvaluationData) -> list[int]:
         if self.classes is not None:
             return [list(data.class_names).index(name) for name in dict.fromkeys(self.classes)]
-        present: list[int] = data.samples("test").labels.unique().tolist()
+        present: list[int] = data.dataset("test").labels.unique().tolist()
         return present
 
 

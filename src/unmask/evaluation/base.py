@@ -18,7 +18,7 @@ Split = Literal["train", "val", "test"]
 
 
 @runtime_checkable
-class EvaluationSamples(Protocol):
+class EvaluationDataset(Protocol):
     """The labels of a split, known before any image is read."""
 
     labels: Int[Tensor, " n"]  # class index; -1 = unlabelled
@@ -35,7 +35,7 @@ class EvaluationData(Protocol):
     """What an evaluation asks of a data module, which is a LightningDataModule besides."""
 
     image_size: tuple[int, int]  # height, width of the images served, pixels
-    eval_crop_share: float  # side of the centred crop as a share of the resized image
+    crop_pct: float  # side of the centred crop as a fraction of the resized image
     global_batch_size: int  # images an optimizer step takes where something is trained on them
     augmentation: Any  # of training images; str() names its settings
 
@@ -45,10 +45,10 @@ class EvaluationData(Protocol):
     @property
     def class_names(self) -> Sequence[str]: ...  # in the order of the labels
 
-    def samples(self, split: Split) -> EvaluationSamples: ...
+    def dataset(self, split: Split) -> EvaluationDataset: ...
 
     def limit_training(self, share: float, *, seed: int = 0) -> None:
-        """Keeps a share of the training images, evenly over the classes; 1 keeps all."""
+        """Keeps a fraction of the training images, evenly over the classes; 1 keeps all."""
         ...
 
     def choose_training(self, positions: Int[Tensor, " m"] | None) -> None:
@@ -63,7 +63,7 @@ class EvaluationData(Protocol):
         """Reads every `num_parts`-th batch; batches are the same for any number of parts, which have equally many."""
         ...
 
-    def finish(self, batch: Any, *, augmented: bool) -> ImageBatch:
+    def to_model_input(self, batch: Any, *, augmented: bool) -> ImageBatch:
         """Turns a loader's batch, already on its device, into what a backbone reads."""
         ...
 

@@ -54,7 +54,7 @@ class Clustering(FeatureEvaluator):
 
     def require(self, backbone: MaskedBackbone, data: EvaluationData) -> None:
         require_labels(data, ("test",), evaluation="clustering")
-        num_images, num_clusters = len(data.samples("train")), self._num_clusters(data)
+        num_images, num_clusters = len(data.dataset("train")), self._num_clusters(data)
         if num_images < num_clusters:
             raise ValueError(
                 f"eval=clustering seeks {num_clusters} clusters, but the train split has {num_images} images; "

@@ -43,8 +43,8 @@ class Dense:
 
     A patch is a cell of the last feature map; its class in training is the one most of its pixels have. Scores of the
     patches of a test image are brought to its size (bilinear), and the best class of each pixel is compared with the
-    mask: `miou_*` is the mean over the classes of intersection over union, `pixel_accuracy_*` the share of pixels
-    hit, `patch_accuracy_*` the share of patches whose class is hit before resizing, all in percent and without the
+    mask: `miou_*` is the mean over the classes of intersection over union, `pixel_accuracy_*` the fraction of pixels
+    hit, `patch_accuracy_*` the fraction of patches whose class is hit before resizing, all in percent and without the
     pixels that have no class. A class that neither occurs in the test masks nor is predicted does not count.
 
     The strength of the regression's penalty is chosen by the hits on validation patches; the neighbours' count is
@@ -104,7 +104,7 @@ class Dense:
                 name: self._score(backbone, data, classify, device)
                 for name, classify in (("linear", head), ("knn", neighbours))
             }
-        num_train, num_test = len(data.samples("train")), len(data.samples("test"))
+        num_train, num_test = len(data.dataset("train")), len(data.dataset("test"))
         grid = head.inverse_strengths
         return EvalReport(
             protocol=(
@@ -132,7 +132,7 @@ class Dense:
 
     def _sample(self, backbone: MaskedBackbone, data: SegmentationData, split: Split, device: torch.device) -> Patches:
         """Draws labelled patches, as many of each image."""
-        of_each = max(1, self.max_patches // len(data.samples(split)))
+        of_each = max(1, self.max_patches // len(data.dataset(split)))
         features, labels = [], []
         for maps, masks, index in _batches(backbone, data, split, device):
             patch_labels = majority_classes(masks, grid=(maps.shape[2], maps.shape[3])).flatten(1)
@@ -161,7 +161,7 @@ class Dense:
         return int(classes.max()) + 1
 
     def _vote(self, bank: Patches, query: Float[Tensor, "n d"], num_classes: int) -> Float[Tensor, "n classes"]:
-        """Gives each class's share of the votes of the nearest patches."""
+        """Gives each class's fraction of the votes of the nearest patches."""
         found = nearest_neighbours(query, bank.features, self.k)
         votes = ((found.similarity - found.similarity[:, :1]) / self.temperature).exp()
         ballots = count_votes(bank.labels[found.position], votes, num_classes).clamp(min=0.0)
@@ -210,7 +210,7 @@ def _batches(
 ) -> Iterator[tuple[Float[Tensor, "b d rows cols"], UInt8[Tensor, "b height width"], Int[Tensor, " b"]]]:
     """Reads a split once, in stored order: last feature maps, masks, numbers of the images."""
     for raw in data.evaluation_part(split, part=0, num_parts=1):
-        batch = data.finish(move_data_to_device(raw, device), augmented=False)
+        batch = data.to_model_input(move_data_to_device(raw, device), augmented=False)
         with torch.no_grad():
             maps = backbone.forward_features(batch.image)[-1].float()
         yield maps, data.read_masks(split, batch.index.cpu()).to(device), batch.index

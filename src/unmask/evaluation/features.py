@@ -93,7 +93,7 @@ class FrozenFeatures:
             enable_progress_bar=False,
             enable_checkpointing=False,
         )
-        reader = _FeatureReader(self.backbone, self.data, self.views, num_images=len(self.data.samples(split)))
+        reader = _FeatureReader(self.backbone, self.data, self.views, num_images=len(self.data.dataset(split)))
         batches = self.data.evaluation_part(split, part=trainer.global_rank, num_parts=trainer.world_size)
         modes = {module: module.training for module in self.backbone.modules()}
         try:
@@ -120,7 +120,7 @@ class _FeatureReader(LightningModule):
         self.features: dict[FeatureView, Tensor] = {}
 
     def predict_step(self, batch: Any, batch_idx: int) -> Int[Tensor, " b"]:
-        images, labels, index = self.data.finish(batch, augmented=False)
+        images, labels, index = self.data.to_model_input(batch, augmented=False)
         rows = self._gather(index, fill=_ABSENT)
         is_present = rows != _ABSENT
         rows = rows[is_present]
@@ -185,7 +185,7 @@ def require_labels(data: EvaluationData, splits: Sequence[Split], *, evaluation:
         ValueError: A split has images without a label, or there is one class only.
     """
     for split in splits:
-        labels = data.samples(split).labels
+        labels = data.dataset(split).labels
         num_unlabelled = int((labels < 0).sum())
         if num_unlabelled or not len(labels):
             lack = "none" if num_unlabelled == len(labels) else f"none for {num_unlabelled} of {len(labels)} images"
@@ -208,7 +208,7 @@ def describe_features(backbone: MaskedBackbone, data: EvaluationData) -> str:
 def describe_images(data: EvaluationData) -> str:
     """Says in a protocol line what the backbone sees."""
     height, width = data.image_size
-    return f"{height}x{width} px, centre crop {data.eval_crop_share:g}"
+    return f"{height}x{width} px, centre crop {data.crop_pct:g}"
 
 
 def trainer_device(make_trainer: MakeTrainer) -> torch.device:

@@ -29,7 +29,7 @@ class FewLabels:
     and at least one image.
 
     Args:
-        shares: Shares of the training images, evenly over the classes, in (0, 1].
+        label_fractions: Fractions of the training images, evenly over the classes, in (0, 1].
         per_class: Numbers of images of each class.
         seeds: Keys of the choices, one list each.
         directory: Where lists are written.
@@ -39,23 +39,27 @@ class FewLabels:
     """
 
     def __init__(
-        self, *, shares: Sequence[float], per_class: Sequence[int], seeds: Sequence[int], directory: str | Path
+        self, *, label_fractions: Sequence[float], per_class: Sequence[int], seeds: Sequence[int], directory: str | Path
     ) -> None:
-        if not shares and not per_class:
+        if not label_fractions and not per_class:
             raise ValueError(
-                "eval.shares and eval.per_class are both empty; ask for shares=[0.01] or per_class=[5], say"
+                "eval.label_fractions and eval.per_class are both empty; set eval.label_fractions=[0.01] or "
+                "eval.per_class=[5]"
             )
-        if not all(0.0 < share <= 1.0 for share in shares):
-            raise ValueError(f"eval.shares must lie above 0 and at most 1 (0.01 is one percent), got {list(shares)}")
+        if not all(0.0 < share <= 1.0 for share in label_fractions):
+            raise ValueError(
+                f"eval.label_fractions must lie above 0 and at most 1 (0.01 is one percent), got "
+                f"{list(label_fractions)}"
+            )
         if not all(count >= 1 for count in per_class):
             raise ValueError(f"eval.per_class must be whole numbers from 1, got {list(per_class)}")
         if not seeds:
             raise ValueError("eval.seeds is empty; name one seed or more, such as [0, 1, 2]")
-        for name, values in (("shares", shares), ("per_class", per_class), ("seeds", seeds)):
+        for name, values in (("label_fractions", label_fractions), ("per_class", per_class), ("seeds", seeds)):
             if len(set(values)) < len(values):
                 raise ValueError(f"eval.{name} names a value twice: {list(values)}")
         self.budgets = (
-            *(Budget(f"{100.0 * share:g}pct", share, None) for share in shares),
+            *(Budget(f"{100.0 * share:g}pct", share, None) for share in label_fractions),
             *(Budget(f"{count}shot", None, count) for count in per_class),
         )
         self.seeds = tuple(seeds)
@@ -67,7 +71,7 @@ class FewLabels:
         Raises:
             ValueError: A class has fewer images than a budget asks for, or none.
         """
-        counts = data.samples("train").labels.bincount(minlength=data.num_classes)
+        counts = data.dataset("train").labels.bincount(minlength=data.num_classes)
         wanted = max([budget.per_class for budget in self.budgets if budget.per_class is not None], default=1)
         rarest = int(counts.argmin())
         if int(counts[rarest]) < wanted:
@@ -92,7 +96,7 @@ class FewLabels:
         Where the images are files, a line names the path and `data=filelist` reads the list; else it names the image
         by its number in the training split.
         """
-        samples = data.samples("train")
+        samples = data.dataset("train")
         lines = [
             f"# {len(positions)} of the {len(samples)} training images of {type(data).__name__}: {budget.name}, "
             f"seed {seed}",

@@ -23,7 +23,7 @@ class FewShot(FeatureEvaluator):
     is selected: with one image of each class there is nothing to select on.
 
     Args:
-        shares: Shares of the training images, evenly over the classes; 0.01 is one percent.
+        label_fractions: Fractions of the training images, evenly over the classes; 0.01 is one percent.
         per_class: Numbers of images of each class.
         seeds: Keys of the lists.
         directory: Where the lists are written, a line `image, class number` each.
@@ -42,7 +42,7 @@ class FewShot(FeatureEvaluator):
     def __init__(
         self,
         *,
-        shares: Sequence[float] = (0.01, 0.05, 0.1),
+        label_fractions: Sequence[float] = (0.01, 0.05, 0.1),
         per_class: Sequence[int] = (),
         seeds: Sequence[int] = (0, 1, 2),
         directory: str | Path,
@@ -53,7 +53,7 @@ class FewShot(FeatureEvaluator):
     ) -> None:
         if inverse_strength <= 0.0:
             raise ValueError(f"eval.inverse_strength must be positive, got {inverse_strength}")
-        self.few = FewLabels(shares=shares, per_class=per_class, seeds=seeds, directory=directory)
+        self.few = FewLabels(label_fractions=label_fractions, per_class=per_class, seeds=seeds, directory=directory)
         self.inverse_strength = inverse_strength
         self.max_iterations = max_iterations
         self.pool = pool
@@ -77,7 +77,7 @@ class FewShot(FeatureEvaluator):
             }
             sizes[budget.name] = measured[0][1]
         view = self._view(features.backbone)
-        num_train, num_test = len(features.data.samples("train")), len(features.data.samples("test"))
+        num_train, num_test = len(features.data.dataset("train")), len(features.data.dataset("test"))
         listed = ", ".join(f"{name} ({size})" for name, size in sizes.items())
         return EvalReport(
             protocol=(

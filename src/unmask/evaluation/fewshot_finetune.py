@@ -23,7 +23,7 @@ class FewShotFineTune:
 
     Args:
         fine_tune: How each list is learned from.
-        shares, per_class, seeds, directory: See `FewShot`.
+        label_fractions, per_class, seeds, directory: See `FewShot`.
         baseline: Whether a random backbone is to be fine-tuned beside, on the same lists.
 
     Raises:
@@ -34,20 +34,20 @@ class FewShotFineTune:
         self,
         *,
         fine_tune: FineTune,
-        shares: Sequence[float] = (0.01, 0.1),
+        label_fractions: Sequence[float] = (0.01, 0.1),
         per_class: Sequence[int] = (),
         seeds: Sequence[int] = (0, 1, 2),
         directory: str | Path,
         baseline: bool = False,
     ) -> None:
-        self.few = FewLabels(shares=shares, per_class=per_class, seeds=seeds, directory=directory)
+        self.few = FewLabels(label_fractions=label_fractions, per_class=per_class, seeds=seeds, directory=directory)
         self.fine_tune = fine_tune
         self.baseline = baseline
 
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation="fewshot_finetune")
         self.few.require(data, evaluation="fewshot_finetune")
-        labels = data.samples("train").labels
+        labels = data.dataset("train").labels
         lists = {
             (budget.name, seed): self.few.choose(labels, budget, seed)
             for budget in self.few.budgets

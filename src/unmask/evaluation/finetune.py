@@ -24,13 +24,13 @@ class FineTune:
             `layer_decay` of None is replaced by the usual one of the backbone's family.
         epochs: Passes over the training split.
         drop_path_rate: Stochastic depth of the last block while fine-tuning.
-        label_share: Share of the training images used, evenly over the classes, in (0, 1]; `epochs` counts passes over
-            them. Validation and test splits stay whole.
+        label_fraction: Fraction of the training images used, evenly over the classes, in (0, 1]; `epochs` counts passes
+            over them. Validation and test splits stay whole.
         label_seed: Key of their choice.
         baseline: Whether a random backbone is to be fine-tuned beside.
 
     Raises:
-        ValueError: `epochs` is not positive or `label_share` out of range; at evaluation, labels are missing, or no
+        ValueError: `epochs` is not positive or `label_fraction` out of range; at evaluation, labels are missing, or no
             validation ran.
     """
 
@@ -40,31 +40,31 @@ class FineTune:
         classifier: Callable[..., LightningModule],
         epochs: int,
         drop_path_rate: float = 0.1,
-        label_share: float = 1.0,
+        label_fraction: float = 1.0,
         label_seed: int = 0,
         baseline: bool = False,
     ) -> None:
         if epochs < 1:
             raise ValueError(f"eval.epochs must be at least 1, got {epochs}")
-        if not 0.0 < label_share <= 1.0:
-            raise ValueError(f"eval.label_share must lie above 0 and at most 1, got {label_share}")
+        if not 0.0 < label_fraction <= 1.0:
+            raise ValueError(f"eval.label_fraction must lie above 0 and at most 1, got {label_fraction}")
         self.classifier = classifier
         self.epochs = epochs
         self.drop_path_rate = drop_path_rate
-        self.label_share = label_share
+        self.label_fraction = label_fraction
         self.label_seed = label_seed
         self.baseline = baseline
 
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation="finetune")
-        data.limit_training(self.label_share, seed=self.label_seed)
+        data.limit_training(self.label_fraction, seed=self.label_seed)
         own_backbone = copy.deepcopy(backbone)
-        own_backbone.begin_fine_tuning(drop_path_rate=self.drop_path_rate)
+        own_backbone.prepare_for_finetuning(drop_path_rate=self.drop_path_rate)
         classifier = _with_layer_decay(self.classifier, own_backbone)
         module = classifier(backbone=own_backbone, num_classes=data.num_classes).train()  # it was loaded to rest
         trained = train_and_test(module, data, make_trainer, epochs=self.epochs, evaluation="finetune")
-        chosen = f" of seed {self.label_seed}" if self.label_share < 1.0 else ""
-        num_train, num_test = len(data.samples("train")), len(data.samples("test"))
+        chosen = f" of seed {self.label_seed}" if self.label_fraction < 1.0 else ""
+        num_train, num_test = len(data.dataset("train")), len(data.dataset("test"))
         return EvalReport(
             protocol=(
                 f"finetune: all weights, {self.epochs} epochs, last epoch, train ({num_train}{chosen}), "
@@ -83,5 +83,5 @@ def _with_layer_decay(
 ) -> Callable[..., LightningModule]:
     settings = classifier.keywords if isinstance(classifier, functools.partial) else {}
     if "layer_decay" in settings and settings["layer_decay"] is None:
-        return functools.partial(classifier, layer_decay=backbone.usual_layer_decay)
+        return functools.partial(classifier, layer_decay=backbone.default_layer_decay)
     return classifier

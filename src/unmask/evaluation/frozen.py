@@ -59,7 +59,7 @@ class Frozen:
             fitted = LogisticProbe(head=self.head, pool=module.pool).evaluate(backbone, data, make_trainer)
             return dataclasses.replace(fitted, protocol=f"{self.name}: {fitted.protocol}")
         trained = train_and_test(module.train(), data, make_trainer, epochs=self.epochs, evaluation=self.name)
-        num_train, num_test = len(data.samples("train")), len(data.samples("test"))
+        num_train, num_test = len(data.dataset("train")), len(data.dataset("test"))
         return EvalReport(
             protocol=(
                 f"{self.name}: backbone at rest, head on {module.what_is_read}, {self.epochs} epochs, last epoch, "

@@ -76,7 +76,7 @@ class KNN(FeatureEvaluator):
 
     def require(self, backbone: MaskedBackbone, data: EvaluationData) -> None:
         require_labels(data, ("train", "test"), evaluation="knn")
-        bank_size = len(data.samples("train"))
+        bank_size = len(data.dataset("train"))
         if self.k > bank_size:
             raise ValueError(
                 f"eval=knn asks for k={self.k} neighbours, but the train split has {bank_size} images; "

@@ -50,7 +50,7 @@ def train_and_test(
         metrics=last_metrics | {f"{name}_best_epoch": value for name, value in best_metrics.items()},
         settings={
             "selected": f"epoch {best.epoch} for top1_best_epoch",
-            "selected_on": f"val ({len(data.samples('val'))})",
+            "selected_on": f"val ({len(data.dataset('val'))})",
             "best_epoch": best.epoch,
             "best_epoch_val_top1": 100.0 * best.top1,
             "precision": str(trainer.precision),
@@ -62,7 +62,7 @@ class _BestEpoch(Callback):
     """Keeps the weights of the epoch with the highest `val/top1`; of equals the first."""
 
     def __init__(self) -> None:
-        self.top1 = -1.0  # share of hits
+        self.top1 = -1.0  # fraction of hits
         self.epoch = 0  # counted from 1
         self.weights: dict[str, Tensor] = {}  # in main memory
 

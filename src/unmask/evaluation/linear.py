@@ -132,9 +132,9 @@ class LinearProbe(FeatureEvaluator):
 
     def require(self, backbone: MaskedBackbone, data: EvaluationData) -> None:
         require_labels(data, ("train", "val", "test"), evaluation="linear")
-        if len(data.samples("train")) < _FEWEST_IMAGES:
+        if len(data.dataset("train")) < _FEWEST_IMAGES:
             raise ValueError(
-                f"eval=linear normalises over batches, but the train split has {len(data.samples('train'))} image; "
+                f"eval=linear normalises over batches, but the train split has {len(data.dataset('train'))} image; "
                 f"it needs {_FEWEST_IMAGES}"
             )
         names, poolings = backbone.layer_names, backbone.poolings
@@ -168,7 +168,7 @@ class LinearProbe(FeatureEvaluator):
         images = f"{type(backbone).__name__}, {describe_images(features.data)}"
         metrics = test(chosen) | {"val_top1": val_top1[chosen][best[chosen]]}
         beside = {name.replace("top", "final_mean_top"): value for name, value in test(pooled).items()}
-        sizes = {split: len(features.data.samples(split)) for split in ("train", "val", "test")}
+        sizes = {split: len(features.data.dataset(split)) for split in ("train", "val", "test")}
         return EvalReport(
             protocol=(
                 f"linear: batch norm and linear layer, SGD, base_lr of {_join(self.base_lrs)}, "

@@ -43,7 +43,7 @@ def top1_interval(top1: float, num_images: int) -> dict[str, float]:
 
 
 def wilson_interval(hits: int, num_images: int) -> tuple[float, float]:
-    """Bounds the share of hits with 95 % confidence (Wilson, 1927).
+    """Bounds the fraction of hits with 95 % confidence (Wilson, 1927).
 
     It covers the choice of test images alone; repeated training spreads further. With p the share, n the images and
     z the quantile: `(p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n)`.
@@ -62,7 +62,7 @@ def wilson_interval(hits: int, num_images: int) -> tuple[float, float]:
 def clustering_metrics(clusters: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> dict[str, float]:
     """Compares clusters with classes, in percent; what the clusters are called makes no difference.
 
-    `clustering_accuracy` is the share of hits under the best assignment of clusters to classes, one to one (the
+    `clustering_accuracy` is the fraction of hits under the best assignment of clusters to classes, one to one (the
     Hungarian method; Xie et al., arXiv:1511.06335, eq. 10); `nmi` is the mutual information over the arithmetic mean of
     the entropies; `ari` the Rand index adjusted for chance, which is 0 for clusters drawn at random.
     """

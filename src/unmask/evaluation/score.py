@@ -16,7 +16,7 @@ class Test:
     """
 
     def evaluate_module(self, module: LightningModule, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
-        num_images = len(data.samples("test"))
+        num_images = len(data.dataset("test"))
         return EvalReport(
             protocol=f"test: test step of {type(module).__name__}, test ({num_images})",
             metrics=run_test(make_trainer(), module, data),
@@ -37,5 +37,5 @@ def run_test(trainer: Trainer, module: LightningModule, data: EvaluationData) ->
         if share is not None and rank in reported_ranks(data.num_classes):
             metrics[f"top{rank}"] = 100.0 * share
     if "top1" in metrics:
-        metrics |= top1_interval(metrics["top1"], len(data.samples("test")))
+        metrics |= top1_interval(metrics["top1"], len(data.dataset("test")))
     return metrics

@@ -17,7 +17,7 @@ class Choice(NamedTuple):
     """Which strength did best on held-out features."""
 
     inverse_strength: float
-    top1: list[float]  # share of hits on the held-out features, for each strength
+    top1: list[float]  # fraction of hits on the held-out features, for each strength
     has_converged: bool  # whether every fit ended before its last iteration
 
 

@@ -59,7 +59,7 @@ class MAEDecoder(nn.Module):
     def forward(
         self, encoded: Float[Tensor, "b prefix_plus_k d"], visible: Int[Tensor, "b k"]
     ) -> Float[Tensor, "b n pixels"]:
-        """Puts mask tokens in the hidden places, decodes, and predicts all n patches.
+        """Puts mask tokens in the masked places, decodes, and predicts all n patches.
 
         Args:
             encoded: The class token, then the visible patches in the order of `visible`.
@@ -75,5 +75,5 @@ class MAEDecoder(nn.Module):
         return prediction
 
     def mask_token_for(self, num_patches: int) -> Float[Tensor, "1 1 d"]:
-        """What stands in a hidden place of an image of that many patches."""
+        """What stands in a masked place of an image of that many patches."""
         return self.mask_token

@@ -14,7 +14,7 @@ from unmask.heads.mae_decoder import MAEDecoder
 from unmask.patches import PatchSize, patch_sides, patchify
 from unmask.positions import sinusoid_positions
 
-_GREY = 127 / 255  # of the image that stands for hidden patches
+_GREY = 127 / 255  # of the image that stands for masked patches
 
 
 class TransposedConvDecoder(MAEDecoder):

@@ -13,7 +13,7 @@ _NUM_SHOWN = 2  # names a line lists before it counts the others
 class Conversion:
     """The weights of a file under this package's names, at the file's own sizes."""
 
-    naming: str  # whose file it is, in a few words
+    source_format: str  # whose file it is, in a few words
     settings: Mapping[str, Any]  # that build the backbone, with `_target_`
     backbone: Mapping[str, Tensor]  # by the names of that backbone's `state_dict`
     averaged: Mapping[str, Tensor] = field(
@@ -28,10 +28,10 @@ class Conversion:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coverage:
+class LoadReport:
     """How much of a network a file filled, and how much of the file found a place."""
 
-    naming: str
+    source_format: str
     loaded: tuple[str, ...]  # names of the backbone taken as they are
     resized: Mapping[str, str]  # name of the backbone -> from what size to what
     missing: tuple[str, ...]  # of the backbone, not in the file: left as they were
@@ -43,7 +43,9 @@ class Coverage:
     def describe(self) -> str:
         """Writes the report, a line a finding."""
         total = len(self.loaded) + len(self.resized) + len(self.missing)
-        lines = [f"{self.naming}: {len(self.loaded) + len(self.resized)} of {total} tensors of the backbone loaded"]
+        lines = [
+            f"{self.source_format}: {len(self.loaded) + len(self.resized)} of {total} tensors of the backbone loaded"
+        ]
         for change in dict.fromkeys(self.resized.values()):
             names = [name for name, how in self.resized.items() if how == change]
             lines.append(f"resized: {change} ({_listed(names)})")

@@ -36,7 +36,7 @@ def training_section(run: TrainingRun, *, title: str) -> str:
     config = run.config
     method, data, trainer = (config.get(name) or {} for name in ("method", "data", "trainer"))
     rows = {
-        "method": _call(method, ("normalise_targets", "layer_decay", "mixup", "cutmix", "label_smoothing")),
+        "method": _call(method, ("norm_pix_loss", "layer_decay", "mixup", "cutmix", "label_smoothing")),
         "masks": _call(method.get("mask_generator")),
         "data": _call(data, ("image_size", "num_train", "split_seed")),
         "augmentation": _call(data.get("augmentation")),

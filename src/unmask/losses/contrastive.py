@@ -24,7 +24,7 @@ def info_nce(
     positives: Int[Tensor, " b"],
     *,
     temperature: float,
-    phantom_negative: bool = False,
+    extra_zero_logit: bool = False,
 ) -> Contrast:
     """Scores each query against all keys, of which one is its positive.
 
@@ -36,11 +36,11 @@ def info_nce(
         keys: Any norm, normalised here; treated as constants.
         positives: Row of `keys` that belongs to each query.
         temperature: Divides the similarities, dimensionless; DDMIM's is 0.05.
-        phantom_negative: Adds one more negative of similarity 0 to every query. The original DDMIM does, by setting
+        extra_zero_logit: Adds one more negative of similarity 0 to every query. The original DDMIM does, by setting
             the positive among the negatives to 0 rather than leaving it out.
 
     Returns:
-        The loss in nats a query (log k is chance level) and the share of queries nearest to their positive.
+        The loss in nats a query (log k is chance level) and the fraction of queries nearest to their positive.
 
     Raises:
         ValueError: `temperature` is not positive.
@@ -52,7 +52,7 @@ def info_nce(
     with torch.autocast(queries.device.type, enabled=False):
         logits = unit_queries @ unit_keys.T / temperature
     accuracy = (logits.detach().argmax(dim=1) == positives).float().mean()
-    if phantom_negative:
+    if extra_zero_logit:
         logits = F.pad(logits, (0, 1))
     return Contrast(F.cross_entropy(logits, positives), accuracy)
 

@@ -1,4 +1,4 @@
-"""Means over the hidden part of an image."""
+"""Means over the masked part of an image."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor

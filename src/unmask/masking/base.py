@@ -11,7 +11,7 @@ from unmask.types import Images
 
 @runtime_checkable
 class MaskGenerator(Protocol):
-    """Decides which patches of each image are hidden. Reads the images' shape and device, never their pixels."""
+    """Decides which patches of each image are masked. Reads the images' shape and device, never their pixels."""
 
     def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
         """Draws one mask an image.

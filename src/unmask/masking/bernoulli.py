@@ -13,18 +13,18 @@ from unmask.types import Images
 
 @dataclass(frozen=True, kw_only=True)
 class BernoulliMaskGenerator:
-    """Hides each patch with probability `ratio`, independently, so that the number hidden varies.
+    """Hides each patch with probability `ratio`, independently, so that the number masked varies.
 
     This is what dropping whole tokens with `dropout2d` does (DDMIM's original code).
 
-    Differs: an image never loses all its patches or none; the patch of the lowest draw is always hidden, that of the
+    Differs: an image never loses all its patches or none; the patch of the lowest draw is always masked, that of the
     highest never. On the original's 3,136 patches neither would ever happen.
 
     Raises:
         ValueError: `ratio` lies outside (0, 1); the images are not at least two whole patches.
     """
 
-    ratio: float  # chance of a patch to be hidden, in (0, 1)
+    ratio: float  # chance of a patch to be masked, in (0, 1)
     patch_size: int | Sequence[int]  # of one maskable patch: a side, or (height, width), pixels
 
     def __post_init__(self) -> None:

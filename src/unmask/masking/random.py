@@ -25,14 +25,14 @@ from unmask.types import Images
 class RandomMaskGenerator:
     """Hides a fixed number of patches of each image, drawn uniformly without replacement.
 
-    Of n patches `ceil(ratio * n)` are hidden (SimMIM sec. 3.2: 22 of 36 and 30 of 49 at ratio 0.6). MAE (sec. 3)
+    Of n patches `ceil(ratio * n)` are masked (SimMIM sec. 3.2: 22 of 36 and 30 of 49 at ratio 0.6). MAE (sec. 3)
     keeps `int(n * (1 - ratio))`, which is the same number for every grid and ratio its authors published.
 
     Raises:
-        ValueError: `ratio` lies outside (0, 1); the images are not whole patches; all patches would be hidden.
+        ValueError: `ratio` lies outside (0, 1); the images are not whole patches; all patches would be masked.
     """
 
-    ratio: float  # share of patches hidden, in (0, 1)
+    ratio: float  # fraction of patches masked, in (0, 1)
     patch_size: int | Sequence[int]  # of one maskable patch: a side, or (height, width), pixels
 
     def __post_init__(self) -> None:
@@ -53,8 +53,8 @@ class RandomMaskGenerator:
                 f"mask ratio {self.ratio} of {num_masked} patches would hide them all; "
                 f"use {smaller_ratio}patches smaller than {patch_text(self._unit)} px"
             )
-        hidden = draws.flatten(1).argsort(dim=1)[:, :num_masked]
-        masked = torch.zeros(len(draws), rows * cols, dtype=torch.bool, device=images.device).scatter_(1, hidden, True)
+        chosen = draws.flatten(1).argsort(dim=1)[:, :num_masked]
+        masked = torch.zeros(len(draws), rows * cols, dtype=torch.bool, device=images.device).scatter_(1, chosen, True)
         return PatchMask(masked.view_as(draws), self._unit, num_masked)
 
 

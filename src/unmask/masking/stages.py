@@ -22,13 +22,13 @@ class StageMaskGenerator:
 
     Nested: one mask is drawn, and every masked stage hides the same part of the image; a cell of a stage takes the
     mask of its top-left patch. Where patches are at least as large as the cells of the deepest masked stage, that is
-    the same as hiding cells whose patches are all, or in part, hidden.
+    the same as hiding cells whose patches are all, or in part, masked.
 
     Independent: every masked stage draws a mask of its own, on patches that are no smaller than the stage's cells;
-    the pixels under any of them count as hidden.
+    the pixels under any of them count as masked.
 
     Args:
-        ratios: Share hidden at each stage, shallow to deep, each 0 or in (0, 1).
+        ratios: Fraction masked at each stage, shallow to deep, each 0 or in (0, 1).
         patch_size: Side of one maskable patch, pixels.
         token_size: Side of a token of the first stage, pixels; it doubles from stage to stage.
         nested: One mask for all stages, or one for each.
@@ -75,9 +75,7 @@ class StageMaskGenerator:
         if self.nested:
             ratio = next(ratio for ratio in self.ratios if ratio != 0)
             mask = self._generator(0, ratio)(images, keys)
-            by_stage = tuple(
-                self._as_hidden_at(stage, mask) if ratio else None for stage, ratio in enumerate(self.ratios)
-            )
+            by_stage = tuple(self._mask_at(stage, mask) if ratio else None for stage, ratio in enumerate(self.ratios))
             return StageMask(mask.masked, mask.patch_size, mask.num_masked, by_stage)
         masks = tuple(
             self._generator(stage, ratio)(images, None if keys is None else sample_keys(stage, "stage", 0, keys))
@@ -90,7 +88,7 @@ class StageMaskGenerator:
         union = torch.stack([mask.at_stride(finest) for mask in drawn]).any(dim=0)
         return StageMask(union, finest, by_stage=masks)
 
-    def _as_hidden_at(self, stage: int, mask: PatchMask) -> PatchMask:
+    def _mask_at(self, stage: int, mask: PatchMask) -> PatchMask:
         cell = self.token_size * 2**stage
         if stage == 0 or mask.patch_size % cell == 0:  # a unit below a token is for the method to refuse
             return mask

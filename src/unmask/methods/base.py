@@ -13,7 +13,7 @@ from unmask.backbones.attention import prefer_fast_attention
 from unmask.backbones.base import MaskedBackbone
 from unmask.masking.base import MaskGenerator
 from unmask.optim.configure import configure_optimizer
-from unmask.optim.param_groups import DECAY_RULES, decay_groups
+from unmask.optim.param_groups import WEIGHT_DECAY_POLICIES, decay_groups
 from unmask.patches import PatchMask
 from unmask.randomness import sample_keys
 from unmask.types import ImageBatch, Images, MethodOutput, OptimizerFactory, ScheduleFactory
@@ -30,7 +30,7 @@ class Method(LightningModule, ABC):
         schedule: Completed with the optimizer and the number of steps.
         seed: Key of the masks.
         shared_masks: In training, all images of an optimizer step have one mask, on every device, in place of one each.
-        decayed: What weight decay applies to, a rule of `unmask.optim.param_groups.is_decayed`.
+        weight_decay_policy: What weight decay applies to, a rule of `unmask.optim.param_groups.is_decayed`.
         init_from: Path of the weights the run starts from, of this program or another; read by the command, not here,
             and never when a finished run is rebuilt.
 
@@ -47,19 +47,22 @@ class Method(LightningModule, ABC):
         schedule: ScheduleFactory,
         seed: int = 0,
         shared_masks: bool = False,
-        decayed: str = "weights",
+        weight_decay_policy: str = "weights",
         init_from: str | None = None,
     ) -> None:
         super().__init__()
-        if decayed not in DECAY_RULES:
-            raise ValueError(f"method.decayed must be one of {', '.join(DECAY_RULES)}, got {decayed!r}")
+        if weight_decay_policy not in WEIGHT_DECAY_POLICIES:
+            raise ValueError(
+                f"method.weight_decay_policy must be one of {', '.join(WEIGHT_DECAY_POLICIES)}, got "
+                f"{weight_decay_policy!r}"
+            )
         self.backbone = backbone
         self.mask_generator = mask_generator
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
         self.seed = seed
         self.shared_masks = shared_masks
-        self.decayed = decayed
+        self.weight_decay_policy = weight_decay_policy
         self.init_from = init_from
 
     @abstractmethod
@@ -71,7 +74,7 @@ class Method(LightningModule, ABC):
         """The backbone whose weights are worth keeping."""
         return self.backbone
 
-    def on_weights_taken(self, names: Collection[str]) -> None:
+    def on_weights_loaded(self, names: Collection[str]) -> None:
         """Called when weights of a file, those named of the `state_dict`, have replaced the ones drawn."""
 
     @property
@@ -103,7 +106,10 @@ class Method(LightningModule, ABC):
     @final
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         return configure_optimizer(
-            self, decay_groups(self, decayed=self.decayed), self.optimizer_factory, self.schedule_factory
+            self,
+            decay_groups(self, weight_decay_policy=self.weight_decay_policy),
+            self.optimizer_factory,
+            self.schedule_factory,
         )
 
     @final

@@ -55,11 +55,11 @@ class DDMIM(Method):
     """Fills in a masked image under the eyes of a teacher that sees all of it (github.com/SVC-WSY/ddmim, v9).
 
     The student's tokens are hidden as they enter its masked stages. The teacher, a moving average of the student,
-    sees the full image. The student is to rebuild the hidden pixels, to have the teacher's features after every
+    sees the full image. The student is to rebuild the masked pixels, to have the teacher's features after every
     stage, and to be told from the other images of the batch by the teacher's view of its own.
 
     Terms:
-        reconstruction: Smooth L1 (beta 1) over the hidden pixels of the normalised image.
+        reconstruction: Smooth L1 (beta 1) over the masked pixels of the normalised image.
         feature_stage_<i>: Smooth L1 between student and teacher at tap i, over all positions, both first normalised
             over channels; weights `feature_weights`.
         contrastive: InfoNCE of the student's projected, pooled features against the teacher's of the whole batch, on
@@ -80,12 +80,12 @@ class DDMIM(Method):
           averaged the stages only, with the student's own stem, norm and projector around them.
         - The average follows every optimizer step by a time constant in images.
         - Taps are normalised over channels, so their scale cannot drift.
-        - The reconstruction is averaged over hidden pixels, not over all.
+        - The reconstruction is averaged over masked pixels, not over all.
         - The contrast has no negative of similarity 0, and the projector an activation behind its first layer.
         - timm merges patches where a stage begins, the original where it ends. The tensors compared are the same: what
           enters the next stage, merged and not yet masked, and the last stage's output before the final norm.
         - Evaluation reads the pooled features of the final norm, not the 1024 numbers behind one more linear layer.
-        - The denominator of the reconstruction is the number of hidden values, without the 1e-5 usually added.
+        - The denominator of the reconstruction is the number of masked values, without the 1e-5 usually added.
         - Held-out images are judged under fixed masks; the original drew new ones at each validation.
 
     Args:
@@ -99,11 +99,11 @@ class DDMIM(Method):
         tap: "post_merge" compares what enters the next stage, "stage_out" what a stage puts out before merging.
         feature_norm: "layernorm" normalises taps over channels, "none" compares as they are.
         positions: Where taps are compared: "all", or "masked" or "visible" (at least half of the cell).
-        fill: What hidden tokens become: "zero", or a "learned" token for each masked stage.
+        fill: What masked tokens become: "zero", or a "learned" token for each masked stage.
         teacher_scope: "all" averages everything, "stages" the blocks and mergings only; the rest is then the
             student's own of the moment.
         reconstruction_mean: Mean over "masked" pixels, or over "all" pixels with zeros for the visible.
-        phantom_negative: See `info_nce`.
+        extra_zero_logit: See `info_nce`.
         crops: Cuts two crops out of each image in training, the student's and the teacher's. Features are then
             compared where the crops overlap, the teacher's read at the student's positions, and the student rebuilds
             its own crop. None shows both the whole image.
@@ -136,7 +136,7 @@ class DDMIM(Method):
         fill: str = "zero",
         teacher_scope: str = "all",
         reconstruction_mean: str = "masked",
-        phantom_negative: bool = False,
+        extra_zero_logit: bool = False,
         crops: Callable[[Images], tuple[View, View]] | None = None,
         student_view: Callable[[Images], Images] | None = None,
         teacher_view: Callable[[Images], Images] | None = None,
@@ -166,7 +166,7 @@ class DDMIM(Method):
         self.feature_norm = feature_norm
         self.positions = positions
         self.reconstruction_mean = reconstruction_mean
-        self.phantom_negative = phantom_negative
+        self.extra_zero_logit = extra_zero_logit
         self.crops = crops
         self.student_view = student_view
         self.teacher_view = teacher_view
@@ -236,7 +236,7 @@ class DDMIM(Method):
             self.teacher.update(self.student_networks(), num_images=self._images_in_step, step_of_epoch=step_of_epoch)
         self._images_in_step = 0
 
-    def on_weights_taken(self, names: Collection[str]) -> None:
+    def on_weights_loaded(self, names: Collection[str]) -> None:
         """Lets the teacher begin as the student it now is a copy of, where the file holds no teacher."""
         if self.teacher is not None and not any(name.startswith("teacher.") for name in names):
             self.teacher.copy_student(self.student_networks())
@@ -302,7 +302,7 @@ class DDMIM(Method):
             own, theirs = boxes
             target, where = resample_into_box(target, theirs, own)
         if self.positions != "all":
-            cell = _hidden_share(mask, student.taps[stage])
+            cell = _masked_fraction(mask, student.taps[stage])
             chosen = cell >= 0.5 if self.positions == "masked" else cell < 0.5
             where = chosen if where is None else where & chosen
         return feature_distance(student.taps[stage], target, norm=self.feature_norm, where=where)
@@ -322,15 +322,15 @@ class DDMIM(Method):
                 )
         else:  # held-out batches may differ in size between processes
             positives = torch.arange(len(keys), device=keys.device)
-        return info_nce(queries, keys, positives, temperature=self.temperature, phantom_negative=self.phantom_negative)
+        return info_nce(queries, keys, positives, temperature=self.temperature, extra_zero_logit=self.extra_zero_logit)
 
     def _is_of_a_stage(self, name: str) -> bool:
         network, _, parameter = name.partition(".")
         return network == "backbone" and 1 <= self.backbone.layer_id(parameter) <= self.backbone.num_blocks
 
 
-def _hidden_share(mask: PatchMask, tap: Tokens) -> Float[Tensor, "b h w"]:
-    """Measures the hidden share of each position of a map."""
+def _masked_fraction(mask: PatchMask, tap: Tokens) -> Float[Tensor, "b h w"]:
+    """Measures the masked fraction of each position of a map."""
     return F.adaptive_avg_pool2d(mask.masked.float().unsqueeze(1), (tap.shape[1], tap.shape[2])).squeeze(1)
 
 
@@ -346,7 +346,7 @@ def _compare(student: _Stream, teacher: _Stream) -> dict[str, Float[Tensor, ""]]
         rank = effective_rank(pooled)
         monitors[f"{name}_std"] = pooled.std(dim=0, correction=0).mean()
         monitors[f"{name}_effective_rank"] = rank
-        monitors[f"{name}_rank_share"] = rank / max(1, min(len(pooled) - 1, pooled.shape[1]))
+        monitors[f"{name}_rank_fraction"] = rank / max(1, min(len(pooled) - 1, pooled.shape[1]))
     return monitors
 
 
@@ -368,7 +368,7 @@ def _warn_of_a_slow_teacher(teacher: EMATeacher, num_images: int, num_steps: flo
         advised = f"{given}method.teacher.time_constant={max(num_images, total / _PUBLISHED_MEMORIES):.2g}"
         _log.warning(
             f"the teacher averages the student over {memory:,.0f} images, and this run has {total:,.0f}, so it will "
-            f"hardly follow it; set {advised}, about the share of this run that it is of the published one"
+            f"hardly follow it; set {advised}, about the fraction of this run that it is of the published one"
         )
 
 

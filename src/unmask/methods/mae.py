@@ -17,20 +17,21 @@ from unmask.types import Images, MethodOutput
 
 
 class MAE(Method):
-    """Encodes the visible patches alone and decodes the pixels of the hidden ones (arXiv:2111.06377).
+    """Encodes the visible patches alone and decodes the pixels of the masked ones (arXiv:2111.06377).
 
     Terms:
-        pixel_mse: Mean squared error over the hidden patches (sec. 3), against each patch normalised by its own mean
-            and deviation where `normalise_targets` (sec. 4.1, "w/ norm"), weight 1.
+        pixel_mse: Mean squared error over the masked patches (sec. 3), against each patch normalised by its own mean
+            and deviation where `norm_pix_loss` (sec. 4.1, "w/ norm"), weight 1.
 
     Differs:
         - Visible patches enter the encoder in row-major order, not shuffled: attention does not depend on it.
-        - Class and mask token are not weight-decayed unless `decayed="tokens"`; the official code decays them.
+        - Class and mask token are not weight-decayed unless `weight_decay_policy="tokens"`; the official code
+          decays them.
 
     Args:
-        backbone: A backbone that can skip hidden tokens: ViT.
+        backbone: A backbone that can skip masked tokens: ViT.
         decoder: Completed with the encoder's width and the geometry of its patches.
-        normalise_targets: Per-patch normalisation of the target; on in every released model.
+        norm_pix_loss: Per-patch normalisation of the target; on in every released model.
         reconstruction_mean: Mean over "masked" pixels, or over "all" pixels with zeros for the visible.
         shared: See `Method`; the mask unit must be the backbone's patch.
 
@@ -45,20 +46,20 @@ class MAE(Method):
         *,
         backbone: MaskedBackbone,
         decoder: Callable[..., MAEDecoder],
-        normalise_targets: bool = True,
+        norm_pix_loss: bool = True,
         reconstruction_mean: str = "masked",
         **shared: Any,
     ) -> None:
         if not hasattr(backbone, "forward_visible"):
             raise ValueError(
-                "method=mae leaves hidden tokens out, which only a ViT can do; use model=vit_tiny or another vit, "
+                "method=mae leaves masked tokens out, which only a ViT can do; use model=vit_tiny or another vit, "
                 "or method=simmim with this backbone"
             )
         backbone = cast("VisibleTokenBackbone", backbone)
         super().__init__(backbone=backbone, **shared)
         if reconstruction_mean not in ("masked", "all"):
             raise ValueError(f"method.reconstruction_mean must be 'masked' or 'all', got {reconstruction_mean!r}")
-        self.normalise_targets = normalise_targets
+        self.norm_pix_loss = norm_pix_loss
         self.reconstruction_mean = reconstruction_mean
         self.grid = patch_grid(backbone.image_size, backbone.patch_size)
         self.decoder = decoder(
@@ -77,10 +78,10 @@ class MAE(Method):
         predicted = self.predict_patches(images, mask)
 
         patches = patchify(images.float(), mask.patch_size)
-        target = normalise_patches(patches) if self.normalise_targets else patches
-        errors, hidden = (predicted - target).square(), mask.masked.flatten(1).unsqueeze(2)
-        pixel_mse = masked_mean(errors, hidden) if self.reconstruction_mean == "masked" else (errors * hidden).mean()
-        pixels = restore_patches(predicted, like=patches) if self.normalise_targets else predicted
+        target = normalise_patches(patches) if self.norm_pix_loss else patches
+        errors, masked = (predicted - target).square(), mask.masked.flatten(1).unsqueeze(2)
+        pixel_mse = masked_mean(errors, masked) if self.reconstruction_mean == "masked" else (errors * masked).mean()
+        pixels = restore_patches(predicted, like=patches) if self.norm_pix_loss else predicted
         prediction = unpatchify(pixels, mask.patch_size, self.grid)
         return MethodOutput(loss=pixel_mse, terms={"pixel_mse": pixel_mse}, mask=mask, prediction=prediction)
 
@@ -92,7 +93,7 @@ class MAE(Method):
 
     @property
     def prediction_note(self) -> str:
-        if not self.normalise_targets:
+        if not self.norm_pix_loss:
             return ""
         return (
             "Each predicted patch is shown with the true patch's mean and deviation; "

@@ -17,16 +17,16 @@ from unmask.types import Images, MethodOutput
 
 
 class SimMIM(Method):
-    """Predicts the raw pixels of hidden patches with one linear layer (arXiv:2111.09886).
+    """Predicts the raw pixels of masked patches with one linear layer (arXiv:2111.09886).
 
-    Hidden tokens are replaced by a learned mask token as they enter the backbone (sec. 3.1), which sees full-length
+    Masked tokens are replaced by a learned mask token as they enter the backbone (sec. 3.1), which sees full-length
     sequences; the head turns each cell of the last feature map into pixels (sec. 3.3).
 
     Terms:
-        pixel_l1: Mean absolute error over hidden pixels of the normalised image (sec. 3.4), weight 1.
+        pixel_l1: Mean absolute error over masked pixels of the normalised image (sec. 3.4), weight 1.
 
     Differs:
-        - The denominator is the number of hidden values; the official code adds 1e-5 to it (below 1e-9 relative).
+        - The denominator is the number of masked values; the official code adds 1e-5 to it (below 1e-9 relative).
         - On `model=vit_*` the backbone has absolute positions, and the mask token enters before they are added; the
           official ViT is `model=beit_base`, which has relative positions alone.
         - The gradient is clipped once an optimizer step; the official code clips at every accumulation step.
@@ -52,11 +52,11 @@ class SimMIM(Method):
         self.head = head(in_channels=last.channels, stride=last.stride, image_channels=self.backbone.in_channels)
         self.mask_token = nn.Parameter(torch.empty(self.backbone.stages[0].channels))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self._hidden_tokens(self.mask_generator(torch.empty(1, self.backbone.in_channels, *self.backbone.image_size)))
+        self._masked_tokens(self.mask_generator(torch.empty(1, self.backbone.in_channels, *self.backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
-        masked = self._hidden_tokens(mask)
+        masked = self._masked_tokens(mask)
 
         def insert_mask_token(stage: int, tokens: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
             return torch.where(masked, self.mask_token.to(tokens.dtype), tokens) if stage == 0 else tokens
@@ -78,7 +78,7 @@ class SimMIM(Method):
             f"Each predicted pixel is shown with the true mean and deviation of {self.normalise_window} px around it."
         )
 
-    def _hidden_tokens(self, mask: PatchMask) -> Tensor:
+    def _masked_tokens(self, mask: PatchMask) -> Tensor:
         stride = self.backbone.stages[0].stride
         if not are_whole_cells(mask.patch_size, stride):
             raise ValueError(

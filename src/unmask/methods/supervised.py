@@ -23,7 +23,7 @@ class Supervised(LightningModule):
     """Trains a backbone and a classifier with labels (the recipe MAE and SimMIM share, MAE A.2).
 
     Fine-tuning runs this very class, so it differs from training from scratch in the starting weights, the form of
-    the backbone (`MaskedBackbone.begin_fine_tuning`) and the layer decay alone. Stochastic depth belongs to the
+    the backbone (`MaskedBackbone.prepare_for_finetuning`) and the layer decay alone. Stochastic depth belongs to the
     backbone, random erasing to the data's augmentation.
 
     Args:
@@ -35,7 +35,7 @@ class Supervised(LightningModule):
         layer_decay: Factor of the learning rate from one block to the one before it, in (0, 1]; 1 is off.
         mixup, cutmix: Beta-distribution parameters; 0 is off. Where both are on, each batch takes one of them, with
             equal chance.
-        label_smoothing: Share of the target spread over all classes.
+        label_smoothing: Fraction of the target spread over all classes.
         init_from: As of `Method`.
 
     Raises:
@@ -90,7 +90,7 @@ class Supervised(LightningModule):
         """The backbone whose weights are worth keeping."""
         return self.backbone
 
-    def on_weights_taken(self, names: Collection[str]) -> None:
+    def on_weights_loaded(self, names: Collection[str]) -> None:
         """As of `Method`."""
 
     @property

@@ -19,7 +19,7 @@ class LARS(timm.optim.Lars):  # type: ignore[misc]  # timm is not annotated
     Args:
         params: Tensors or groups of them, as every optimizer of torch takes them.
         lr: Learning rate.
-        momentum: Share of the last step kept; MAE A.2 Table 10: 0.9.
+        momentum: Fraction of the last step kept; MAE A.2 Table 10: 0.9.
         weight_decay: L2 penalty of tensors with two axes or more.
         trust: Size of a step, relative to the weights, at a learning rate of 1; MAE's code: 0.001.
     """

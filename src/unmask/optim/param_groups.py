@@ -8,7 +8,7 @@ from torch import nn
 
 _POSITIONS = ("pos_embed", "relative_position_bias_table", "cpb_mlp", "logit_scale")
 _TOKENS = ("cls_token", "mask_token")
-DECAY_RULES = ("weights", "tokens", "all")
+WEIGHT_DECAY_POLICIES = ("weights", "tokens", "all")
 
 
 def is_decayed(name: str, parameter: nn.Parameter, rule: str = "weights") -> bool:
@@ -26,9 +26,11 @@ def is_decayed(name: str, parameter: nn.Parameter, rule: str = "weights") -> boo
     return parameter.ndim > 1 and not any(part in name for part in _POSITIONS)
 
 
-def decay_groups(module: nn.Module, *, decayed: str = "weights") -> list[dict[str, Any]]:
+def decay_groups(module: nn.Module, *, weight_decay_policy: str = "weights") -> list[dict[str, Any]]:
     """Sorts the trainable parameters into one decayed and one undecayed group for an optimizer."""
-    return layer_decay_groups(module, layer_id=lambda _: 0, num_layers=0, layer_decay=1.0, lr=None, decayed=decayed)
+    return layer_decay_groups(
+        module, layer_id=lambda _: 0, num_layers=0, layer_decay=1.0, lr=None, weight_decay_policy=weight_decay_policy
+    )
 
 
 def layer_decay_groups(
@@ -38,7 +40,7 @@ def layer_decay_groups(
     num_layers: int,
     layer_decay: float,
     lr: float | None,
-    decayed: str = "weights",
+    weight_decay_policy: str = "weights",
 ) -> list[dict[str, Any]]:
     """Groups parameters by depth and decay; depth i learns at `lr * layer_decay ** (num_layers - i)`.
 
@@ -51,7 +53,7 @@ def layer_decay_groups(
         num_layers: The depth that learns at the full rate.
         layer_decay: Factor from one depth to the next shallower, in (0, 1].
         lr: Peak rate of the deepest group; None leaves the optimizer's own, and then `layer_decay` must be 1.
-        decayed: Rule of `is_decayed`.
+        weight_decay_policy: Rule of `is_decayed`.
     """
     if not 0.0 < layer_decay <= 1.0:
         raise ValueError(f"layer_decay must lie above 0 and at most 1, got {layer_decay}")
@@ -60,7 +62,7 @@ def layer_decay_groups(
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups[layer_id(name), is_decayed(name, parameter, decayed)].append(parameter)
+            groups[layer_id(name), is_decayed(name, parameter, weight_decay_policy)].append(parameter)
     return [
         {
             "params": parameters,

@@ -146,7 +146,7 @@ def warm_restarts(
         optimizer, steps_per_epoch: As in `warmup_cosine`.
         first_cycle_epochs: Length of the first cycle.
         cycle_factor: Length of a cycle over that of the one before.
-        final_factor: Share of the peak a cycle falls to.
+        final_factor: Fraction of the peak a cycle falls to.
 
     Raises:
         ValueError: The first cycle has no length, or cycles would get shorter.

@@ -28,7 +28,7 @@ def build_method(overrides: Sequence[str]) -> AnyMethod:
     config = compose_config("run", overrides)
     data = build_data(config)
     method = build_configured(config.method, data)
-    initialise(method, allow_partial=config.allow_partial, take_teacher=config.take_teacher)
+    initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
     return method
 
 

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
+from unmask.atomic_write import atomic_write
 from unmask.backbones.base import MaskedBackbone
-from unmask.interchange.families import with_changes
+from unmask.interchange.detect_format import convert
 from unmask.interchange.files import WeightFile, read_weights
-from unmask.interchange.fit import fit_backbone
 from unmask.interchange.importers.unmask import RECORD_KEY
-from unmask.interchange.recognise import convert
+from unmask.interchange.infer_config import with_changes
+from unmask.interchange.load_weights import load_backbone_weights
 from unmask.runtime.builders import AnyMethod, build_untrusted
-from unmask.whole_files import whole_file
 
 _log = logging.getLogger("unmask")
 EXPORT_NAME = "backbone.safetensors"
@@ -86,7 +86,7 @@ def rebuild_method(saved: SavedRun, path: str | Path) -> AnyMethod:
 
 
 def load_backbone(
-    path: str | Path, *, allow_partial: bool = False, take_teacher: bool = False, **changes: Any
+    path: str | Path, *, allow_partial: bool = False, use_ema_weights: bool = False, **changes: Any
 ) -> MaskedBackbone:
     """Loads a backbone in eval mode, recognised from the file alone; logs what was loaded and what was not.
 
@@ -94,15 +94,15 @@ def load_backbone(
         path: A training checkpoint or export of this program, or a file or folder of MAE, SimMIM, mmpretrain, FlyEgle,
             DDMIM, lightly, solo-learn, timm or Hugging Face.
         allow_partial: Accept a file that lacks part of the backbone, which then stays random.
-        take_teacher: Take the averaged teacher where a file holds one beside the trained weights (DDMIM v9).
+        use_ema_weights: Take the averaged teacher where a file holds one beside the trained weights (DDMIM v9).
         changes: Settings of the backbone in place of the file's, such as `image_size=448`; positions are resized.
 
     Raises:
         ValueError: The file cannot be read safely, is of no known program, or does not fill the backbone.
     """
-    conversion = convert(read_weights(path), take_teacher=take_teacher)
+    conversion = convert(read_weights(path), use_ema_weights=use_ema_weights)
     backbone = build_backbone(with_changes(conversion, changes))
-    coverage = fit_backbone(backbone, conversion, allow_partial=allow_partial)
+    coverage = load_backbone_weights(backbone, conversion, allow_partial=allow_partial)
     _log.info(f"{path}\n{coverage.describe()}")
     return backbone.eval()
 
@@ -116,7 +116,7 @@ def build_backbone(settings: Mapping[str, Any]) -> MaskedBackbone:
 def export_weights(backbone: MaskedBackbone, path: Path) -> Path:
     """Writes one self-contained safetensors file: the weights, and in its header what rebuilds the backbone."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    with whole_file(path) as partial:
+    with atomic_write(path) as partial:
         save_file(weights, partial, metadata={RECORD_KEY: json.dumps({"backbone": dict(backbone.settings)})})
     return path
 

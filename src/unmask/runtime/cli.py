@@ -49,14 +49,14 @@ def export() -> None:
 
 
 def pack() -> None:
-    """Packs: `python -m unmask.data.pack data=folder data.root=DIR out=DIR2`."""
+    """Packs: `python -m unmask.pack data=folder data.root=DIR out=DIR2`."""
     from unmask.runtime.pack import pack as pack_source
 
     _plain_command("pack", pack_source)
 
 
 def inspect() -> None:
-    """Looks at a data set: `python -m unmask.data.inspect data=folder data.root=DIR`."""
+    """Looks at a data set: `python -m unmask.inspect data=folder data.root=DIR`."""
     from unmask.runtime.config import with_default_model
     from unmask.runtime.inspect import inspect as inspect_data
 

@@ -43,10 +43,10 @@ def print_plan(
     total = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
     own = sum(parameter.numel() for parameter in backbone.parameters())
     height, width = backbone.image_size
-    steps = len(data.samples("train")) // config.global_batch_size
+    steps = len(data.dataset("train")) // config.global_batch_size
     lines = {
         "method": f"{type(method).__name__}, {total / 1e6:.2f} M trainable parameters, backbone {own / 1e6:.2f} M",
-        "images": f"{len(data.samples('train')):,} to train on, {len(data.samples('val')):,} held out, "
+        "images": f"{len(data.dataset('train')):,} to train on, {len(data.dataset('val')):,} held out, "
         f"{height}x{width} px",
         **({"pixels": data.describe_statistics()} if data.statistics == "auto" else {}),
         "batch": f"{describe_batch(config, trainer)}; {steps:,} steps an epoch, {trainer.max_epochs} epochs",

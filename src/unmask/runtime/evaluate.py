@@ -28,12 +28,13 @@ from unmask.evaluation.report import (
     report_dict,
     summary_dicts,
 )
+from unmask.inference.base import Inference
 from unmask.interchange.files import read_weights
 from unmask.interchange.importers.unmask import RECORD_KEY
 from unmask.runtime.builders import as_plain, build, build_entries, build_trainer, build_untrusted
 from unmask.runtime.checkpoint import build_backbone, load_backbone, load_method, read_checkpoint
 from unmask.runtime.console import describe_batch
-from unmask.runtime.use.tool import Tool, use
+from unmask.runtime.inference import run_inference
 
 _log = logging.getLogger("unmask")
 _CHECKPOINT, _RANDOM = "checkpoint", "random"  # names of rows; compare= adds others
@@ -75,9 +76,9 @@ def evaluate(config: DictConfig) -> float | None:
     seed_everything(seeds[0], workers=True, verbose=False)
     evaluators = {seed: build(_seeded(config, seed).eval) for seed in seeds}
     evaluator, subjects = evaluators[seeds[0]], _subjects(config)
-    if isinstance(evaluator, Tool):  # it shows what was learned and measures nothing
+    if isinstance(evaluator, Inference):  # it shows what was learned and measures nothing
         _require_one_file(config)
-        use(config, evaluator, lambda config, backbone: _build_data(config, backbone)[0])
+        run_inference(config, evaluator, lambda config, backbone: _build_data(config, backbone)[0])
         return None
     if hasattr(evaluator, "evaluate_module"):
         outcomes = _test_modules(config, evaluator, subjects)
@@ -142,7 +143,7 @@ def _require_one_file(config: DictConfig) -> None:
 
 def _load(config: DictConfig, path: str) -> MaskedBackbone:
     changes = {name: value for name, value in as_plain(config.backbone).items() if value is not None}
-    return load_backbone(path, allow_partial=config.allow_partial, take_teacher=config.take_teacher, **changes)
+    return load_backbone(path, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights, **changes)
 
 
 def _open_backbones(config: DictConfig, subjects: Sequence[Subject]) -> dict[str, MaskedBackbone]:
@@ -309,8 +310,8 @@ def _served(config: DictConfig, backbone: MaskedBackbone) -> dict[str, Any]:
         "pixel_mean": list(backbone.pixel_mean),
         "pixel_std": list(backbone.pixel_std),
     }
-    if config.eval_crop_share is not None:
-        served["eval_crop_share"] = config.eval_crop_share
+    if config.crop_pct is not None:
+        served["crop_pct"] = config.crop_pct
     return served
 
 

@@ -106,7 +106,7 @@ def checkpoint_source(
         backbone=module.exported_backbone,
         classifier=classifier,
         class_names=() if classifier is None else saved.class_names,
-        crop_share=saved.config.get("data", {}).get("eval_crop_share", 1.0),
+        crop_pct=saved.config.get("data", {}).get("crop_pct", 1.0),
         method=module,
         card="\n\n".join([*_training_sections(saved), accuracy]),
         tags=[type(module).__name__.lower()],

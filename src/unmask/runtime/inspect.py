@@ -16,15 +16,17 @@ from torch.utils.data import DataLoader, Dataset
 
 from unmask.callbacks.panel import as_shown
 from unmask.callbacks.pictures import save_figure
-from unmask.data.datamodule import ImageDataModule, Split
-from unmask.data.divided import DividedImages
+from unmask.data.auto_split import AutoSplitDataModule
+from unmask.data.datamodule import ImageDataModule
+from unmask.data.dataset import RawBatch
+from unmask.data.files.splits import Split
 from unmask.data.inspection import Inspection, inspect_images
-from unmask.data.samples import RawBatch
+from unmask.inference.contact_sheet import Cell, contact_sheet
 from unmask.runtime.builders import AnyMethod, build, build_method, build_trainer
-from unmask.runtime.contact_sheet import contact_sheet
 from unmask.types import ImageBatch
 
 _SMALL = 32  # px; images with a shorter side are counted
+_COLUMNS = 6  # of the contact sheet
 _NUM_SHOWN = 24  # pictures of the contact sheet
 _NUM_NAMED = 5  # bad images, and groups of equal ones
 _STEPS_OF_AN_EPOCH = 1000  # as schedules are told; few of them are made
@@ -40,8 +42,8 @@ def inspect(config: DictConfig) -> None:
         ValueError: There are no training images, or none can be read.
     """
     start = time.monotonic()
-    logging.getLogger(DividedImages.__module__).setLevel(logging.WARNING)  # what it says of splits is said below
-    data: ImageDataModule = build(config.data, on_bad_image="skip", max_bad_share=1.0, statistics="auto")
+    logging.getLogger(AutoSplitDataModule.__module__).setLevel(logging.WARNING)  # what it says of splits is said below
+    data: ImageDataModule = build(config.data, on_bad_image="skip", max_bad_fraction=1.0, statistics="auto")
     splits, missing = _splits(data)
     found = inspect_images(data, splits, num_decoded=config.decoded_images)
     for line in itertools.chain(_describe_splits(data, splits, missing), _describe(found, data, splits)):
@@ -58,11 +60,11 @@ def inspect(config: DictConfig) -> None:
 
 def _splits(data: ImageDataModule) -> tuple[list[Split], dict[Split, str]]:
     """The splits there are, and why the others are not."""
-    data.samples("train")
+    data.dataset("train")
     found, missing = [], {}
     for split in get_args(Split):
         try:
-            data.samples(split)
+            data.dataset(split)
         except ValueError as error:
             missing[split] = str(error)
         else:
@@ -76,7 +78,7 @@ def _row(name: str, text: str, *more: str) -> str:
 
 def _describe_splits(data: ImageDataModule, splits: Sequence[Split], missing: dict[Split, str]) -> Iterator[str]:
     for split in splits:
-        samples = data.samples(split)
+        samples = data.dataset(split)
         unlabelled = int((samples.labels < 0).sum())
         sizes = torch.bincount(samples.labels[samples.labels >= 0], minlength=len(samples.class_names))
         classes = "no labels"
@@ -130,7 +132,7 @@ def _describe_duplicates(found: Inspection, data: ImageDataModule, splits: Seque
         if found.num_shared(second, first)
     ]
     examples = [
-        " = ".join(f"{data.samples(split).name_of(index)} ({split})" for split, index in group[:2])
+        " = ".join(f"{data.dataset(split).name_of(index)} ({split})" for split, index in group[:2])
         for group in found.duplicates[: _NUM_NAMED - 2]
     ]
     return [f"{', '.join(inside + between) or 'none'} (files equal byte for byte)", *examples]
@@ -154,10 +156,10 @@ def _served(config: DictConfig, data: ImageDataModule, found: Inspection) -> Ima
         config.data.pixel_mean, config.data.pixel_std = list(found.pixels.mean), list(found.pixels.std)
         config.data.statistics = "given"
     on_gpu = torch.cuda.is_available() and config.trainer.accelerator in ("auto", "gpu", "cuda")
-    most = min(config.global_batch_size, _BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU, len(data.samples("train")))
+    most = min(config.global_batch_size, _BATCH_ON_GPU if on_gpu else _BATCH_ON_CPU, len(data.dataset("train")))
     config.global_batch_size = most
     config.trainer.accumulate_grad_batches = 1
-    return build(config.data, on_bad_image="skip", max_bad_share=1.0)  # type: ignore[no-any-return]
+    return build(config.data, on_bad_image="skip", max_bad_fraction=1.0)  # type: ignore[no-any-return]
 
 
 def _describe_speed(config: DictConfig, data: ImageDataModule) -> ImageBatch:
@@ -197,12 +199,12 @@ def _time_loading(data: ImageDataModule, seconds: float) -> tuple[ImageBatch, fl
     loader = data.train_dataloader()
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     first: RawBatch = next(batches)
-    served = data.finish(first, augmented=True)
+    served = data.to_model_input(first, augmented=True)
     for _ in range(2 * data.num_workers if not data.holds_images_in_memory else 0):
         next(batches)  # what workers prepared while they were waited for
     images, start = 0, time.monotonic()
     while time.monotonic() - start < seconds:
-        batch = data.finish(next(batches), augmented=True)
+        batch = data.to_model_input(next(batches), augmented=True)
         images += len(batch.image)
     return served, images / max(time.monotonic() - start, 1e-9)
 
@@ -261,9 +263,9 @@ def _draw(data: ImageDataModule, batch: ImageBatch, path: Path) -> Path:
     names = data.class_names
     captions = [names[label] if 0 <= label < len(names) else "" for label in batch.label.tolist()][: len(images)]
     height, width = data.image_size
+    cells = [Cell(image, caption) for image, caption in zip(images, captions, strict=True)]
     figure = contact_sheet(
-        images,
-        captions,
+        [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)],
         title="Training images as the model will see them",
         subtitle=f"augmented, {height}x{width} px, {data.decoder.channels} channel(s)",
     )

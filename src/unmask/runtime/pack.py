@@ -12,9 +12,9 @@ from omegaconf import DictConfig
 from torch.utils.data import DataLoader
 
 from unmask.data.datamodule import ImageDataModule
+from unmask.data.dataset import RawBatch
 from unmask.data.packing import Packing, write_packed
-from unmask.data.samples import RawBatch
-from unmask.data.shards import Shards
+from unmask.data.sources.shards import Shards
 from unmask.runtime.builders import build
 
 _TURNS = 3  # of each side
@@ -42,7 +42,7 @@ def pack(config: DictConfig) -> None:
     _log.info(_summary(record, out))
     if config.timing_seconds > 0:
         _log.info(_compare(data, out, config.timing_seconds))
-    missing = [f" data.{split}_share=0" for split in ("val", "test") if split not in record["splits"]]
+    missing = [f" data.{split}_fraction=0" for split in ("val", "test") if split not in record["splits"]]
     _log.info(f"next: python run.py data=shards data.root={out}{''.join(missing)}")
 
 
@@ -67,7 +67,7 @@ def _readable(size: float) -> str:
 
 def _compare(data: ImageDataModule, out: Path, seconds: float) -> str:
     """Times the training loaders of source and shards in turns, so that whatever else runs falls on both."""
-    data.global_batch_size = min(data.global_batch_size, len(data.samples("train")))
+    data.global_batch_size = min(data.global_batch_size, len(data.dataset("train")))
     packed = Shards(
         root=str(out),
         image_size=data.image_size,
@@ -78,8 +78,8 @@ def _compare(data: ImageDataModule, out: Path, seconds: float) -> str:
         num_workers=data.num_workers,
         seed=data.seed,
         channels=data.decoder.channels,
-        val_share=0.0,
-        test_share=0.0,
+        val_fraction=0.0,
+        test_fraction=0.0,
     )
     loaders = [module.train_dataloader() for module in (data, packed)]
     streams = [_endless(loader) for loader in loaders]

@@ -31,7 +31,7 @@ def pretrain(config: DictConfig) -> float | None:
     if config.ckpt_path is not None:
         require_same_backbone(method, config.ckpt_path)
     else:
-        initialise(method, allow_partial=config.allow_partial, take_teacher=config.take_teacher)
+        initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
     record = {"config": as_plain(config), "num_classes": data.num_classes, "class_names": list(data.class_names)}
     provenance = Provenance(record)
     trainer = build_trainer(config, callbacks=[provenance, *build_entries(config.callbacks)])
@@ -49,7 +49,7 @@ def pretrain(config: DictConfig) -> float | None:
 
 
 def _require_labels(data: ImageDataModule) -> None:
-    unlabelled = [split for split in ("train", "val") if not data.samples(split).is_labelled]
+    unlabelled = [split for split in ("train", "val") if not data.dataset(split).is_labelled]
     if unlabelled:
         raise ValueError(
             f"training with labels needs one for every image, but the {' and '.join(unlabelled)} split lacks some; "

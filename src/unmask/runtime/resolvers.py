@@ -18,7 +18,7 @@ def register_resolvers() -> None:
     """Makes the resolvers known to OmegaConf; safe to call again."""
     resolvers: dict[str, Callable[..., object]] = {
         "scale_lr": scale_lr,
-        "share": share,
+        "fraction": fraction,
         "times": times,
         "fit_patch": fit_patch,
         "fit_swin_patch": fit_swin_patch,
@@ -30,7 +30,7 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
-def share(part: float, whole: float | None) -> float:
+def fraction(part: float, whole: float | None) -> float:
     """Takes a part in 0..1 of a length; nothing of a length that is not set (None or -1 in Lightning)."""
     return part * whole if whole is not None and whole > 0 else 0.0
 

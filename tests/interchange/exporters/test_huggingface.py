@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from unmask.data.transforms import resize_and_centre_crop
+from unmask.data.augmentation.transforms import resize_and_centre_crop
 from unmask.interchange.exporters.folder import write_export
 from unmask.interchange.exporters.huggingface import HuggingFaceExporter
 
@@ -80,7 +80,7 @@ def test_classes_without_names_are_numbered(make_vit, make_source, tmp_path: Pat
 def test_photos_are_prepared_as_the_evaluation_prepares_them(
     make_vit, make_source, size: tuple[int, int], tmp_path: Path
 ) -> None:
-    source = make_source(make_vit(depth=1, image_size=size, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1)), crop_share=0.75)
+    source = make_source(make_vit(depth=1, image_size=size, pixel_mean=(0, 0, 0), pixel_std=(1, 1, 1)), crop_pct=0.75)
     write_export(HuggingFaceExporter(), source, tmp_path / "export")
     ramp = torch.linspace(0, 255, 100).outer(torch.linspace(0.2, 1, 140))
     photo = Image.fromarray(torch.stack([ramp, ramp.flip(0), ramp.flip(1)], dim=2).byte().numpy())

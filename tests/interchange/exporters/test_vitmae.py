@@ -23,7 +23,7 @@ def exported(make_source, method: Any, folder: Path, **changes: Any) -> Path:
 def test_losses_are_ours_under_the_same_mask(
     make_method, make_source, ratio: float, is_normalised: bool, tmp_path: Path
 ) -> None:
-    method = make_method(*MAE, f"method.mask_generator.ratio={ratio}", f"method.normalise_targets={is_normalised}")
+    method = make_method(*MAE, f"method.mask_generator.ratio={ratio}", f"method.norm_pix_loss={is_normalised}")
     folder = exported(make_source, method, tmp_path / "export")
     model, loading = ViTMAEForPreTraining.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
@@ -41,7 +41,7 @@ def test_losses_are_ours_under_the_same_mask(
 @torch.no_grad()
 def test_the_encoder_opens_alone_and_images_are_prepared(make_method, make_source, tmp_path: Path) -> None:
     method = make_method(*MAE)
-    folder = exported(make_source, method, tmp_path / "export", crop_share=0.8)
+    folder = exported(make_source, method, tmp_path / "export", crop_pct=0.8)
     pixels = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
     prepared = AutoImageProcessor.from_pretrained(folder)(pixels, return_tensors="pt")["pixel_values"]
     mean, std = torch.tensor([0.1, 0.5, 0.8])[:, None, None], torch.tensor([0.2, 0.4, 0.7])[:, None, None]

@@ -31,7 +31,7 @@ def weights(student, teacher, microsoft_weights, prefixed) -> dict[str, torch.Te
 def test_the_student_is_taken_unless_the_teacher_is_asked_for(student, teacher, weights, require_loads_as) -> None:
     content = {"state_dict": weights, "epoch": 48, "pytorch-lightning_version": "1.5.8"}
     require_loads_as(content, student.forward_features)
-    require_loads_as(content, teacher.forward_features, take_teacher=True)
+    require_loads_as(content, teacher.forward_features, use_ema_weights=True)
 
 
 def test_the_heads_are_those_of_a_method_with_a_representation(weights, converted) -> None:
@@ -58,4 +58,4 @@ def test_other_windows_count_in_those_of_the_pretraining(weights, load) -> None:
 
 def test_a_file_without_a_teacher_says_so(timm_vit, load) -> None:
     with pytest.raises(ValueError, match=r"weights.pth \(timm's ViT\) holds no averaged teacher beside its weights"):
-        load(timm_vit().state_dict(), take_teacher=True)
+        load(timm_vit().state_dict(), use_ema_weights=True)

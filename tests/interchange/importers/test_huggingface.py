@@ -20,8 +20,8 @@ from transformers import (
     ViTModel,
 )
 
+from unmask.interchange.detect_format import convert
 from unmask.interchange.files import read_weights
-from unmask.interchange.recognise import convert
 from unmask.runtime.checkpoint import load_backbone
 
 VIT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}

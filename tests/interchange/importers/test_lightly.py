@@ -26,7 +26,7 @@ def test_a_mae_around_timm(timm_vit, randomise, converted, require_loads_as) -> 
     method = randomise(wrapped(MaskedVisionTransformerTIMM(vit=timm_vit()), decoder))
     content = {"state_dict": method.state_dict()}
     conversion = converted(content)
-    assert conversion.naming == "lightly's MAE"
+    assert conversion.source_format == "lightly's MAE"
     assert torch.equal(conversion.heads["decoder.predict.weight"], decoder.decoder_pred.weight)
     assert torch.equal(conversion.heads["decoder.mask_token"], decoder.mask_token)
     assert len(conversion.heads) == len(decoder.state_dict())

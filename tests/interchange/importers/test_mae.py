@@ -18,7 +18,7 @@ def weights_of(vit: nn.Module) -> dict:
 
 def test_an_encoder_is_told_by_its_positions(encoder, images, converted, load, require_same_features) -> None:
     content = {"model": weights_of(encoder)}
-    assert converted(content).naming == "MAE, encoder"
+    assert converted(content).source_format == "MAE, encoder"
     backbone = load(content)
     require_same_features(backbone, encoder.forward_features(images)[:, 1:])
     assert not backbone.vit.pos_embed.requires_grad
@@ -42,7 +42,7 @@ def decoder_weights() -> dict:
 def test_the_decoder_goes_to_the_method(encoder, converted, load) -> None:
     content = {"model": weights_of(encoder) | decoder_weights(), "epoch": 3}
     conversion = converted(content)
-    assert conversion.naming == "MAE, encoder and decoder"
+    assert conversion.source_format == "MAE, encoder and decoder"
     assert len(conversion.heads) == len(decoder_weights())
     assert torch.equal(conversion.heads["decoder.predict.weight"], content["model"]["decoder_pred.weight"])
     assert torch.equal(load(content).vit.norm.weight, encoder.norm.weight)
@@ -51,7 +51,7 @@ def test_the_decoder_goes_to_the_method(encoder, converted, load) -> None:
 def test_fine_tuned_weights_norm_behind_the_pooling(timm_vit, images, converted, load) -> None:
     theirs = timm_vit(global_pool="avg")
     conversion = converted({"model": theirs.state_dict()})
-    assert conversion.naming == "MAE, fine-tuned"
+    assert conversion.source_format == "MAE, fine-tuned"
     assert conversion.left_out == dict.fromkeys(["head.weight", "head.bias"], "a classifier of 5 classes")
     expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
     torch.testing.assert_close(load({"model": theirs.state_dict()}).forward_pooled(images), expected)

@@ -11,7 +11,7 @@ def test_a_pretrained_swin(timm_swin, microsoft_weights, prefixed, converted, re
     weights = prefixed("encoder.", microsoft_weights(theirs)) | {"encoder.mask_token": token} | decoder(48)
     content = {"model": weights, "max_accuracy": 0.0}
     conversion = converted(content)
-    assert conversion.naming == "SimMIM's Swin, pre-trained"
+    assert conversion.source_format == "SimMIM's Swin, pre-trained"
     assert torch.equal(conversion.heads["mask_token"], token.flatten())
     assert torch.equal(conversion.heads["head.project.weight"], weights["decoder.0.weight"])
     assert (conversion.left_out, conversion.assumed) == ({}, {})  # buffers tell window and image
@@ -42,7 +42,7 @@ def test_a_pretrained_vit_shares_its_table(randomise, prefixed, converted, requi
     buffers = {"rel_pos_bias.relative_position_index": torch.zeros(17, 17)}
     weights = prefixed("encoder.", theirs.state_dict() | buffers) | {"encoder.mask_token": torch.zeros(1, 1, 24)}
     content = {"model": weights | decoder(24)}
-    assert converted(content).naming == "SimMIM's ViT, pre-trained"
+    assert converted(content).source_format == "SimMIM's ViT, pre-trained"
     backbone = require_loads_as(content, lambda images: theirs.forward_features(images)[:, 1:])
     assert (backbone.settings["relative_bias"], backbone.image_size) == ("shared", (32, 32))
 
@@ -51,6 +51,6 @@ def test_a_fine_tuned_vit_has_a_table_a_block(timm_beit, images, converted, load
     theirs = timm_beit()
     buffers = {f"blocks.{block}.attn.relative_position_index": torch.zeros(17, 17) for block in range(2)}
     content = {"model": theirs.state_dict() | buffers}
-    assert converted(content).naming == "SimMIM's ViT, fine-tuned"
+    assert converted(content).source_format == "SimMIM's ViT, fine-tuned"
     expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
     torch.testing.assert_close(load(content).forward_pooled(images), expected, rtol=0, atol=1e-5)

@@ -8,7 +8,7 @@ def test_its_vits_have_twelve_heads(timm_vit, converted, require_loads_as) -> No
     classifier = {"classifier.weight": torch.randn(5, 192)}
     content = {"state_dict": weights | decoder | classifier}
     conversion = converted(content)
-    assert conversion.naming == "solo-learn's MAE"
+    assert conversion.source_format == "solo-learn's MAE"
     assert torch.equal(conversion.heads["decoder.embed.weight"], decoder["decoder.decoder_embed.weight"])
     assert list(conversion.left_out) == ["classifier.weight"]
     require_loads_as(content, lambda images: theirs.forward_features(images)[:, 1:])

@@ -22,7 +22,7 @@ class ExportSource:
         backbone: Its pooled features are what is exported where there is no classifier.
         classifier: Turns pooled features into logits; None for a backbone alone.
         class_names: In the order of the logits; empty where they are not known.
-        crop_share: Side of the centred crop as a share of the resized image, when images are prepared.
+        crop_pct: Side of the centred crop as a fraction of the resized image, when images are prepared.
         method: The module of the training checkpoint with its heads, for formats that keep them.
         card: What the model card states beside how to load the files; Markdown.
         tags: Of the model card's header.
@@ -31,7 +31,7 @@ class ExportSource:
     backbone: MaskedBackbone
     classifier: nn.Module | None = None
     class_names: Sequence[str] = ()
-    crop_share: float = 1.0
+    crop_pct: float = 1.0
     method: Any = None
     card: str = ""
     tags: Sequence[str] = field(default_factory=list)
@@ -66,7 +66,7 @@ class Comparison(NamedTuple):
     difference: float  # largest absolute difference
     largest: float  # largest absolute value compared
     what: str  # was compared, and where
-    tolerance: float  # as a share of the largest value, or of 1 where that is smaller
+    tolerance: float  # as a fraction of the largest value, or of 1 where that is smaller
 
     @property
     def allowed(self) -> float:

@@ -38,7 +38,7 @@ def description(source: ExportSource) -> str:
             "input": {"name": INPUT_NAME, "shape": ["batch", channels, height, width], "values": "in 0..1"},
             "output": source.output_name,
             "class_names": list(source.class_names),
-            "crop_share": source.crop_share,
+            "crop_pct": source.crop_pct,
         },
         ensure_ascii=False,
     )

@@ -32,7 +32,7 @@ class HuggingFaceExporter:
     library = "timm"
 
     def write(self, source: ExportSource, folder: Path) -> None:
-        form = source.backbone.timm_form()
+        form = source.backbone.to_timm()
         save_file(timm_weights(source, form), folder / WEIGHTS_NAME, metadata={"format": "pt"})
         content = json.dumps(_configuration(source), indent=2, ensure_ascii=False) + "\n"
         (folder / CONFIG_NAME).write_text(content, encoding="utf-8")
@@ -49,7 +49,7 @@ class HuggingFaceExporter:
 
 
 def _configuration(source: ExportSource) -> dict[str, Any]:
-    form = source.backbone.timm_form()
+    form = source.backbone.to_timm()
     count = num_classes(source)
     names = list(source.class_names) or [f"LABEL_{index}" for index in range(count)]  # transformers' own default
     return {
@@ -64,7 +64,7 @@ def _configuration(source: ExportSource) -> dict[str, Any]:
             "input_size": [source.backbone.in_channels, *source.backbone.image_size],
             "fixed_input_size": True,
             "interpolation": "bicubic",
-            "crop_pct": source.crop_share,
+            "crop_pct": source.crop_pct,
             "crop_mode": "center",
             "mean": list(source.backbone.pixel_mean),
             "std": list(source.backbone.pixel_std),

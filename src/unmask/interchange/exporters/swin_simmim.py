@@ -65,9 +65,9 @@ class SwinSimMIMExporter:
         method = _require_simmim(source)
         images = source.normalise(source.trial_pixels(2))
         mask = method.mask_generator(images, torch.arange(2))
-        hidden = mask.at_stride(method.backbone.stages[0].stride).flatten(1)
+        masked = mask.at_stride(method.backbone.stages[0].stride).flatten(1)
         with quiet_transformers(), torch.no_grad():
-            theirs = SwinForMaskedImageModeling.from_pretrained(folder).eval()(images, bool_masked_pos=hidden)
+            theirs = SwinForMaskedImageModeling.from_pretrained(folder).eval()(images, bool_masked_pos=masked)
             ours = method(images, mask)
         return [
             compare_outputs(theirs.loss, ours.loss, what="losses in transformers", tolerance=1e-6),
@@ -88,8 +88,8 @@ class SwinSimMIMExporter:
                 f'processor = AutoImageProcessor.from_pretrained("{place.name}")',
                 f'model = SwinForMaskedImageModeling.from_pretrained("{place.name}").eval()',
                 'inputs = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")',
-                f"hidden = torch.rand(1, {num_tokens}) < 0.6  # one a token of {stride} px; True is hidden",
-                "reconstruction = model(**inputs, bool_masked_pos=hidden).reconstruction",
+                f"masked = torch.rand(1, {num_tokens}) < 0.6  # one a token of {stride} px; True is masked",
+                "reconstruction = model(**inputs, bool_masked_pos=masked).reconstruction",
                 "```",
             ]
         )

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unmask.backbones.timm_form import TimmForm
+from unmask.backbones.timm_spec import TimmSpec
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs, require_linear
 from unmask.interchange.exporters.place import Place
 from unmask.interchange.files import DESCRIPTION_KEY
@@ -28,20 +28,20 @@ class TimmExporter:
     library = "timm"
 
     def write(self, source: ExportSource, folder: Path) -> None:
-        form = source.backbone.timm_form()
+        form = source.backbone.to_timm()
         statistics = {"mean": list(source.backbone.pixel_mean), "std": list(source.backbone.pixel_std)}
         described = {"architecture": form.name, "model_args": dict(form.arguments), "pretrained_cfg": statistics}
         header = {"format": "pt", DESCRIPTION_KEY: json.dumps(described)}  # by which importing knows the heads again
         save_file(timm_weights(source, form), folder / WEIGHTS_NAME, metadata=header)
 
     def compare(self, source: ExportSource, folder: Path) -> list[Comparison]:
-        form = source.backbone.timm_form()
+        form = source.backbone.to_timm()
         model = timm.create_model(form.name, num_classes=num_classes(source), **form.arguments)
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
         return [compare_timm(model, source, what=f"{source.output_name} in timm")]
 
     def usage(self, source: ExportSource, place: Place) -> str:
-        form = source.backbone.timm_form()
+        form = source.backbone.to_timm()
         mean, std = (list(values) for values in (source.backbone.pixel_mean, source.backbone.pixel_std))
         return "\n".join(
             [
@@ -60,7 +60,7 @@ class TimmExporter:
         )
 
 
-def timm_weights(source: ExportSource, form: TimmForm) -> dict[str, Tensor]:
+def timm_weights(source: ExportSource, form: TimmSpec) -> dict[str, Tensor]:
     """Lays out all weights under timm's names.
 
     Raises:
@@ -78,7 +78,7 @@ def num_classes(source: ExportSource) -> int:
     return 0 if source.classifier is None else len(require_linear(source.classifier)["bias"])
 
 
-def create_arguments(source: ExportSource, form: TimmForm) -> str:
+def create_arguments(source: ExportSource, form: TimmSpec) -> str:
     """Writes the arguments of `timm.create_model` as one types them."""
     arguments: Mapping[str, Any] = {**form.arguments, "num_classes": num_classes(source)}
     return ", ".join([f'"{form.name}"', *(f"{name}={value!r}" for name, value in arguments.items())])

@@ -105,7 +105,7 @@ def write_processor(source: ExportSource, folder: Path) -> None:
     content = {
         "image_processor_type": "BitImageProcessor",  # the plain one: resize, crop, rescale, normalise
         "do_resize": True,
-        "size": {"shortest_edge": int(side / source.crop_share)},
+        "size": {"shortest_edge": int(side / source.crop_pct)},
         "resample": 3,  # PIL's number of bicubic
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},

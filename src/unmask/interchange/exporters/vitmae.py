@@ -64,14 +64,14 @@ class ViTMAEExporter:
         method = _require_mae(source)
         images = source.normalise(source.trial_pixels(2))
         mask = method.mask_generator(images, torch.arange(2))
-        hidden = mask.masked.flatten(1)
-        order = torch.linspace(0.0, 0.5, hidden.shape[1])  # transformers keeps the patches of the lowest noise
+        masked = mask.masked.flatten(1)
+        order = torch.linspace(0.0, 0.5, masked.shape[1])  # transformers keeps the patches of the lowest noise
         with quiet_transformers(), torch.no_grad():
-            theirs = ViTMAEForPreTraining.from_pretrained(folder).eval()(images, noise=hidden + order)
+            theirs = ViTMAEForPreTraining.from_pretrained(folder).eval()(images, noise=masked + order)
             ours = method(images, mask)
             predicted = method.predict_patches(images, mask)
         return [
-            compare_outputs(theirs.mask, hidden.float(), what="hidden patches in transformers", tolerance=0.0),
+            compare_outputs(theirs.mask, masked.float(), what="masked patches in transformers", tolerance=0.0),
             compare_outputs(theirs.loss, ours.loss, what="losses in transformers", tolerance=1e-6),
             compare_outputs(theirs.logits, predicted, what="predicted patches in transformers"),
             compare_processor(source, folder),
@@ -126,7 +126,7 @@ def _configuration(method: Any, side: int) -> dict[str, Any]:
         "decoder_num_attention_heads": decoder_block.attn.num_heads,
         "decoder_intermediate_size": decoder_block.mlp.fc1.out_features,
         "mask_ratio": _mask_ratio(method.mask_generator(torch.empty(1, 3, side, side)).masked),
-        "norm_pix_loss": method.normalise_targets,
+        "norm_pix_loss": method.norm_pix_loss,
     }
 
 

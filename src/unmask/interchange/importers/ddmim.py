@@ -1,6 +1,6 @@
 """Lightning checkpoints of DDMIM v9 (SVC-WSY/ddmim) and of its classifier."""
 
-from unmask.interchange import families
+from unmask.interchange import infer_config
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.importers.microsoft import microsoft_swin_to_timm, sizes_in_buffers
@@ -9,7 +9,7 @@ from unmask.interchange.renaming import split
 _TEACHER = "modelEMA.module."
 
 
-def recognises(file: WeightFile) -> bool:
+def matches(file: WeightFile) -> bool:
     names = {name.removeprefix("model.") for name in file.weights}
     return "encoder.patch_embed.proj.weight" in names and any(
         name.startswith(("modelEMA.", "projection_head.")) for name in names
@@ -36,7 +36,7 @@ def convert(file: WeightFile) -> Conversion:
     # There the second part counts linear, GELU, linear from 0; here one layer stands before it.
     heads |= {f"projector.layers.{int(name[0]) + 1}{name[1:]}": weight for name, weight in projector.items()}
     left_out = dict.fromkeys(classifier, "the classifier") | dict.fromkeys(others, "no part of the backbone")
-    return families.swin(
+    return infer_config.swin(
         "DDMIM v9",
         microsoft_swin_to_timm(encoder),
         averaged=microsoft_swin_to_timm(teacher),

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from unmask.interchange import families
+from unmask.interchange import infer_config
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.renaming import split
@@ -21,7 +21,7 @@ _DECODER = {  # of `TransposedConvDecoder`
 }
 
 
-def recognises(file: WeightFile) -> bool:
+def matches(file: WeightFile) -> bool:
     return "Encoder.cls_token" in file.weights or "model.class_head.weight" in file.weights
 
 
@@ -35,7 +35,7 @@ def convert(file: WeightFile) -> Conversion:
     heads, unread = _take_decoder(others)
     if "proj.weight" in others:
         heads["decoder.pos_embed"] = sinusoid_positions(others["proj.weight"].shape[0], rows * rows + 1)
-    return families.vit(
+    return infer_config.vit(
         "FlyEgle's MAE",
         encoder,
         heads=heads,

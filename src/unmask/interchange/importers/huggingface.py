@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unmask.interchange import families
+from unmask.interchange import infer_config
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.importers.decoder import take_mae_decoder
@@ -44,7 +44,7 @@ _BLOCKS: Rules = [
 _SEPARATE_BIASES: Rules = [(r"\.attn\.query\.bias$", ".attn.q_bias"), (r"\.attn\.value\.bias$", ".attn.v_bias")]
 
 
-def recognises(file: WeightFile) -> bool:
+def matches(file: WeightFile) -> bool:
     return any(name in (_STEM, *(f"{model}{_STEM}" for model in _MODELS)) for name in file.weights)
 
 
@@ -74,12 +74,12 @@ def _vit(
 ) -> Conversion:
     mask_token = weights.pop("mask_token", None)
     heads = simmim_heads(mask_token, split(decoder, "0.")[0])
-    naming = "Hugging Face's ViT"
+    source_format = "Hugging Face's ViT"
     if "decoder_embed.weight" in decoder:
-        naming = "Hugging Face's ViTMAE"
+        source_format = "Hugging Face's ViTMAE"
         heads, _ = take_mae_decoder(fuse_qkv(rename(decoder, _BLOCKS)))
-    return families.vit(
-        naming,
+    return infer_config.vit(
+        source_format,
         fuse_qkv(weights),
         heads=heads,
         left_out=left_out,
@@ -101,7 +101,7 @@ def _swin(
     heads = simmim_heads(weights.pop("mask_token", None), split(decoder, "0.")[0])
     pretrained_windows = file.config.get("pretrained_window_sizes")
     settings = {"pretrained_window_sizes": pretrained_windows} if is_v2 and any(pretrained_windows or ()) else {}
-    return families.swin(
+    return infer_config.swin(
         f"Hugging Face's Swin{' V2' if is_v2 else ''}",
         microsoft_swin_to_timm(fuse_qkv(weights)),
         heads=heads,

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from unmask.interchange import families
+from unmask.interchange import infer_config
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.importers.decoder import take_mae_decoder
@@ -24,7 +24,7 @@ _TORCHVISION: Rules = [
 ]
 
 
-def recognises(file: WeightFile) -> bool:
+def matches(file: WeightFile) -> bool:
     return _owner(file) is not None
 
 
@@ -35,14 +35,14 @@ def convert(file: WeightFile) -> Conversion:
     wrapper, others = split(others, f"{owner}.")
     decoder, unused = take_mae_decoder(split(others, "decoder.")[0])
     left_out = dict.fromkeys(
-        (f"{owner}.{name}" for name in wrapper), "the mask token of methods that keep hidden tokens"
+        (f"{owner}.{name}" for name in wrapper), "the mask token of methods that keep masked tokens"
     )
     left_out |= {
         name: "no part of the backbone"
         for name in others
         if not name.startswith("decoder.") or name.removeprefix("decoder.") in unused
     }
-    return families.vit("lightly's MAE", _as_timm(vit), heads=decoder, left_out=left_out)
+    return infer_config.vit("lightly's MAE", _as_timm(vit), heads=decoder, left_out=left_out)
 
 
 def _owner(file: WeightFile) -> str | None:

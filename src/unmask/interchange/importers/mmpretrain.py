@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unmask.interchange import families
+from unmask.interchange import infer_config
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.importers.decoder import take_mae_decoder
@@ -32,7 +32,7 @@ _VIT: Rules = [
 _DECODER: Rules = [(r"^(?:ln1|norm1)\.", "decoder_norm."), (r"\.ln([12])\.", r".norm\1."), *_FEED_FORWARD]
 
 
-def recognises(file: WeightFile) -> bool:
+def matches(file: WeightFile) -> bool:
     return "backbone.patch_embed.projection.weight" in file.weights
 
 
@@ -42,13 +42,13 @@ def convert(file: WeightFile) -> Conversion:
     left_out = {name: _kind(name, weight) for name, weight in others.items()}
     if "cls_token" in backbone:
         decoder, _ = take_mae_decoder(rename(neck, _DECODER))
-        return families.vit("mmpretrain's ViT", rename(backbone, _VIT), heads=decoder, left_out=left_out)
+        return infer_config.vit("mmpretrain's ViT", rename(backbone, _VIT), heads=decoder, left_out=left_out)
     heads = simmim_heads(backbone.pop("mask_token", None), split(neck, "decoder.0.")[0])
     swin = microsoft_swin_to_timm(rename(backbone, _SWIN))
     for name in swin:
         if ".downsample." in name:
             swin[name] = reorder_unfolded_merging(swin[name])
-    return families.swin("mmpretrain's Swin", swin, heads=heads, left_out=left_out, **_told_by(file))
+    return infer_config.swin("mmpretrain's Swin", swin, heads=heads, left_out=left_out, **_told_by(file))
 
 
 def _kind(name: str, weight: Tensor) -> str:

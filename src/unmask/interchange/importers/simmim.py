@@ -1,6 +1,6 @@
 """Checkpoints of microsoft/SimMIM and of Microsoft's Swin: pre-trained with `encoder.` in front, or fine-tuned."""
 
-from unmask.interchange import families
+from unmask.interchange import infer_config
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.importers.microsoft import microsoft_swin_to_timm, simmim_heads, sizes_in_buffers
@@ -9,7 +9,7 @@ from unmask.interchange.renaming import split, without_buffers
 _STEM = "patch_embed.proj.weight"
 
 
-def recognises(file: WeightFile) -> bool:
+def matches(file: WeightFile) -> bool:
     names = file.weights
     is_fine_tuned = "layers.0.downsample.reduction.weight" in names or "blocks.0.attn.relative_position_index" in names
     return f"encoder.{_STEM}" in names or (_STEM in names and is_fine_tuned)
@@ -26,8 +26,8 @@ def convert(file: WeightFile) -> Conversion:
     form = "pre-trained" if is_pretrained else "or Microsoft's Swin, fine-tuned"
     if "blocks.0.attn.qkv.weight" in encoder:
         form = "pre-trained" if is_pretrained else "fine-tuned"
-        return families.beit(f"SimMIM's ViT, {form}", without_buffers(encoder), heads=heads, left_out=left_out)
-    return families.swin(
+        return infer_config.beit(f"SimMIM's ViT, {form}", without_buffers(encoder), heads=heads, left_out=left_out)
+    return infer_config.swin(
         f"SimMIM's Swin, {form}",
         microsoft_swin_to_timm(encoder),
         heads=heads,

@@ -1,6 +1,6 @@
 """Lightning checkpoints of vturrisi/solo-learn's MAE."""
 
-from unmask.interchange import families
+from unmask.interchange import infer_config
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.importers.decoder import take_mae_decoder
@@ -11,14 +11,14 @@ _NUM_HEADS_OF_WIDE = 16  # but the two widest
 _WIDE = 1024
 
 
-def recognises(file: WeightFile) -> bool:
+def matches(file: WeightFile) -> bool:
     return "backbone.blocks.0.norm1.weight" in file.weights and "decoder.decoder_embed.weight" in file.weights
 
 
 def convert(file: WeightFile) -> Conversion:
     backbone, others = split(file.weights, "backbone.")
     decoder, others = split(others, "decoder.")
-    return families.vit(
+    return infer_config.vit(
         "solo-learn's MAE",
         backbone,
         heads=take_mae_decoder(decoder)[0],

@@ -7,7 +7,7 @@ from typing import Any
 import timm
 import torch
 
-from unmask.interchange import families
+from unmask.interchange import infer_config
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.renaming import without_buffers
@@ -15,7 +15,7 @@ from unmask.interchange.renaming import without_buffers
 _WRAPPER = "timm_model."  # in front of all names where transformers wrote the folder
 
 
-def recognises(file: WeightFile) -> bool:
+def matches(file: WeightFile) -> bool:
     names = {name.removeprefix(_WRAPPER) for name in file.weights}
     is_vit = "blocks.0.attn.qkv.weight" in names and "cls_token" in names
     return "patch_embed.proj.weight" in names and (is_vit or "layers.0.blocks.0.attn.qkv.weight" in names)
@@ -25,16 +25,18 @@ def convert(file: WeightFile) -> Conversion:
     """A folder's `config.json` names the model, from which the sizes that weights do not tell are taken."""
     weights = without_buffers({name.removeprefix(_WRAPPER): weight for name, weight in file.weights.items()})
     if "blocks.0.attn.q_bias" in weights:
-        return _with_statistics(file, families.beit("timm's BEiT", weights))
+        return _with_statistics(file, infer_config.beit("timm's BEiT", weights))
     model = _described_model(file)
     if "layers.0.blocks.0.attn.qkv.weight" in weights:
         is_v2 = "layers.0.blocks.0.attn.logit_scale" in weights
-        return _with_statistics(file, families.swin(f"timm's Swin{' V2' if is_v2 else ''}", weights, **_sizes(model)))
+        return _with_statistics(
+            file, infer_config.swin(f"timm's Swin{' V2' if is_v2 else ''}", weights, **_sizes(model))
+        )
     known: dict[str, Any] = {}
     if model is not None:
         attention, norm = model.blocks[0].attn, model.blocks[0].norm1
         known = {"name": file.config["architecture"], "num_heads": attention.num_heads, "norm_eps": norm.eps}
-    return _with_statistics(file, families.vit("timm's ViT", weights, **known))
+    return _with_statistics(file, infer_config.vit("timm's ViT", weights, **known))
 
 
 def _described_model(file: WeightFile) -> Any:

@@ -13,7 +13,7 @@ RECORD_KEY = "unmask"  # where a training checkpoint keeps its record, and a saf
 _TEACHER = "teacher.networks.backbone."  # of a `DDMIM` method
 
 
-def recognises(file: WeightFile) -> bool:
+def matches(file: WeightFile) -> bool:
     return RECORD_KEY in file.metadata or (RECORD_KEY in file.content and "state_dict" in file.content)
 
 
@@ -26,4 +26,4 @@ def convert(file: WeightFile) -> Conversion:
         raise ValueError(f"{file.path} does not say which backbone it holds")
     backbone, heads = (file.weights, {}) if exported is not None else split(file.weights, "backbone.")
     teacher, _ = split(heads, _TEACHER)
-    return Conversion(naming="Unmask", settings=settings, backbone=backbone, averaged=teacher, heads=heads)
+    return Conversion(source_format="Unmask", settings=settings, backbone=backbone, averaged=teacher, heads=heads)

@@ -1,0 +1,34 @@
+"""Randomness of a training step that does not depend on the steps before it."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from unmask.randomness import stream_key
+
+
+class StepSeeding(Callback):
+    """Reseeds every generator before each training batch with a key of (seed, epoch, batch, rank).
+
+    What still draws from a stream (drop-path, dropout, mixup) is thereby the same after an interruption as without
+    one, and no generator's state has to enter checkpoints. Ranks draw independently of each other.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        key = stream_key(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank)
+        torch.default_generator.manual_seed(key)
+        if pl_module.device.type != "cpu":
+            # Only this process's device: torch.manual_seed would visit every one of the machine.
+            torch.get_device_module(pl_module.device).manual_seed(key)
+        # timm's mixup draws from numpy's global stream, other transforms from Python's.
+        np.random.seed(key % 2**32)  # noqa: NPY002
+        random.seed(key % 2**64)

@@ -1,0 +1,53 @@
+"""What shows what a checkpoint makes of images, without measuring or training it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from unmask.backbones.base import MaskedBackbone
+from unmask.data.files.splits import Split
+from unmask.inference.images import SelectedImages
+from unmask.methods.base import Method
+from unmask.methods.supervised import Supervised
+
+FindImages = Callable[[str | None, Split], SelectedImages]
+"""(path, split) -> the images at the path; those of a split of the data where there is no path."""
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """A file whose weights have not been read yet."""
+
+    @property
+    def path(self) -> str: ...
+
+    def load_backbone(self) -> MaskedBackbone:
+        """Loads the backbone in eval mode, from this program's files or another program's."""
+        ...
+
+    def load_module(self) -> Method | Supervised:
+        """Loads a training checkpoint of this program, heads included, in eval mode."""
+        ...
+
+    def class_names(self) -> tuple[str, ...]:
+        """Names the classes of a training checkpoint, in the order of the labels."""
+        ...
+
+
+class Inference(ABC):
+    """Runs a checkpoint on images and writes what it makes of them."""
+
+    image: str | None  # a file, a folder or a list; None: a split of the data
+    split: Split
+    crop_pct: float | None  # see `ImageDataModule.crop_pct`; None: of the checkpoint's data, else 0.875
+
+    @abstractmethod
+    def load(self, checkpoint: Checkpoint) -> tuple[Any, MaskedBackbone]:
+        """Loads what it needs of a checkpoint, and the backbone in it, in eval mode."""
+
+    @abstractmethod
+    def run(self, model: Any, find: FindImages, *, run_dir: Path, device: torch.device) -> None:
+        """Writes and prints its results."""

@@ -1,0 +1,74 @@
+"""Finds out whose file it is."""
+
+from dataclasses import replace
+from typing import Protocol
+
+from unmask.interchange.conversion import Conversion
+from unmask.interchange.files import WeightFile
+from unmask.interchange.importers import (
+    ddmim,
+    flyegle,
+    huggingface,
+    lightly,
+    mae,
+    mmpretrain,
+    simmim,
+    solo_learn,
+    timm_models,
+    unmask,
+)
+
+_NUM_NAMES_SHOWN = 3
+
+
+class Importer(Protocol):
+    """A module that knows the names of one program."""
+
+    def matches(self, file: WeightFile) -> bool:
+        """Tells by names alone whether the file is of that program."""
+
+    def convert(self, file: WeightFile) -> Conversion:
+        """Moves its weights to this package's names."""
+
+
+# Those with a mark of their own come before those that share names with others.
+_IMPORTERS: tuple[Importer, ...] = (
+    unmask,
+    huggingface,
+    mmpretrain,
+    flyegle,
+    ddmim,
+    lightly,
+    solo_learn,
+    simmim,
+    mae,
+    timm_models,
+)
+
+
+def convert(file: WeightFile, *, use_ema_weights: bool = False) -> Conversion:
+    """Recognises a file and moves its weights to this package's names.
+
+    Args:
+        file: As read.
+        use_ema_weights: Take the moving average that a file holds beside the trained weights.
+
+    Raises:
+        ValueError: Nobody's names fit, or there is no teacher to take.
+    """
+    importer = next((each for each in _IMPORTERS if each.matches(file)), None)
+    if importer is None:
+        names = ", ".join(list(file.weights)[:_NUM_NAMES_SHOWN]) or "none"
+        raise ValueError(
+            f"{file.path} is of no program known here (its weights: {names}, ...); what can be read are checkpoints of "
+            "Unmask, MAE, SimMIM, mmpretrain, FlyEgle, DDMIM, lightly, solo-learn, and timm's or Hugging Face's ViT "
+            "and Swin"
+        )
+    conversion = replace(importer.convert(file), source=str(file.path))
+    if not use_ema_weights:
+        return conversion
+    if not conversion.averaged:
+        raise ValueError(f"{file.path} ({conversion.source_format}) holds no averaged teacher beside its weights")
+    return replace(
+        conversion, source_format=f"{conversion.source_format}, teacher", backbone=conversion.averaged, averaged={}
+    )

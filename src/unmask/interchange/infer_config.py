@@ -1,0 +1,323 @@
+"""Reads a network's sizes off its weights under timm's names, and makes a `Conversion` of both."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.interchange.conversion import Conversion
+from unmask.positions import sincos_positions
+
+Weights = Mapping[str, Tensor]
+
+_CLASSIFIERS = ("head.", "head_dist.", "pre_logits.", "class_head.", "classifier.")
+_HEAD_WIDTH = 64  # channels of an attention head in the published ViTs
+_HEADS_OF_WIDE = {1280: 16, 1408: 16, 1664: 16}  # but of ViT-H (arXiv:2010.11929), -g and -G (arXiv:2106.04560)
+_NUM_BEIT_EXTRA = 3  # rows of a table that belong to the class token
+_PUBLISHED_SWINV2 = 8, 256  # window and image size in arXiv:2111.09883
+_VIT_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
+_SWIN_NAMES = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}  # width, blocks of stage 2
+_SWINV2_WINDOWS = {"large": "window12_192"}  # timm has the others as window8_256
+
+
+def vit(
+    source_format: str,
+    weights: Weights,
+    *,
+    heads: Weights | None = None,
+    left_out: Mapping[str, str] | None = None,
+    num_heads: int | None = None,
+    head_rule: str | None = None,
+    norm_eps: float = 1e-6,
+    **settings: Any,
+) -> Conversion:
+    """Makes the conversion of a ViT.
+
+    Args:
+        source_format: Whose file it is.
+        weights: By timm's names; classifiers may be among them.
+        heads, left_out: Of the conversion.
+        num_heads: Attention heads where known; None takes the usual number of the width.
+        head_rule: By which rule they are known, where the file itself does not tell.
+        norm_eps: Of every LayerNorm.
+        settings: Further settings of `TimmViT`, before those read off the weights.
+
+    Raises:
+        ValueError: Something a ViT with a class token has is missing.
+    """
+    own, classifiers = _without_classifiers(weights)
+    width, patch_size, depth = (
+        _token_width(own, source_format),
+        _patch_size(own, source_format),
+        _num_blocks(own, source_format),
+    )
+    positions = _required(own, "pos_embed", source_format)
+    side = math.isqrt(positions.shape[1] - 1)
+    if side * side != positions.shape[1] - 1:
+        raise ValueError(
+            f"{source_format}: {positions.shape[1]} positions are not those of one class token and a square of "
+            "patches; a ViT with other tokens cannot be taken"
+        )
+    if num_heads is None:
+        num_heads, head_rule = _usual_heads(width)
+    is_pooled_first = "fc_norm.weight" in own and "norm.weight" not in own
+    if is_pooled_first:
+        own = {re.sub(r"^fc_norm\.", "norm.", name): weight for name, weight in own.items()}
+    return Conversion(
+        source_format=source_format,
+        settings={
+            "_target_": "unmask.backbones.timm_vit.TimmViT",
+            "name": f"vit_{_VIT_NAMES.get(width, 'base')}_patch16_224",
+            "image_size": side * patch_size,
+            "patch_size": patch_size,
+            "embed_dim": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": _mlp_ratio(own, "blocks.0.", source_format),
+            "norm_eps": None if norm_eps == 1e-6 else norm_eps,
+            "positions": "sincos" if has_fixed_positions(own) else "learned",
+            "norm_after_pooling": is_pooled_first,
+            **_channels(own),
+            **settings,
+        },
+        backbone={f"vit.{name}": weight for name, weight in own.items()},
+        heads=heads or {},
+        left_out={**(left_out or {}), **classifiers},
+        assumed={} if head_rule is None else {"num_heads": head_rule},
+    )
+
+
+def has_fixed_positions(weights: Weights) -> bool:
+    """Tells whether the positions are MAE's sines and cosines, which no training has changed."""
+    positions = weights["pos_embed"]
+    side = math.isqrt(positions.shape[1] - 1)
+    if side * side != positions.shape[1] - 1 or positions.shape[2] % 4:
+        return False
+    return torch.allclose(positions.float(), sincos_positions(positions.shape[2], (side, side)), atol=1e-5)
+
+
+def beit(
+    source_format: str,
+    weights: Weights,
+    *,
+    heads: Weights | None = None,
+    left_out: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Conversion:
+    """Makes the conversion of a BEiT without absolute positions, pre-trained or fine-tuned; as `vit`."""
+    own, classifiers = _without_classifiers(weights)
+    width, patch_size, depth = (
+        _token_width(own, source_format),
+        _patch_size(own, source_format),
+        _num_blocks(own, source_format),
+    )
+    is_shared = "rel_pos_bias.relative_position_bias_table" in own
+    table_name = ("rel_pos_bias." if is_shared else "blocks.0.attn.") + "relative_position_bias_table"
+    num_offsets, num_heads = _required(own, table_name, source_format).shape
+    grid = (math.isqrt(num_offsets - _NUM_BEIT_EXTRA) + 1) // 2
+    is_pooled_first = "fc_norm.weight" in own
+    if is_pooled_first:
+        own = {re.sub(r"^fc_norm\.", "norm.", name): weight for name, weight in own.items()}
+    return Conversion(
+        source_format=source_format,
+        settings={
+            "_target_": "unmask.backbones.timm_beit.TimmBeit",
+            "name": "beit_base_patch16_224",
+            "image_size": grid * patch_size,
+            "patch_size": patch_size,
+            "embed_dim": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": _mlp_ratio(own, "blocks.0.", source_format),
+            "relative_bias": "shared" if is_shared else "per_block",
+            "norm_after_pooling": is_pooled_first,
+            **_channels(own),
+            **settings,
+        },
+        backbone={f"beit.{name}": weight for name, weight in own.items()},
+        heads=heads or {},
+        left_out={**(left_out or {}), **classifiers},
+    )
+
+
+def swin(
+    source_format: str,
+    weights: Weights,
+    *,
+    averaged: Weights | None = None,
+    heads: Weights | None = None,
+    left_out: Mapping[str, str] | None = None,
+    image_size: int | None = None,
+    window_size: int | None = None,
+    **settings: Any,
+) -> Conversion:
+    """Makes the conversion of a Swin or Swin V2; as `vit`.
+
+    Args:
+        averaged: The same weights of a teacher.
+        image_size: Side in pixels where the file tells it. A stage with a smaller window than the others tells it
+            too, being one window large; otherwise the last stage is taken to be one window.
+        window_size: Tokens along a window where the file tells them. Tables tell them; a Swin V2 has none, and is
+            taken to be as published.
+    """
+    own, classifiers = _without_classifiers(weights)
+    width, patch_size = (
+        _required(own, "patch_embed.proj.weight", source_format).shape[0],
+        _patch_size(own, source_format),
+    )
+    depths = _depths(own, source_format)
+    is_v2 = any(".cpb_mlp." in name for name in own)
+    assumed = {}
+    tables = [] if is_v2 else [_table_window(own, stage, source_format) for stage in range(len(depths))]
+    if window_size is None and is_v2:
+        window_size, published_size = _PUBLISHED_SWINV2
+        if image_size is None:
+            image_size = published_size
+            assumed["image_size"] = "as published with that window"
+        assumed["window_size"] = "as published, for weights of Swin V2 do not tell it"
+    window_size = window_size or max(tables)
+    last_stride = patch_size * 2 ** (len(depths) - 1)
+    if image_size is None:
+        image_size = last_stride * (tables[-1] if tables else window_size)
+        is_told = bool(tables) and tables[-1] < window_size
+        if not is_told:
+            assumed["image_size"] = "the last stage being one window"
+    return Conversion(
+        source_format=source_format,
+        settings={
+            "_target_": "unmask.backbones.timm_swin.TimmSwin",
+            "name": _swin_name(width, depths, is_v2=is_v2),
+            "image_size": image_size,
+            "patch_size": patch_size,
+            "window_size": window_size,
+            "embed_dim": width,
+            "depths": depths,
+            "num_heads": [_stage_heads(own, stage, source_format) for stage in range(len(depths))],
+            "mlp_ratio": _mlp_ratio(own, "layers.0.blocks.0.", source_format),
+            **_channels(own),
+            **settings,
+        },
+        backbone={f"swin.{name}": weight for name, weight in own.items()},
+        averaged={f"swin.{name}": weight for name, weight in (averaged or {}).items()},
+        heads=heads or {},
+        left_out={**(left_out or {}), **classifiers},
+        assumed=assumed,
+    )
+
+
+def with_changes(conversion: Conversion, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a file's backbone with some replaced, such as another `image_size`.
+
+    A Swin V2 remembers the windows it was trained with when its image or window changes.
+
+    Raises:
+        ValueError: A change is of no setting that backbone has, or the number of heads is neither told nor usual.
+    """
+    settings = dict(conversion.settings)
+    unknown = sorted(changes.keys() - settings.keys())
+    if unknown:
+        raise ValueError(
+            f"a backbone of {conversion.source_format} has no setting {unknown[0]!r}; it has "
+            f"{', '.join(sorted(settings))}"
+        )
+    if {**settings, **changes}.get("num_heads") is None and "num_heads" in conversion.assumed:
+        raise ValueError(
+            f"{conversion.source} ({conversion.source_format}) does not tell its number of attention heads, "
+            f"{conversion.assumed['num_heads']}; say num_heads=NUMBER to load_backbone, backbone.num_heads=NUMBER to "
+            "eval.py, or load it into a configured model by method.init_from"
+        )
+    is_v2 = str(settings.get("name")).startswith("swinv2_") and "window_size" not in conversion.assumed
+    if is_v2 and {"image_size", "window_size"} & changes.keys() and not settings.get("pretrained_window_sizes"):
+        settings["pretrained_window_sizes"] = _stage_windows(settings)
+    return settings | dict(changes)
+
+
+def _stage_windows(settings: Mapping[str, Any]) -> list[int]:
+    """The window of each stage: that of the settings, or the whole grid where that is smaller."""
+    num_stages = len(settings.get("depths") or range(4))
+    side = settings["image_size"]
+    grids = [
+        (side if isinstance(side, int) else min(side)) // (settings["patch_size"] * 2**s) for s in range(num_stages)
+    ]
+    return [min(settings["window_size"], grid) for grid in grids]
+
+
+def _usual_heads(width: int) -> tuple[int | None, str]:
+    """The number of heads by convention, and that convention; None where there is none."""
+    if width in _HEADS_OF_WIDE:
+        return _HEADS_OF_WIDE[width], f"as in the published ViT of width {width}"
+    if width % _HEAD_WIDTH:
+        return None, f"a width of {width} being no multiple of the usual {_HEAD_WIDTH} channels a head"
+    return width // _HEAD_WIDTH, f"{_HEAD_WIDTH} channels each, as usual"
+
+
+def _swin_name(width: int, depths: list[int], *, is_v2: bool) -> str:
+    size = _SWIN_NAMES.get((width, depths[2]), "tiny") if len(depths) == 4 else "tiny"
+    if is_v2:
+        return f"swinv2_{size}_{_SWINV2_WINDOWS.get(size, 'window8_256')}"
+    return f"swin_{size}_patch4_window7_224"
+
+
+def _without_classifiers(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
+    own = {name: weight for name, weight in weights.items() if not name.startswith(_CLASSIFIERS)}
+    num_classes = next((weight.shape[0] for name, weight in weights.items() if name not in own), 0)
+    return own, {name: f"a classifier of {num_classes} classes" for name in weights if name not in own}
+
+
+def _required(weights: Weights, name: str, source_format: str) -> Tensor:
+    if name not in weights:
+        raise ValueError(
+            f"{source_format}: the weights lack {name} (in timm's names); the file is incomplete or of another network"
+        )
+    return weights[name]
+
+
+def _token_width(weights: Weights, source_format: str) -> int:
+    return _required(weights, "cls_token", source_format).shape[-1]
+
+
+def _patch_size(weights: Weights, source_format: str) -> int:
+    return _required(weights, "patch_embed.proj.weight", source_format).shape[-1]
+
+
+def _channels(weights: Weights) -> dict[str, Any]:
+    """The channels of the images; other than RGB they are taken as they are, in 0..1."""
+    in_channels = weights["patch_embed.proj.weight"].shape[1]
+    statistics = {} if in_channels == 3 else {"pixel_mean": [0.0] * in_channels, "pixel_std": [1.0] * in_channels}
+    return {"in_channels": in_channels, **statistics}
+
+
+def _mlp_ratio(weights: Weights, block: str, source_format: str) -> float | None:
+    hidden, width = _required(weights, f"{block}mlp.fc1.weight", source_format).shape
+    return None if hidden == 4 * width else hidden / width
+
+
+def _num_blocks(weights: Weights, source_format: str) -> int:
+    numbers = {int(found[1]) for found in (re.match(r"blocks\.(\d+)\.", name) for name in weights) if found}
+    if not numbers:
+        raise ValueError(f"{source_format}: the weights hold no blocks of a transformer")
+    return max(numbers) + 1
+
+
+def _depths(weights: Weights, source_format: str) -> list[int]:
+    found = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in weights]
+    blocks = {(int(match[1]), int(match[2])) for match in found if match}
+    if not blocks:
+        raise ValueError(f"{source_format}: the weights hold no stages of a Swin")
+    num_stages = max(stage for stage, _ in blocks) + 1
+    return [1 + max((block for stage, block in blocks if stage == wanted), default=-1) for wanted in range(num_stages)]
+
+
+def _table_window(weights: Weights, stage: int, source_format: str) -> int:
+    table = _required(weights, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", source_format)
+    return (math.isqrt(table.shape[0]) + 1) // 2
+
+
+def _stage_heads(weights: Weights, stage: int, source_format: str) -> int:
+    attention = f"layers.{stage}.blocks.0.attn."
+    if f"{attention}logit_scale" in weights:
+        return weights[f"{attention}logit_scale"].shape[0]
+    return _required(weights, f"{attention}relative_position_bias_table", source_format).shape[1]

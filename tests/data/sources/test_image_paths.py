@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unmask.data.augmentation.transforms import Augmentation
+from unmask.data.sources.image_paths import ImagePaths
+
+
+def point_at(path: Path | str) -> ImagePaths:
+    return ImagePaths(
+        image=str(path),
+        image_size=16,
+        pixel_mean=(0.5, 0.5, 0.5),
+        pixel_std=(0.5, 0.5, 0.5),
+        augmentation=Augmentation(),
+        global_batch_size=2,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("test/cat/one.png", "train/dog/two.png", "three.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    (tmp_path / "notes.md").write_text("no image")
+    return tmp_path
+
+
+def test_a_file_a_folder_of_any_layout_and_a_list_are_the_test_split(folder: Path) -> None:
+    everything = [str(folder / name) for name in ("test/cat/one.png", "three.png", "train/dog/two.png")]
+    listed = folder / "list.txt"
+    listed.write_text("three.png, 4\ntest/cat/one.png\n")
+    assert list(point_at(folder).dataset("test").paths) == everything
+    assert list(point_at(folder / "three.png").dataset("test").paths) == everything[1:2]
+    assert list(point_at(listed).dataset("test").paths) == [everything[1], everything[0]]
+    assert point_at(folder).dataset("test").labels.tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "sentence"),
+    [
+        ("nowhere.png", "test", "there is nothing at .*nowhere.png"),
+        ("empty", "test", "no image below .*empty"),
+        ("three.png", "train", "there to be shown, not learned from"),
+    ],
+)
+def test_mistakes_are_refused(folder: Path, name: str, split: str, sentence: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(ValueError, match=sentence):
+        point_at(folder / name).dataset(split)

@@ -1,0 +1,94 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def write(channel_means, pictures: Path, point_at, tmp_path: Path):
+    """Runs the inference on the five pictures, in parts of two."""
+
+    def written(folder: str = "features", **changes) -> Path:
+        from unmask.inference.embed import Embed  # noqa: PLC0415
+
+        inference = Embed(out=str(tmp_path / folder), image="given", **{"part_size": 2} | changes)
+        with torch.inference_mode():
+            inference.run(channel_means, lambda path, split: point_at(pictures), run_dir=tmp_path, device=CPU)
+        return tmp_path / folder
+
+    return written
+
+
+def test_parts_hold_the_features_of_the_images_they_name(write, channel_means, pictures: Path, point_at) -> None:
+    parts = [np.load(path) for path in sorted(write().glob("part-*.npz"))]
+    assert [len(part["image"]) for part in parts] == [2, 2, 1]
+    names = [name for part in parts for name in part["image"].tolist()]
+    assert names == list(point_at(pictures).dataset.paths)
+    images = torch.cat([batch.image for batch in point_at(pictures).batches(CPU)])
+    np.testing.assert_allclose(
+        np.concatenate([part["features"] for part in parts]), channel_means.forward_pooled(images)
+    )
+    assert all((part["label"] == -1).all() for part in parts)
+
+
+def test_parquet_holds_what_npz_holds(write) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    numbers = [np.load(path) for path in sorted(write().glob("part-*.npz"))]
+    tables = [parquet.read_table(path) for path in sorted(write("columns", format="parquet").glob("part-*.parquet"))]
+    for part, table in zip(numbers, tables, strict=True):
+        assert table["image"].to_pylist() == part["image"].tolist()
+        assert table["features"].to_pylist() == part["features"].tolist()
+
+
+def test_the_same_command_makes_the_missing_parts_alone(write) -> None:
+    folder = write()
+    first, second = folder / "part-00000.npz", folder / "part-00001.npz"
+    before, content = first.stat(), second.read_bytes()
+    second.unlink()
+    write()
+    assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    again = np.load(second)
+    np.testing.assert_array_equal(again["features"], np.load(io.BytesIO(content))["features"])
+
+
+def test_a_folder_of_something_else_is_refused(write, channel_means, tmp_path: Path) -> None:
+    write()
+    channel_means.version += 1
+    with pytest.raises(ValueError, match="holds features of other weights; name another folder"):
+        write()
+    with pytest.raises(ValueError, match="holds features of other part_size, weights"):
+        write(part_size=3)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    with pytest.raises(ValueError, match="is there and holds something else"):
+        write("mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_images_in_memory_are_named_by_their_number_in_the_split(channel_means, tmp_path: Path) -> None:
+    from unmask.data.augmentation.transforms import Augmentation  # noqa: PLC0415
+    from unmask.data.sources.synthetic import Synthetic  # noqa: PLC0415
+    from unmask.inference.embed import Embed  # noqa: PLC0415
+    from unmask.inference.images import SelectedImages  # noqa: PLC0415
+
+    data = Synthetic(
+        num_train=4,
+        num_val=2,
+        num_test=5,
+        image_size=32,
+        pixel_mean=(0.5, 0.5, 0.5),
+        pixel_std=(0.5, 0.5, 0.5),
+        augmentation=Augmentation(),
+        global_batch_size=2,
+    )
+    with torch.inference_mode():
+        Embed(out=str(tmp_path / "f"), image=None, part_size=3).run(
+            channel_means, lambda path, split: SelectedImages(data, split), run_dir=tmp_path, device=CPU
+        )
+    parts = [np.load(path) for path in sorted((tmp_path / "f").glob("part-*.npz"))]
+    assert [name for part in parts for name in part["image"].tolist()] == [f"test/{number}" for number in range(5)]
+    assert np.concatenate([part["label"] for part in parts]).tolist() == data.dataset("test").labels.tolist()

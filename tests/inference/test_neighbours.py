@@ -1,0 +1,64 @@
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+CPU = torch.device("cpu")
+
+
+def embedded(names: list[str], features: torch.Tensor):
+    from unmask.inference.embed import Embedded
+
+    return Embedded(names, torch.full((len(names),), -1), features)
+
+
+def test_neighbours_are_those_of_a_loop_over_cosines_and_never_the_query_itself() -> None:
+    from unmask.inference.neighbours import nearest
+
+    gallery = embedded([f"g{i}" for i in range(12)], torch.randn(12, 5))
+    queries = embedded(["g3", "q"], torch.cat([gallery.features[3:4], torch.randn(1, 5)]))
+    found = nearest(queries, gallery, k=4)
+    for row, name in enumerate(queries.images):
+        cosines = {
+            i: torch.cosine_similarity(queries.features[row], gallery.features[i], dim=0).item()
+            for i in range(12)
+            if gallery.images[i] != name
+        }
+        expected = sorted(cosines, key=cosines.get, reverse=True)[:4]
+        assert found.position[row].tolist() == expected
+        assert found.similarity[row].tolist() == pytest.approx([cosines[i] for i in expected], abs=1e-6)
+
+
+@pytest.mark.parametrize(("query", "k"), [("g0", 3), ("q", 4)])
+def test_a_gallery_too_small_is_refused(query: str, k: int) -> None:
+    from unmask.inference.neighbours import nearest
+
+    gallery = embedded(["g0", "g1", "g2"], torch.randn(3, 2))
+    with pytest.raises(ValueError, match=f"eval.k={k}, but the gallery has 3 image"):
+        nearest(embedded([query], torch.randn(1, 2)), gallery, k=k)
+    nearest(embedded([query], torch.randn(1, 2)), gallery, k=k - 1)
+
+
+def test_the_sheet_shows_each_query_beside_its_neighbours(channel_means, pictures: Path, point_at, tmp_path) -> None:
+    from unmask.inference.neighbours import NearestNeighbours
+
+    def find(path, split):
+        return point_at(pictures / "pink.png" if path == "queries" else pictures)
+
+    inference = NearestNeighbours(image="queries", gallery="gallery", k=2)
+    with torch.inference_mode():
+        inference.run(channel_means, find, run_dir=tmp_path, device=CPU)
+    rows = list(csv.DictReader((tmp_path / "neighbours.csv").read_text().splitlines()))
+    # By hand: the cosines of 2 c / 255 - 1 are 0.52 for yellow and 0.32 for red.
+    assert [Path(row["neighbour"]).stem for row in rows] == ["yellow", "red"]
+    sheet = Image.open(tmp_path / "neighbours.png").convert("RGB")
+    size = 128
+    seen = [
+        sheet.getpixel((20 + column * (size + 8) + (8 if column else 0) + size // 2, 56 + size // 2))
+        for column in (0, 1, 2)
+    ]
+    assert seen == [(250, 150, 160), (240, 240, 20), (250, 10, 10)]

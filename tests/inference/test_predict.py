@@ -1,0 +1,47 @@
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+CLASSES = ("red", "green", "blue")
+
+
+@pytest.fixture
+def classifier(channel_means):
+    from unmask.inference.predict import Classifier  # noqa: PLC0415
+
+    class FourfoldMeans(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return 4 * channel_means.forward_pooled(images)
+
+    return Classifier(FourfoldMeans(), CLASSES)
+
+
+def test_each_image_gets_its_own_classes_and_softmax_scores(classifier, pictures: Path, point_at) -> None:
+    from unmask.inference.predict import Predict  # noqa: PLC0415
+
+    predictions = Predict(image=None, top=2).predict(classifier, point_at(pictures), torch.device("cpu"))
+    by_name = {Path(prediction.image).stem: prediction for prediction in predictions}
+    assert len(by_name) == 5
+    assert {colour: by_name[colour].classes[0] for colour in CLASSES} == {colour: colour for colour in CLASSES}
+    assert sorted(by_name["yellow"].classes) == ["green", "red"]
+    logits = 4 * (torch.tensor([250.0, 150.0, 160.0]) / 255 - 0.5) / 0.5
+    assert by_name["pink"].classes == ["red", "blue"]
+    assert by_name["pink"].scores == pytest.approx(logits.softmax(0)[[0, 2]].tolist(), abs=1e-5)
+
+
+def test_the_table_holds_what_was_predicted(classifier, pictures: Path, point_at, tmp_path: Path, caplog) -> None:
+    from unmask.inference.predict import Predict  # noqa: PLC0415
+
+    inference = Predict(image="given", top=9)
+    with caplog.at_level("INFO"):
+        inference.run(classifier, lambda path, split: point_at(pictures), run_dir=tmp_path, device=torch.device("cpu"))
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert [Path(row["image"]).stem for row in rows] == ["green", "red", "blue", "yellow", "pink"]
+    assert rows[2]["class"] == "blue"
+    assert sum(float(rows[2][name]) for name in ("score", "score_2", "score_3")) == pytest.approx(1.0, abs=1e-4)
+    assert "5 image(s), 3 classes each" in caplog.text
+    assert "blue.png" in caplog.text
+    with pytest.raises(ValueError, match=r"eval\.top must be at least 1, got 0"):
+        Predict(image=None, top=0)

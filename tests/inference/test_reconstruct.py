@@ -1,0 +1,57 @@
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+from pathlib import Path
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+TINY = [
+    "method=mae",
+    "model=vit_mini",
+    "model.embed_dim=24",
+    "model.depth=2",
+    "method.decoder.embed_dim=24",
+    "method.decoder.depth=1",
+    "method.decoder.num_heads=3",
+]
+
+
+def test_the_picture_is_what_the_method_makes_of_the_given_images(
+    pictures: Path, point_at, tmp_path, monkeypatch
+) -> None:
+    import unmask
+    from unmask.inference import reconstruct as module
+
+    drawn = {}
+    panel = module.reconstruction_panel
+    monkeypatch.setattr(
+        module, "reconstruction_panel", lambda shown, **text: drawn.update(shown=shown) or panel(shown, **text)
+    )
+    method = unmask.build_method(TINY).eval()
+    backbone = method.exported_backbone
+    shown = point_at(pictures, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std)
+    inference = module.Reconstruct(image="given", num_images=2, seed=3)
+    with torch.inference_mode():
+        inference.run(method, lambda path, split: shown, run_dir=tmp_path, device=CPU)
+    images = drawn["shown"].image
+    colours = torch.tensor([[10, 250, 10], [10, 10, 250]]) / 255.0  # the first and third of five, in order of names
+    torch.testing.assert_close(images.mean(dim=(2, 3)), colours, atol=1e-3, rtol=0)
+    hidden = drawn["shown"].mask.at_pixels().expand_as(images)
+    assert hidden.float().mean() == pytest.approx(0.75, abs=0.02)
+    assert torch.equal(drawn["shown"].composite[~hidden], images[~hidden])
+    with torch.inference_mode():
+        normalised = shown.data.normalise(255 * images)
+        again = method(normalised, drawn["shown"].mask).prediction
+    predicted = (
+        again * torch.tensor(backbone.pixel_std)[:, None, None] + torch.tensor(backbone.pixel_mean)[:, None, None]
+    )
+    torch.testing.assert_close(drawn["shown"].prediction[hidden], predicted.clamp(0, 1)[hidden], atol=1e-4, rtol=0)
+    assert (tmp_path / "reconstruction.png").stat().st_size > 1000
+
+
+def test_images_are_chosen_evenly() -> None:
+    from unmask.inference.reconstruct import evenly_spaced
+
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(3, 8) == [0, 1, 2]

@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from unmask.interchange.conversion import Conversion
+from unmask.interchange.load_weights import load_backbone_weights
+from unmask.interchange.resize import resize_bias_table, resize_positions
+
+TABLE = "relative_position_bias_table"
+
+
+def conversion_of(backbone, **changes) -> Conversion:
+    whole = Conversion(
+        source_format="Somebody",
+        source="file.pth",
+        settings=dict(backbone.settings),
+        backbone={name: weight.clone() for name, weight in backbone.state_dict().items()},
+    )
+    return replace(whole, **changes)
+
+
+def test_every_weight_is_loaded_bitwise_and_counted(make_vit, randomise) -> None:
+    theirs, ours = randomise(make_vit()), make_vit()
+    coverage = load_backbone_weights(ours, conversion_of(theirs, left_out={"head.weight": "a classifier of 5 classes"}))
+    assert all(torch.equal(weight, ours.state_dict()[name]) for name, weight in theirs.state_dict().items())
+    assert set(coverage.loaded) == set(theirs.state_dict())
+    number = len(theirs.state_dict())
+    assert coverage.describe().splitlines() == [
+        f"Somebody: {number} of {number} tensors of the backbone loaded",
+        "left out: head.weight: a classifier of 5 classes",
+    ]
+
+
+def test_positions_follow_the_grid(make_vit, randomise) -> None:
+    theirs, ours = randomise(make_vit(positions="learned")), make_vit(positions="learned", image_size=(48, 24))
+    coverage = load_backbone_weights(ours, conversion_of(theirs))
+    expected = resize_positions(theirs.vit.pos_embed, (6, 3), num_prefix_tokens=1)
+    assert torch.equal(ours.vit.pos_embed, expected)
+    assert coverage.resized == {"vit.pos_embed": "positions of 4x4 patches to 6x3"}
+    assert "resized: positions of 4x4 patches to 6x3 (vit.pos_embed)" in coverage.describe()
+
+
+def test_tables_follow_the_window_of_each_stage(make_swin, randomise) -> None:
+    theirs, ours = randomise(make_swin()), make_swin(image_size=96, window_size=6)
+    coverage = load_backbone_weights(ours, conversion_of(theirs))
+    for stage, block in ((0, 1), (1, 0), (2, 0)):
+        name = f"swin.layers.{stage}.blocks.{block}.attn.{TABLE}"
+        assert torch.equal(ours.state_dict()[name], resize_bias_table(theirs.state_dict()[name], (6, 6)))
+    assert list(coverage.resized.values()) == ["relative positions in 4x4 tokens to 6x6"] * 4
+
+
+def test_a_shared_table_is_resized_with_its_rows_of_the_class_token(make_beit, randomise) -> None:
+    theirs, ours = randomise(make_beit()), make_beit(image_size=40)
+    load_backbone_weights(ours, conversion_of(theirs))
+    name = f"beit.rel_pos_bias.{TABLE}"
+    assert torch.equal(ours.state_dict()[name], resize_bias_table(theirs.state_dict()[name], (5, 5), num_extra_rows=3))
+
+
+def test_a_shared_table_goes_into_every_block_of_a_fine_tuned_form(make_beit, randomise) -> None:
+    theirs, ours = randomise(make_beit()), make_beit(relative_bias="per_block")
+    load_backbone_weights(ours, conversion_of(theirs))
+    table = theirs.beit.rel_pos_bias.relative_position_bias_table
+    assert all(torch.equal(block.attn.relative_position_bias_table, table) for block in ours.beit.blocks)
+
+
+def test_less_than_all_is_refused_unless_allowed(make_vit, randomise) -> None:
+    theirs, ours = randomise(make_vit()), make_vit()
+    before = {name: weight.clone() for name, weight in ours.state_dict().items()}
+    conversion = conversion_of(theirs)
+    weights = dict(conversion.backbone)
+    del weights["vit.norm.bias"]
+    weights["vit.blocks.0.ls1.gamma"] = torch.ones(24)
+    partial = replace(conversion, backbone=weights)
+    message = r"file.pth, Somebody .*, lacks 1 weights of the backbone \(vit.norm.bias\) and holds 1 weights this .*ls1"
+    with pytest.raises(ValueError, match=message):
+        load_backbone_weights(ours, partial)
+    assert all(torch.equal(weight, ours.state_dict()[name]) for name, weight in before.items())
+    coverage = load_backbone_weights(ours, partial, allow_partial=True)
+    assert (coverage.missing, coverage.unplaced) == (("vit.norm.bias",), ("vit.blocks.0.ls1.gamma",))
+    assert torch.equal(ours.vit.norm.bias, before["vit.norm.bias"])
+    assert torch.equal(ours.vit.norm.weight, theirs.vit.norm.weight)
+    assert "missing, left as they were: vit.norm.bias" in coverage.describe()
+
+
+@pytest.mark.parametrize("allow_partial", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": 48}, r"width 24, .* have other sizes .*: vit.cls_token 1x1x24 there, 1x1x48 here"),
+        ({"patch_size": 16}, "vit.patch_embed.proj.weight 24x3x8x8 there, 24x3x16x16 here"),
+        ({"num_heads": 6}, r"with 3 attention heads, the configured model has 6; set model.num_heads=3"),
+    ],
+)
+def test_another_size_is_never_taken(make_vit, changes, message, allow_partial) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_backbone_weights(make_vit(**changes), conversion_of(make_vit()), allow_partial=allow_partial)
+
+
+def test_another_family_is_never_taken(make_vit, make_swin) -> None:
+    with pytest.raises(ValueError, match=r"family 'swin'; choose one of 'vit', such as model=vit_base"):
+        load_backbone_weights(make_swin(), conversion_of(make_vit()), allow_partial=True)
+
+
+def test_what_no_shape_shows_is_said(make_vit) -> None:
+    theirs = make_vit(norm_eps=1e-12)
+    theirs.prepare_for_finetuning(drop_path_rate=0.0)
+    conversion = conversion_of(theirs, assumed={"num_heads": "64 channels each, as usual"})
+    notes = load_backbone_weights(make_vit(num_heads=6), conversion).notes
+    assert notes == (
+        "not told by the file: num_heads; 6 is used, of the model",
+        "differs: norm_eps is 1e-12 in the file, the usual in the configured model",
+        "differs: norm_after_pooling is True in the file, False in the configured model",
+    )
