@@ -7,8 +7,22 @@ from lightning import Trainer
 
 def ends_interval(trainer: Trainer, batch_idx: int, every_n_steps: int) -> bool:
     """Whether the batch just done completed an optimizer step whose number is a multiple of `every_n_steps`."""
-    completes_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-    return completes_step and trainer.global_step % every_n_steps == 0
+    return completes_step(trainer, batch_idx) and trainer.global_step % every_n_steps == 0
+
+
+def completes_step(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the batch just done completed an optimizer step; otherwise gradients wait for further batches."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def precedes_validation(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether the epoch's end or a validation within the epoch follows the batch just done."""
+    interval = trainer.val_check_batch  # batches; None or infinite without validations
+    if trainer.is_last_batch or interval is None or math.isinf(interval):
+        return trainer.is_last_batch
+    counts_within_epoch = trainer.check_val_every_n_epoch is not None
+    batches = batch_idx + 1 if counts_within_epoch else trainer.fit_loop.total_batch_idx + 1
+    return bool(batches % interval == 0)
 
 
 def logging_interval(trainer: Trainer) -> int:
