@@ -35,6 +35,7 @@ from unmask.runtime.builders import as_plain, build, build_entries, build_traine
 from unmask.runtime.checkpoint import build_backbone, load_backbone, load_method, read_checkpoint
 from unmask.runtime.console import describe_batch
 from unmask.runtime.inference import run_inference
+from unmask.runtime.secrets import redacted
 
 _log = logging.getLogger("unmask")
 _CHECKPOINT, _RANDOM = "checkpoint", "random"  # names of rows; compare= adds others
@@ -326,7 +327,7 @@ def _trainers(
 ) -> MakeTrainer:
     """Makes trainers for one backbone; a classifier they fit is kept under `checkpoints/<label>`."""
     folder = Path(config.paths.run_dir) / "checkpoints" / subject.label
-    plain = as_plain(config)
+    plain = redacted(as_plain(config))
     kept_config = plain | {
         "method": plain["eval"].get("classifier"),
         "data": data_settings,

@@ -12,6 +12,7 @@ from unmask.runtime.builders import AnyMethod, as_plain, build_data, build_entri
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
 from unmask.runtime.console import describe_learning_rate, print_plan
 from unmask.runtime.initialise import initialise
+from unmask.runtime.secrets import redacted
 
 _log = logging.getLogger("unmask")
 
@@ -32,7 +33,11 @@ def pretrain(config: DictConfig) -> float | None:
         require_same_backbone(method, config.ckpt_path)
     else:
         initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
-    record = {"config": as_plain(config), "num_classes": data.num_classes, "class_names": list(data.class_names)}
+    record = {
+        "config": redacted(as_plain(config)),
+        "num_classes": data.num_classes,
+        "class_names": list(data.class_names),
+    }
     provenance = Provenance(record)
     trainer = build_trainer(config, callbacks=[provenance, *build_entries(config.callbacks)])
     trainer.datamodule = data  # type: ignore[attr-defined]
@@ -58,7 +63,7 @@ def _require_labels(data: ImageDataModule) -> None:
 
 
 def _log_settings(trainer: Trainer, config: DictConfig) -> None:
-    settings = {name: value for name, value in as_plain(config).items() if name != "callbacks"}
+    settings = {name: value for name, value in redacted(as_plain(config)).items() if name != "callbacks"}
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
 

@@ -124,8 +124,6 @@ def _write_meta(root: Path) -> DevkitMeta | None:
         (Path(folder) / devkit.name).symlink_to(devkit.resolve())
         try:
             torchvision_imagenet.parse_devkit_archive(folder)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{devkit.name} is read with scipy; pip install 'unmask[imagenet]'") from error
         except RuntimeError as error:
             raise ValueError(f"{devkit} is not the official archive (MD5 differs); download it again") from error
         (Path(folder) / _META).replace(root / _META)
