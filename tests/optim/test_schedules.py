@@ -7,6 +7,7 @@ import torch
 from unmask.optim.scaling import scale_lr
 from unmask.optim.schedules import (
     constant,
+    flyegle_cosine,
     step_decay,
     warm_restarts,
     warmup_cosine,
@@ -198,3 +199,42 @@ def test_a_cosine_laid_out_for_longer_is_cut_off() -> None:
     assert lr[20] == PEAK
     assert lr[70] == pytest.approx(PEAK * (2e-4 + (1 - 2e-4) / 2))
     assert lr[100] == pytest.approx(PEAK * (2e-4 + (1 - 2e-4) / 2 * (1 + math.cos(0.8 * math.pi))))
+
+
+@pytest.mark.parametrize("schedule", [warmup_cosine, warmup_multistep])
+def test_mmengines_warmup_ends_at_the_peak(schedule) -> None:
+    """mmengine's LinearLR spans `end - begin - 1` steps: the last step of the warm-up has the full rate."""
+    settings = {"milestones": [8.0]} if schedule is warmup_multistep else {}
+    lr = rates(schedule, 50, steps_per_epoch=5, warmup_epochs=2, start_factor=0.1, warmup_ends_at_peak=True, **settings)
+    assert lr[:10] == pytest.approx([PEAK * (0.1 + 0.9 * step / 9) for step in range(10)])
+    assert lr[9] == lr[10] == pytest.approx(PEAK)
+    later = rates(schedule, 50, steps_per_epoch=5, warmup_epochs=2, start_factor=0.1, **settings)
+    assert later[9] == pytest.approx(PEAK * 0.91)
+    assert later[10:] == lr[10:]
+
+
+def test_mmengines_schedulers_give_the_same_rates() -> None:
+    """Written out from mmengine's recurrences: each factor is applied to the rate of the step before."""
+    begin, end, start = 10, 50, 1e-9
+    expected, rate = [PEAK * start], PEAK * start
+    for step in range(1, begin):
+        rate *= 1.0 + (1.0 - start) / ((begin - 1) * start + (step - 1) * (1.0 - start))
+        expected.append(rate)
+    expected.append(rate)  # the cosine begins at the rate it finds
+    for step in range(1, end - begin):
+        turned = [1.0 + math.cos(math.pi * done / (end - begin)) for done in (step, step - 1)]
+        rate *= turned[0] / turned[1]
+        expected.append(rate)
+    lr = rates(warmup_cosine, 50, steps_per_epoch=5, warmup_epochs=2, start_factor=start, warmup_ends_at_peak=True)
+    assert lr[:50] == pytest.approx(expected, rel=1e-6)
+
+
+def test_flyegles_cosine_counts_from_the_first_step_and_rises_again() -> None:
+    lr = rates(flyegle_cosine, 400, steps_per_epoch=1, warmup_epochs=40)
+    assert lr[0] == pytest.approx(PEAK * (1 / 40 + 1e-6))
+    assert lr[39] == pytest.approx(PEAK * (1.0 + 1e-6))
+    assert lr[40] == pytest.approx(PEAK / 2 * (1 + math.cos(math.pi / 9)))
+    assert lr[360] == pytest.approx(0.0, abs=1e-12)
+    assert lr[399] == pytest.approx(PEAK * 0.0288, rel=1e-2)
+    assert min(lr[1:]) == lr[360]
+    assert sum(lr[:400]) / 400 / PEAK == pytest.approx(0.40, abs=0.005)

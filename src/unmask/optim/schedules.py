@@ -18,6 +18,7 @@ def warmup_cosine(
     final_factor: float = 0.0,
     shared_floor: bool = False,
     cosine_epochs: float | None = None,
+    warmup_ends_at_peak: bool = False,
 ) -> LambdaLR:
     """Rises linearly from `start_factor` to 1, then falls to `final_factor` along half a cosine (MAE).
 
@@ -33,17 +34,20 @@ def warmup_cosine(
         shared_floor: Take both shares of the highest group's peak, for all groups alike, as SimMIM's layer-wise rates
             do; the rate of a group whose peak lies below them then falls to its peak and rises again.
         cosine_epochs: Length of the fall; null is what the warm-up leaves of the run. A longer one is cut off.
+        warmup_ends_at_peak: The last step of the warm-up has the peak already (mmengine's LinearLR), not only the
+            first step after it; then the rise is `start + (1 - start) t / (w - 1)`.
 
     Raises:
         ValueError: The warm-up is as long as the run.
     """
     warmup = _warmup_steps(warmup_epochs, steps_per_epoch, total_steps)
+    rise = _rise(warmup, warmup_ends_at_peak=warmup_ends_at_peak)
     fall = total_steps - warmup if cosine_epochs is None else cosine_epochs * steps_per_epoch
 
     def curve(floor: float) -> Callable[[int], float]:
         def factor(step: int) -> float:
             if step < warmup:
-                return _line(step / warmup, start_factor * floor)
+                return _line(step / rise, start_factor * floor)
             return _half_cosine((step - warmup) / fall, final_factor * floor)
 
         return factor
@@ -88,11 +92,13 @@ def warmup_multistep(
     milestones: Sequence[float],
     start_factor: float = 0.0,
     factor: float = 0.1,
+    warmup_ends_at_peak: bool = False,
 ) -> LambdaLR:
     """Rises linearly from `start_factor` to 1 and is multiplied by `factor` at each milestone (SimMIM, 800 epochs).
 
     Args:
-        optimizer, total_steps, steps_per_epoch, warmup_epochs, start_factor: As in `warmup_cosine`.
+        optimizer, total_steps, steps_per_epoch, warmup_epochs, start_factor, warmup_ends_at_peak: As in
+            `warmup_cosine`.
         milestones: Epochs done when the rate falls, rising.
         factor: What it is multiplied by.
 
@@ -104,12 +110,30 @@ def warmup_multistep(
         raise ValueError(
             f"schedule.milestones={list(milestones)} must rise and lie behind schedule.warmup_epochs={warmup_epochs:g}"
         )
+    rise = _rise(warmup, warmup_ends_at_peak=warmup_ends_at_peak)
     falls = [round(epoch * steps_per_epoch) for epoch in milestones]
 
     def rate(step: int) -> float:
         if step < warmup:
-            return _line(step / warmup, start_factor)
+            return _line(step / rise, start_factor)
         return factor ** sum(step >= fall for fall in falls)
+
+    return LambdaLR(optimizer, rate)
+
+
+def flyegle_cosine(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: float, warmup_epochs: float) -> LambdaLR:
+    """Rises linearly, then follows a cosine that counts from step 0 and is as long as the run less its warm-up.
+
+    The schedule of github.com/FlyEgle/MAE-pytorch: `(t + 1) / w + 1e-6` for t < w steps, then
+    `(1 + cos(pi t / (T - w))) / 2`. So the rate drops where the warm-up ends, is 0 at T - w and rises again to the
+    end: to 3.0 % of the peak in 400 epochs with a warm-up of 40. Arguments and errors are those of `warmup_cosine`.
+    """
+    warmup = _warmup_steps(warmup_epochs, steps_per_epoch, total_steps)
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup + 1e-6
+        return (1.0 + math.cos(math.pi * step / (total_steps - warmup))) / 2
 
     return LambdaLR(optimizer, rate)
 
@@ -195,6 +219,11 @@ def _scheduled(
     """Gives each group the curve above its floor: 1, or what the highest peak is of its own."""
     peaks = [group["lr"] for group in optimizer.param_groups]
     return LambdaLR(optimizer, [curve(max(peaks) / peak if shared_floor else 1.0) for peak in peaks])
+
+
+def _rise(warmup: int, *, warmup_ends_at_peak: bool) -> int:
+    """Steps from the first rate to the peak."""
+    return max(1, warmup - 1) if warmup_ends_at_peak else warmup
 
 
 def _line(progress: float, start_factor: float) -> float:
