@@ -23,7 +23,7 @@ from lightning import seed_everything
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 
 from unmask.backbones.attention import prefer_fast_attention
-from unmask.evaluation.features import extract_features
+from unmask.evaluation.features import read_features
 from unmask.evaluation.knn import KNN
 from unmask.evaluation.linear import LinearProbe
 from unmask.methods.base import Method
@@ -101,7 +101,7 @@ def measure(variant: str, seed: int, settings: argparse.Namespace) -> dict[str, 
         export_weights(backbone, settings.keep / f"{variant.replace(' ', '-')}_seed-{seed}.safetensors")
     with torch.compiler.set_stance("force_eager"):  # blocks compiled again for evaluation would not gain it back
         train_features, val, test = (
-            extract_features(backbone, data, split, device=torch.device("cpu")) for split in ("train", "val", "test")
+            read_features(backbone, data, split, device=torch.device("cpu")) for split in ("train", "val", "test")
         )
     knn = KNN().score(train_features, test, data.num_classes)
     linear = LinearProbe(epochs=30).score(train_features, val, test, data.num_classes).metrics

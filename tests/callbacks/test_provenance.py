@@ -98,10 +98,30 @@ def test_git_tells_the_commit_and_whether_files_differ_from_it(repository):
     (repository / "code.py").write_text("1")
     git("add", "code.py")
     git("commit", "--quiet", "--message", "first")
-    (repository / "output.log").write_text("untracked files do not change what ran")
+    for output in ("output.log", "runs/mae/panel.py"):
+        (repository / output).parent.mkdir(parents=True, exist_ok=True)
+        (repository / output).write_text("what runs leave does not change what ran")
     assert describe_git() == {"commit": git("rev-parse", "HEAD"), "is_dirty": False}
     (repository / "code.py").write_text("2")
     assert describe_git() == {"commit": git("rev-parse", "HEAD"), "is_dirty": True}
+
+
+@pytest.mark.parametrize("added", ["src/unmask/methods/new.py", "conf/method/new.yaml", "run.py"])
+def test_an_untracked_file_of_the_package_is_a_change(repository, monkeypatch, added):
+    (repository / "docs").mkdir()
+    (repository / "docs" / "page.md").write_text("1")
+    (repository / ".gitignore").write_text("__pycache__\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    cache = repository / "src" / "__pycache__"
+    cache.mkdir(parents=True)
+    (cache / "new.pyc").write_text("")
+    monkeypatch.chdir(repository / "docs")
+    assert describe_git()["is_dirty"] is False
+    (repository / added).parent.mkdir(parents=True, exist_ok=True)
+    (repository / added).write_text("")
+    assert describe_git()["is_dirty"] is True
 
 
 def test_without_a_repository_or_git_nothing_is_told(repository, monkeypatch):

@@ -10,7 +10,7 @@ from matplotlib.image import imread
 from torch import nn
 
 from unmask.callbacks.panel import reconstruction_panel
-from unmask.callbacks.reconstruction import ReconstructionPanel, evaluating
+from unmask.callbacks.reconstruction import ReconstructionPanel
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -77,13 +77,6 @@ def test_predicts_in_evaluation_mode_without_gradients_and_training_goes_on(fit,
     method.register_forward_hook(lambda *_: modes.append((method.training, torch.is_grad_enabled())))
     fit(ReconstructionPanel(num_images=1), limit_train_batches=1, limit_val_batches=0, method=method)
     assert modes == [(True, True), (False, False)] * 2
-
-
-def test_evaluating_keeps_frozen_parts_frozen():
-    module = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-    with evaluating(module):
-        assert [part.training for part in module.modules()] == [False, False, False]
-    assert [part.training for part in module.modules()] == [True, True, False]
 
 
 def test_more_images_than_there_are_draws_all(fit, drawn):

@@ -185,7 +185,9 @@ def test_more_neighbours_than_patches_are_refused(data, make_trainer):
 
 def test_images_without_masks_are_refused(make_data, draw_splits, make_trainer):
     data = make_data(draw_splits((6, 3, 3), num_classes=3, spread=9.0), num_classes=3)
-    with pytest.raises(ValueError, match="needs images with masks, which InMemory has not; add data=segmentation"):
+    with pytest.raises(
+        ValueError, match="needs images with masks, which InMemory does not have; add data=segmentation"
+    ):
         Dense(head=HEAD).evaluate(CellColours(), data, make_trainer)
 
 

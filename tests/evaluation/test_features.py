@@ -1,4 +1,4 @@
-"""What every protocol reads: full images, once each, from a backbone at rest."""
+"""What every protocol reads: full images, once each, from a backbone in eval mode."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from unmask.evaluation import features
-from unmask.evaluation.features import FeatureView, FrozenFeatures, extract_features, final_mean, require_labels
+from unmask.evaluation.features import FrozenFeatures, PooledLayer, final_mean, read_features, require_labels
 from unmask.evaluation.knn import KNN
 from unmask.evaluation.linear import LinearProbe
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def test_every_image_is_read_once_in_order_with_a_short_last_batch(make_backbone, make_data, draw_splits):
     splits = draw_splits((16, 9, 10), num_classes=3, spread=30.0)
     backbone = make_backbone().train()
-    found, labels = extract_features(backbone, make_data(splits, num_classes=3), "train", device=CPU)
+    found, labels = read_features(backbone, make_data(splits, num_classes=3), "train", device=CPU)
     images = torch.cat([images for images, _, _ in backbone.calls])
     assert [len(images) for images, _, _ in backbone.calls] == [7, 7, 2]
     torch.testing.assert_close(images, splits["train"][0].float() / 255)
@@ -28,7 +28,7 @@ def test_the_backbone_rests_while_it_is_read_and_every_module_gets_its_mode_back
     backbone = make_backbone().train()
     backbone.linear.eval()
     data = make_data(draw_splits((16, 9, 10), num_classes=3, spread=30.0), num_classes=3)
-    extract_features(backbone, data, "test", device=CPU)
+    read_features(backbone, data, "test", device=CPU)
     assert all((is_training, is_inference) == (False, True) for _, is_training, is_inference in backbone.calls)
     assert (backbone.training, backbone.dropout.training, backbone.linear.training) == (True, True, False)
 
@@ -38,7 +38,7 @@ def test_modes_come_back_after_an_error(make_backbone, make_data, draw_splits, m
     data = make_data(draw_splits((16, 9, 10), num_classes=3, spread=30.0), num_classes=3)
     monkeypatch.setattr(backbone, "forward_pooled", lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        extract_features(backbone, data, "test", device=CPU)
+        read_features(backbone, data, "test", device=CPU)
     assert backbone.training
 
 
@@ -46,7 +46,7 @@ def test_features_are_float32_and_fit_to_train_on(make_backbone, make_data, draw
     data = make_data(draw_splits((16, 9, 10), num_classes=3, spread=30.0), num_classes=3)
     backbone = make_backbone()
     monkeypatch.setattr(backbone, "forward_pooled", lambda images: backbone.linear(images.flatten(1)).bfloat16())
-    found = extract_features(backbone, data, "train", device=CPU).features
+    found = read_features(backbone, data, "train", device=CPU).features
     assert found.dtype == torch.float32
     assert not found.is_inference()
 
@@ -67,22 +67,22 @@ def test_a_sample_served_twice_is_counted_once_and_one_left_out_is_noticed(
         FrozenFeatures(backbone, data, make_trainer).read("train")
 
 
-def test_several_protocols_and_views_share_one_pass_a_split(make_vit, make_data, draw_splits, make_trainer):
+def test_several_protocols_and_layers_share_one_pass_a_split(make_vit, make_data, draw_splits, make_trainer):
     data = make_data(draw_splits((16, 9, 10), num_classes=3, spread=30.0, side=32), num_classes=3, image_size=32)
     backbone = make_vit()
     batch_sizes = []
     backbone.vit.patch_embed.register_forward_hook(lambda module, images, tokens: batch_sizes.append(len(tokens)))
-    views = (FeatureView(1, "cls"), FeatureView(1, "mean"), FeatureView(3, "max"))
-    shared = FrozenFeatures(backbone, data, make_trainer, views)
-    read = {(split, view): shared.read(split, view) for split in ("train", "test") for view in shared.views}
+    wanted = (PooledLayer(1, "cls"), PooledLayer(1, "mean"), PooledLayer(3, "max"))
+    shared = FrozenFeatures(backbone, data, make_trainer, wanted)
+    read = {(split, layer): shared.read(split, layer) for split in ("train", "test") for layer in shared.pooled_layers}
     KNN(k=3).measure(shared)
     assert batch_sizes == [7, 7, 2, 7, 3]
     for split in ("train", "test"):
         images = data.splits[split][0].float() / 255
         with torch.inference_mode():
-            layers = list(backbone.eval().forward_layers(images))
-        for view in (*views, final_mean(backbone)):
-            torch.testing.assert_close(read[split, view].features, layers[view.layer][view.pool].clone())
+            computed = list(backbone.eval().forward_layers(images))
+        for layer in (*wanted, final_mean(backbone)):
+            torch.testing.assert_close(read[split, layer].features, computed[layer.number][layer.pool].clone())
 
 
 def test_features_that_do_not_fit_in_memory_lie_in_a_file_that_leaves_nothing_behind(

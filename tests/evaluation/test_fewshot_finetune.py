@@ -78,7 +78,7 @@ def test_each_list_is_trained_on_alone_and_the_whole_split_is_back_afterwards(
     assert (report.num_train_images, report.num_test_images) == (6, 10)
     assert {"top1_1shot", "top1_1shot_std", "top1_2shot"} <= set(report.metrics)
     assert report.protocol.startswith(
-        "fewshot_finetune: 1shot (3), 2shot (6) of train (30), seeds 0, 3, each as finetune: all weights, 1 epochs"
+        "fewshot_finetune: 1shot (3), 2shot (6) of train (30), seeds 0, 3, each as finetune: all weights, "
     )
 
 

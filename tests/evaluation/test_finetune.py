@@ -111,7 +111,9 @@ def test_the_protocol_spells_the_recipe_out(make_vit, data, make_trainer):
     classifier = make_classifier(layer_decay=0.65)
     protocol = FineTune(classifier=classifier, epochs=1).evaluate(make_vit(), data, make_trainer).protocol
     assert protocol == (
-        "finetune: all weights, 1 epochs, last epoch, train (24), test (10), 32x32 px, drop path 0.1, "
+        "finetune: all weights, drop path 0.1, 1 epochs, last epoch, train (24), test (10), 32x32 px, batch 8, "
+        "Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), interpolation=bicubic, hflip_prob=0.0, "
+        "random_erasing_prob=0.0), "
         "Supervised(head=LinearClassifier(weight_std=0.02), optimizer=AdamW(lr=0.001), "
         "schedule=warmup_cosine(warmup_epochs=0), mixup=0, cutmix=0, layer_decay=0.65)"
     )
@@ -137,7 +139,7 @@ def test_impossible_settings_are_refused():
 
 
 class ModeRecorder(Supervised):
-    """Notes whether its backbone trains or rests in each training step."""
+    """Notes whether its backbone is in training mode in each training step."""
 
     def training_step(self, batch, batch_idx):
         self.modes = {*getattr(self, "modes", set()), self.backbone.training}

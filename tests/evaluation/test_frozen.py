@@ -128,7 +128,7 @@ def test_a_head_fitted_at_once_reads_cached_features_of_full_images(make_vit, da
 def test_the_protocol_spells_out_what_changes_the_number(make_vit, data, make_trainer):
     protocol = make_evaluator(MLPClassifier, lr=0.1, pool="auto").evaluate(make_vit(), data, make_trainer).protocol
     assert protocol == (
-        "frozen: backbone at rest, head on cls, 1 epochs, last epoch, train (24), test (10), 32x32 px, batch 8, "
+        "frozen: frozen backbone, head on cls, 1 epochs, last epoch, train (24), test (10), 32x32 px, batch 8, "
         "Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), interpolation=bicubic, hflip_prob=0.0, "
         "random_erasing_prob=0.0), "
         "FrozenBackbone(head=MLPClassifier, optimizer=AdamW(lr=0.1), schedule=warmup_cosine(warmup_epochs=0), "

@@ -87,11 +87,11 @@ def test_the_rate_is_chosen_on_val_though_test_prefers_another(
     report = LinearProbe(base_lrs=rates, epochs=10, batch_size=16).evaluate(
         make_backbone(), make_data(splits, num_classes=3), make_trainer
     )
-    view, _, values = str(report.settings["val_top1_of_grid"]).partition(": ")
+    layer, _, values = str(report.settings["val_top1_of_grid"]).partition(": ")
     on_val = [float(value) for value in values.split(", ")]
     assert on_val[0] < 80.0 < on_val[1]
     assert report.metrics["top1"] < 100.0 - on_val[0] - 20.0  # the other rate would have scored more on test
-    assert view == "stage 1 mean"
+    assert layer == "stage 1 mean"
     assert report.settings["selected"] == "stage 1 mean, base_lr=0.3"
     assert report.settings["selected_on"] == "val (60)"
     assert report.metrics["val_top1"] == pytest.approx(on_val[1], abs=1e-3)
@@ -138,10 +138,10 @@ def test_layer_pooling_and_rate_are_chosen_together_on_val(make_vit, vit_data, m
     assert list(grid) == ["block 4 mean", "block 1 mean", "block 1 cls", "block 4 cls"]
     assert all(f"{name}" in report.protocol for name in grid)
 
-    shared = FrozenFeatures(backbone, data, make_trainer, probe.views(backbone))
+    shared = FrozenFeatures(backbone, data, make_trainer, probe.pooled_layers(backbone))
     scores = {}
-    for view, name in zip(probe.views(backbone), grid, strict=True):
-        train, val, test = (shared.read(split, view) for split in ("train", "val", "test"))
+    for layer, name in zip(probe.pooled_layers(backbone), grid, strict=True):
+        train, val, test = (shared.read(split, layer) for split in ("train", "val", "test"))
         scores[name] = probe.score(train, val, test, 3)
         assert [float(value) for value in grid[name].split(", ")] == pytest.approx(scores[name].val_top1, abs=1e-3)
     best = max(scores, key=lambda name: max(scores[name].val_top1))
@@ -165,7 +165,7 @@ def test_test_labels_never_reach_the_choice(make_vit, vit_data, make_trainer):
 
 def test_the_default_grid_spreads_over_depth_and_puts_the_pooled_features_first(make_vit, make_swin):
     def names(backbone):
-        return [(view.layer + 1, view.pool) for view in LinearProbe().views(backbone)]
+        return [(layer.number + 1, layer.pool) for layer in LinearProbe().pooled_layers(backbone)]
 
     assert names(make_vit(depth=6, num_stages=1)) == [
         (6, "mean"), (2, "mean"), (2, "cls"), (3, "mean"), (3, "cls"), (5, "mean"), (5, "cls"), (6, "cls"),

@@ -9,7 +9,7 @@ import pytest
 
 from unmask.evaluation.base import EvalReport
 from unmask.evaluation.report import (
-    Measurement,
+    EvalResult,
     csv_report,
     escape_latex,
     labelled,
@@ -34,7 +34,7 @@ def measured(protocol, metrics, *, backbone="checkpoint", ckpt_path="a.ckpt", se
         headline=headline,
     )
     data = {"train": "11aa", "test": "22bb"}
-    return Measurement(backbone=backbone, ckpt_path=ckpt_path, seed=seed, report=report, data=data, git=GIT)
+    return EvalResult(backbone=backbone, ckpt_path=ckpt_path, seed=seed, report=report, data=data, git=GIT)
 
 
 def repeated(values, **settings):

@@ -34,7 +34,7 @@ class MaskedLoss(Oracle):
 
 def test_shares_become_percent_with_an_interval(make_data, draw_splits, make_trainer):
     data = make_data(draw_splits((16, 9, 10), num_classes=6, spread=30.0), num_classes=6)
-    report = score.Test().evaluate_module(Oracle(), data, make_trainer)
+    report = score.TestEvaluator().evaluate_module(Oracle(), data, make_trainer)
     low, high = wilson_interval(5, 10)
     assert report.metrics["top1"] == pytest.approx(50.0)
     assert report.metrics["top5"] == pytest.approx(100.0)
@@ -46,7 +46,7 @@ def test_shares_become_percent_with_an_interval(make_data, draw_splits, make_tra
 
 def test_top5_of_five_classes_is_dropped(make_data, draw_splits, make_trainer):
     data = make_data(draw_splits((16, 9, 10), num_classes=5, spread=30.0), num_classes=5)
-    assert "top5" not in score.Test().evaluate_module(Oracle(), data, make_trainer).metrics
+    assert "top5" not in score.TestEvaluator().evaluate_module(Oracle(), data, make_trainer).metrics
 
 
 def test_a_method_reports_its_loss_on_unlabelled_test_images(make_data, draw_splits, make_trainer):
@@ -54,5 +54,7 @@ def test_a_method_reports_its_loss_on_unlabelled_test_images(make_data, draw_spl
         name: (images, torch.full_like(labels, -1))
         for name, (images, labels) in draw_splits((16, 9, 10), num_classes=3, spread=30.0).items()
     }
-    metrics = score.Test().evaluate_module(MaskedLoss(), make_data(splits, num_classes=0), make_trainer).metrics
+    metrics = (
+        score.TestEvaluator().evaluate_module(MaskedLoss(), make_data(splits, num_classes=0), make_trainer).metrics
+    )
     assert metrics == {"loss": pytest.approx((splits["test"][0].float() / 255).mean().item(), rel=1e-5)}

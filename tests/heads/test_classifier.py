@@ -6,7 +6,7 @@ from unmask.heads.classifier import BatchNormMLPClassifier
 
 def test_batch_norm_stands_between_two_linear_layers_without_activation(randomise) -> None:
     head = randomise(BatchNormMLPClassifier(in_features=5, num_classes=3, hidden_features=8)).train()
-    first, norm, hidden, _, last = head.layers
+    first, norm, hidden, _, last = head
     pooled = torch.randn(6, 5)
     representation = first(pooled)
     spread = (representation - representation.mean(dim=0)) / (representation.var(dim=0, correction=0) + 1e-5).sqrt()

@@ -1,4 +1,4 @@
-"""Heads of a backbone at rest against their formulas."""
+"""Heads of a frozen backbone against their formulas."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_maes_probe_starts_from_its_deviation() -> None:
 
 def test_the_mlp_is_batch_norm_linear_gelu_linear(randomise) -> None:
     head = randomise(MLPClassifier(in_features=5, num_classes=3, hidden_features=8)).train()
-    norm, first, _, last = head.layers
+    norm, first, _, last = head
     pooled = torch.randn(6, 5)
     hidden = first(standardised(pooled, 1e-5) * norm.weight + norm.bias)
     torch.testing.assert_close(head(pooled), last(F.gelu(hidden)))

@@ -1,4 +1,4 @@
-"""What a head on a backbone at rest reads and trains."""
+"""What a head on a frozen backbone reads and trains."""
 
 import functools
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from unmask.runtime.checkpoint import export_weights, load_backbone
 from unmask.runtime.config import compose_config
 from unmask.runtime.evaluate import evaluate
 
+CONF = Path(__file__).parents[2] / "conf"
 DATA = ["data=synthetic", "data.num_train=40", "data.num_val=16", "data.num_test=24", "global_batch_size=16"]
 FEW = ["data=synthetic", "data.num_train=12", "data.num_val=4", "data.num_test=8"]
 QUIET = ["name=x", "trainer.accelerator=cpu", "logger=none", "callbacks=none", "trainer.precision=32-true"]
@@ -35,10 +37,10 @@ def files(make_vit: Callable[..., Any], make_swin: Callable[..., Any], tmp_path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    def run(*overrides: str) -> dict[str, Any]:
+    def run(*overrides: str, data: Sequence[str] = DATA) -> dict[str, Any]:
         folder = tmp_path / "run"
         folder.mkdir()
-        evaluate(compose_config("eval", [*DATA, *QUIET, f"paths.run_dir={folder}", *overrides]))
+        evaluate(compose_config("eval", [*data, *QUIET, f"paths.run_dir={folder}", *overrides]))
         return json.loads((folder / "report.json").read_text())
 
     return run
@@ -111,7 +113,7 @@ def test_one_protocol_alone_gives_the_numbers_it_has_among_all(
         (["eval=knn", "ckpt_path={a}", "compare={../b: {b}}"], "compare has the name '../b'"),
         (["eval=knn", "ckpt_path={a}", "compare={other: nowhere.ckpt}"], "nowhere.ckpt does not exist"),
         (["eval=knn", "ckpt_path={a}", "seeds=[1,1]"], "seeds must be different whole numbers"),
-        (["eval=test", "ckpt_path={a}", "seeds=[1,2]"], "draws nothing; leave seeds out"),
+        (["eval=test", "ckpt_path={a}", "seeds=[1,2]"], "no seed changes its figures; leave seeds out"),
         (["eval=all", "ckpt_path={a}", "eval.protocols.knn.k=41"], "set eval.protocols.knn.k=40 or less"),
         (["eval=linear", "ckpt_path={a}", "eval.layers=[5]"], "has block 1 to block 4; choose from 1 to 4"),
     ],
@@ -178,3 +180,50 @@ def test_a_swin_is_fine_tuned_with_larger_windows(
 def test_a_window_for_a_backbone_without_windows_is_refused(make_vit: Callable[..., nn.Module], evaluate_at) -> None:
     with pytest.raises(ValueError, match="no setting 'window_size'"):
         evaluate_at(make_vit(), "backbone.window_size=6")
+
+
+def segmented(folder: Path) -> Path:
+    """Photos of two halves, and masks of them."""
+    for number in range(12):
+        halves = torch.zeros(32, 32, dtype=torch.uint8)
+        halves[:, 8 + number :] = 1
+        for kind, pixels in (("images", 40 + 150 * halves + number), ("masks", halves)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.numpy()).save(folder / kind / f"{number}.png")
+    return folder
+
+
+TRAINED = ["global_batch_size=4", "base_lr=0.01"]
+QUICK = {
+    "all": PROBE,
+    "dense": ["eval.head.max_iterations=2", "eval.k=2"],
+    "fewshot": ["eval.label_fractions=[0.5]", "eval.max_iterations=2"],
+    "fewshot_finetune": [*TRAINED, "eval.label_fractions=[0.5]", "eval.seeds=[0]", "eval.fine_tune.epochs=1"],
+    "finetune": [*TRAINED, "eval.epochs=1"],
+    "frozen": [*TRAINED, "eval.epochs=1"],
+    "linear": ["eval.epochs=1"],
+    "linear_mae": [*TRAINED, "eval.epochs=1"],
+    "logistic": ["eval.head.max_iterations=2"],
+}
+CHOICES = [
+    path.stem for path in sorted(CONF.glob("eval/*.yaml")) if "unmask.inference" not in path.read_text()
+]  # what shows and measures nothing has no line
+
+
+@pytest.mark.parametrize("choice", [name for name in CHOICES if name != "test"])  # no seed changes what it does
+def test_two_seeds_of_one_protocol_are_one_line_without_addresses(
+    files: dict[str, str], run: Callable[..., dict[str, Any]], tmp_path: Path, choice: str
+) -> None:
+    photos = ["data=segmentation", f"data.root={segmented(tmp_path / 'photos')}", "data.num_workers=0"]
+    report = run(
+        f"eval={choice}",
+        f"ckpt_path={files['a']}",
+        "seeds=[0,1]",
+        "eval.baseline=false",
+        *QUICK.get(choice, []),
+        data=photos if choice == "dense" else DATA,
+    )["reports"]
+    lines = {(entry["protocol"].partition(":")[0], entry["protocol"]) for entry in report.values()}
+    names = {name for name, _ in lines}
+    assert len(lines) == len(names)
+    assert not any("0x" in line or "<" in line for _, line in lines)

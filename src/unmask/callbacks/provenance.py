@@ -13,6 +13,7 @@ from unmask.types import ImageBatch
 
 CHECKPOINT_KEY = "unmask"
 _PACKAGES = ("unmask", "torch", "lightning", "timm")
+_CODE = (":(top)src", ":(top)conf", ":(top,glob)*.py")  # what a run is made of, from the top of the repository
 _GIT_TIMEOUT = 10.0  # seconds; a working tree on a slow network disk must not hold a run up
 
 
@@ -83,12 +84,17 @@ def as_plain(value: Any, name: str) -> Any:
 
 
 def describe_git() -> dict[str, str | bool] | None:
-    """Reads the commit of the working directory and whether tracked files differ from it; None without git."""
+    """Reads the commit of the working directory and whether what runs differs from it; None without git.
+
+    It differs where a tracked file has changed, or where a file that git neither tracks nor ignores lies among the
+    code or the configuration; what runs leave elsewhere does not count.
+    """
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--untracked-files=no")
-    if commit is None or changes is None:
+    added = _git("ls-files", "--others", "--exclude-standard", "--", *_CODE)
+    if commit is None or changes is None or added is None:
         return None
-    return {"commit": commit, "is_dirty": bool(changes)}
+    return {"commit": commit, "is_dirty": bool(changes or added)}
 
 
 def _plain_key(key: Any, name: str) -> str | int:

@@ -1,7 +1,5 @@
 """Pictures of what a method reconstructs as it learns."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +7,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
-from torch import nn
 
 from unmask.callbacks.panel import reconstruction_panel, reconstruction_pixels
 from unmask.callbacks.pictures import figure_pixels, save_figure
 from unmask.callbacks.trainer_state import require_positive
+from unmask.eval_mode import eval_mode
 from unmask.types import ImageBatch
 
 _LOGGED_AS = "val/reconstruction"
@@ -78,7 +76,7 @@ def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, 
     precision = trainer.precision_plugin
     images, index = batch.image.to(pl_module.device), batch.index.to(pl_module.device)
     mask = pl_module.held_out_mask(images, index)
-    with evaluating(pl_module), torch.no_grad(), precision.forward_context():
+    with eval_mode(pl_module), torch.no_grad(), precision.forward_context():
         prediction = trainer.model(precision.convert_input(images), mask).prediction  # type: ignore[misc]
     if prediction is None:
         return None
@@ -92,18 +90,6 @@ def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, 
         subtitle=f"epoch {epochs_done}  ·  step {trainer.global_step:,}  ·  {masked:.0%} of each image masked",
         note=pl_module.prediction_note,
     )
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module in evaluation mode and gives each part back its own, so that a frozen part stays frozen."""
-    was_training = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in was_training.items():
-            part.training = training
 
 
 def _send_to_loggers(figure: Figure, trainer: Trainer) -> None:

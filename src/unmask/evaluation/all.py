@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvaluationData
-from unmask.evaluation.feature_evaluator import FeatureEvaluator
+from unmask.evaluation.evaluator import Evaluator, FeatureEvaluator, FeatureProtocol
 
 
-class FeatureProtocols:
+class FeatureProtocols(FeatureEvaluator):
     """Protocols on frozen features that are measured together.
 
     Args:
@@ -18,17 +18,18 @@ class FeatureProtocols:
         ValueError: None is left, or one does not work on frozen features.
     """
 
-    def __init__(self, *, protocols: Mapping[str, FeatureEvaluator | None], baseline: bool = True) -> None:
-        self._named = {name: protocol for name, protocol in protocols.items() if protocol is not None}
-        if not self._named:
+    def __init__(self, *, protocols: Mapping[str, Evaluator | None], baseline: bool = True) -> None:
+        named = {name: protocol for name, protocol in protocols.items() if protocol is not None}
+        if not named:
             raise ValueError("eval.protocols leaves no protocol to measure; set one of them that is not null")
-        for name, protocol in self._named.items():
-            if not hasattr(protocol, "measure"):
+        for name, protocol in named.items():
+            if not protocol.protocols:
                 raise ValueError(f"eval.protocols.{name} does not work on frozen features; run eval={name} by itself")
+        self._named = {name: part for name, protocol in named.items() for part in protocol.protocols}
         self.baseline = baseline
 
     @property
-    def protocols(self) -> tuple[FeatureEvaluator, ...]:
+    def protocols(self) -> tuple[FeatureProtocol, ...]:
         return tuple(self._named.values())
 
     def require(self, backbone: MaskedBackbone, data: EvaluationData) -> None:

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData
-from unmask.evaluation.feature_evaluator import FeatureEvaluator
+from unmask.evaluation.evaluator import FeatureProtocol
 from unmask.evaluation.features import Features, FrozenFeatures, require_labels
 from unmask.evaluation.knn import nearest_neighbours
 from unmask.evaluation.metrics import auroc
 
 
-class Anomaly(FeatureEvaluator):
+class Anomaly(FeatureProtocol):
     """Takes one class after another as the anomaly and asks whether its test images lie farther from the others.
 
     The training images of the other classes are the bank; the score of a test image is its mean distance to the `k`

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Int
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from torch import Tensor
 
-from unmask.backbones.base import MaskedBackbone
 from unmask.types import ImageBatch
 
 MakeTrainer = Callable[..., Trainer]
@@ -37,7 +36,7 @@ class EvaluationData(Protocol):
     image_size: tuple[int, int]  # height, width of the images served, pixels
     crop_pct: float  # side of the centred crop as a fraction of the resized image
     global_batch_size: int  # images an optimizer step takes where something is trained on them
-    augmentation: Any  # of training images; str() names its settings
+    augmentation: Any  # of training images; an object whose public attributes are its settings
 
     @property
     def num_classes(self) -> int: ...
@@ -80,24 +79,3 @@ class EvalReport:
     """What was selected ("selected"), on which split ("selected_on"), and what else a reader must know."""
     headline: Sequence[str] = ("top1", "top5", "loss")
     """The metrics a table shows, in order, as far as they were measured; the others stand in report.json."""
-
-
-class RepresentationEvaluator(Protocol):
-    """Measures what a backbone's features are worth."""
-
-    baseline: bool  # whether a random backbone of the same settings is to be measured beside
-
-    def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
-        """Evaluates a backbone, whose weights stay as they are.
-
-        Selection uses the training split and what is held out of it, never the test split.
-        """
-        ...
-
-
-class ModuleEvaluator(Protocol):
-    """Measures a trained module, head and all, as it is."""
-
-    def evaluate_module(self, module: LightningModule, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
-        """Runs the module's own test step on the test split."""
-        ...

@@ -4,13 +4,13 @@ import torch.nn.functional as F
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData
-from unmask.evaluation.feature_evaluator import FeatureEvaluator
+from unmask.evaluation.evaluator import FeatureProtocol
 from unmask.evaluation.features import FrozenFeatures, require_labels
 from unmask.evaluation.kmeans import k_means, nearest_centres
 from unmask.evaluation.metrics import clustering_metrics
 
 
-class Clustering(FeatureEvaluator):
+class Clustering(FeatureProtocol):
     """Groups the training images by k-means and compares the groups of the test images with their classes.
 
     Features are scaled to unit length, so distances are those of k-NN. Centres are learned on the training split

@@ -1,8 +1,7 @@
 """What single patches know: segmentation on frozen features."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +10,9 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from unmask.backbones.base import MaskedBackbone
+from unmask.eval_mode import eval_mode
 from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer, Split
+from unmask.evaluation.evaluator import BackboneEvaluator
 from unmask.evaluation.features import describe_images, trainer_device
 from unmask.evaluation.knn import count_votes, nearest_neighbours
 from unmask.evaluation.segmentation_score import SegmentationScore
@@ -23,12 +24,18 @@ _IGNORED = 255  # in masks: no class
 _NUM_NUMBERS = 256  # a mask of 8 bits can hold
 
 
-class SegmentationData(EvaluationData, Protocol):
-    """A data module whose images have masks."""
+@runtime_checkable
+class HasMasks(Protocol):
+    """Images with masks."""
 
     def read_masks(self, split: Split, positions: Int[Tensor, " b"]) -> UInt8[Tensor, "b height width"]:
         """Reads masks, cropped as the images are; 255 is no class."""
         ...
+
+
+@runtime_checkable
+class SegmentationData(EvaluationData, HasMasks, Protocol):
+    """A data module whose images have masks."""
 
 
 class Patches(NamedTuple):
@@ -38,7 +45,7 @@ class Patches(NamedTuple):
     labels: Int[Tensor, " n"]
 
 
-class Dense:
+class Dense(BackboneEvaluator):
     """Classifies every patch of frozen features, by logistic regression and by a vote of similar patches.
 
     A patch is a cell of the last feature map; its class in training is the one most of its pixels have. Scores of the
@@ -84,14 +91,12 @@ class Dense:
         self.seed = seed
         self.baseline = baseline
 
-    def evaluate(self, backbone: MaskedBackbone, data: Any, make_trainer: MakeTrainer) -> EvalReport:
-        if not hasattr(data, "read_masks"):
-            raise ValueError(
-                f"eval=dense needs images with masks, which {type(data).__name__} has not; "
-                "add data=segmentation data.root=DIR"
-            )
+    def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
+        return self._evaluate(backbone, _require_masks(data), make_trainer)
+
+    def _evaluate(self, backbone: MaskedBackbone, data: SegmentationData, make_trainer: MakeTrainer) -> EvalReport:
         device = trainer_device(make_trainer)
-        with _at_rest(backbone.to(device)):
+        with eval_mode(backbone.to(device)):
             train, val = (self._sample(backbone, data, split, device) for split in ("train", "val"))
             num_classes = self._require_classes(train)
             head = self.head(in_features=train.features.shape[1], num_classes=num_classes).to(device)
@@ -185,6 +190,15 @@ class Dense:
         return score
 
 
+def _require_masks(data: EvaluationData) -> SegmentationData:
+    if not isinstance(data, HasMasks):
+        raise ValueError(
+            f"eval=dense needs images with masks, which {type(data).__name__} does not have; "
+            "add data=segmentation data.root=DIR"
+        )
+    return cast(SegmentationData, data)
+
+
 def majority_classes(masks: UInt8[Tensor, "b height width"], *, grid: tuple[int, int]) -> Int[Tensor, "b rows cols"]:
     """Finds the class most pixels of each cell have, of equals the lowest; 255 where none has a class.
 
@@ -214,15 +228,3 @@ def _batches(
         with torch.no_grad():
             maps = backbone.forward_features(batch.image)[-1].float()
         yield maps, data.read_masks(split, batch.index.cpu()).to(device), batch.index
-
-
-@contextlib.contextmanager
-def _at_rest(backbone: MaskedBackbone) -> Iterator[None]:
-    """Puts a backbone in evaluation mode and every part of it back into its own mode afterwards."""
-    modes: Sequence[tuple[torch.nn.Module, bool]] = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

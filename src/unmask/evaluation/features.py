@@ -13,6 +13,7 @@ from lightning import LightningModule, Trainer
 from torch import Tensor
 
 from unmask.backbones.base import MaskedBackbone, Pooling
+from unmask.eval_mode import eval_mode
 from unmask.evaluation.base import EvaluationData, MakeTrainer, Split
 
 _BYTES_IN_MEMORY = 4 * 2**30  # features of one split; what does not fit lies in a file that has no name
@@ -29,19 +30,19 @@ class Features(NamedTuple):
         return Features(self.features.to(device), self.labels.to(device))
 
 
-class FeatureView(NamedTuple):
-    """Which layer of a backbone is read, and how its tokens become one vector."""
+class PooledLayer(NamedTuple):
+    """Which layer of a backbone is read, and how its tokens are pooled into one vector."""
 
-    layer: int  # from 0, as `MaskedBackbone.layer_names` counts
+    number: int  # from 0, as `MaskedBackbone.layer_names` counts
     pool: Pooling
 
 
 class FrozenFeatures:
-    """The features of one backbone on one data set, read at most once a split, every view in the same pass.
+    """The features of one backbone on one data set, read at most once a split, all pooled layers in the same pass.
 
-    All protocols of a backbone share it. Images are full and not augmented, the backbone rests, and features are
-    float32 whatever the trainer's precision. Several devices share the batches of one: a batch has the same images on
-    any number of them, rows are stored by the sample's number, and so the features are the same bit for bit and a
+    All protocols of a backbone share it. Images are full and not augmented, the backbone is in eval mode, and features
+    are float32 whatever the trainer's precision. Several devices share the batches of one: a batch has the same images
+    on any number of them, rows are stored by the sample's number, and so the features are the same bit for bit and a
     sample that only fills a batch up is never counted.
 
     Features lie in main memory, or in an unnamed file of the trainer's folder where a split has more than 4 GiB.
@@ -50,7 +51,7 @@ class FrozenFeatures:
         backbone: Its training modes are restored after each pass.
         data: Serves the splits.
         make_trainer: Says where and on how many devices features are computed.
-        views: What is read beside `final_mean`, which always is.
+        pooled_layers: What is read beside `final_mean`, which always is.
     """
 
     def __init__(
@@ -58,13 +59,13 @@ class FrozenFeatures:
         backbone: MaskedBackbone,
         data: EvaluationData,
         make_trainer: MakeTrainer,
-        views: Sequence[FeatureView] = (),
+        pooled_layers: Sequence[PooledLayer] = (),
     ) -> None:
         self.backbone = backbone
         self.data = data
         self.make_trainer = make_trainer
-        self.views = tuple(dict.fromkeys([*views, final_mean(backbone)]))
-        self._read: dict[Split, dict[FeatureView, Features]] = {}
+        self.pooled_layers = tuple(dict.fromkeys([*pooled_layers, final_mean(backbone)]))
+        self._read: dict[Split, dict[PooledLayer, Features]] = {}
 
     @functools.cached_property
     def device(self) -> torch.device:
@@ -76,13 +77,13 @@ class FrozenFeatures:
         """What they are, for a protocol line; of `final_mean`."""
         return describe_features(self.backbone, self.data)
 
-    def read(self, split: Split, view: FeatureView | None = None) -> Features:
-        """Gives one view of a split, in main memory; `final_mean` by default."""
+    def read(self, split: Split, layer: PooledLayer | None = None) -> Features:
+        """Gives one pooled layer of a split, in main memory; `final_mean` by default."""
         if split not in self._read:
             self._read[split] = self._pass_over(split)
-        return self._read[split][view if view is not None else final_mean(self.backbone)]
+        return self._read[split][layer if layer is not None else final_mean(self.backbone)]
 
-    def _pass_over(self, split: Split) -> dict[FeatureView, Features]:
+    def _pass_over(self, split: Split) -> dict[PooledLayer, Features]:
         trainer = self.make_trainer(
             callbacks=[],
             logger=False,
@@ -93,31 +94,27 @@ class FrozenFeatures:
             enable_progress_bar=False,
             enable_checkpointing=False,
         )
-        reader = _FeatureReader(self.backbone, self.data, self.views, num_images=len(self.data.dataset(split)))
+        reader = _FeatureReader(self.backbone, self.data, self.pooled_layers, num_images=len(self.data.dataset(split)))
         batches = self.data.evaluation_part(split, part=trainer.global_rank, num_parts=trainer.world_size)
-        modes = {module: module.training for module in self.backbone.modules()}
-        try:
-            trainer.predict(reader, dataloaders=_Served(batches), return_predictions=False)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with eval_mode(self.backbone):
+            trainer.predict(reader, dataloaders=_LoadedBatches(batches), return_predictions=False)
         assert bool(reader.is_read.all()), "a sample was skipped"
-        return {view: Features(features, reader.labels) for view, features in reader.features.items()}
+        return {layer: Features(features, reader.labels) for layer, features in reader.features.items()}
 
 
 class _FeatureReader(LightningModule):
     """Stores what a backbone makes of every batch of all devices, row by row under the sample's number."""
 
     def __init__(
-        self, backbone: MaskedBackbone, data: EvaluationData, views: Sequence[FeatureView], *, num_images: int
+        self, backbone: MaskedBackbone, data: EvaluationData, layers: Sequence[PooledLayer], *, num_images: int
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.data = data
-        self.views = views
+        self.layers = layers
         self.is_read = torch.zeros(num_images, dtype=torch.bool)
         self.labels = torch.zeros(num_images, dtype=torch.long)
-        self.features: dict[FeatureView, Tensor] = {}
+        self.features: dict[PooledLayer, Tensor] = {}
 
     def predict_step(self, batch: Any, batch_idx: int) -> Int[Tensor, " b"]:
         images, labels, index = self.data.to_model_input(batch, augmented=False)
@@ -126,23 +123,23 @@ class _FeatureReader(LightningModule):
         rows = rows[is_present]
         self.is_read[rows] = True
         self.labels[rows] = self._gather(labels)[is_present]
-        for layer, pooled in enumerate(self.backbone.forward_layers(images)):
-            for view in self.views:
-                if view.layer == layer:
-                    self._store(view, rows, self._gather(pooled[view.pool].float())[is_present])
+        for number, pooled in enumerate(self.backbone.forward_layers(images)):
+            for layer in self.layers:
+                if layer.number == number:
+                    self._store(layer, rows, self._gather(pooled[layer.pool].float())[is_present])
         return rows
 
-    def _store(self, view: FeatureView, rows: Int[Tensor, " b"], features: Float[Tensor, "b d"]) -> None:
-        if view not in self.features:
+    def _store(self, layer: PooledLayer, rows: Int[Tensor, " b"], features: Float[Tensor, "b d"]) -> None:
+        if layer not in self.features:
             size = (len(self.is_read), features.shape[1])
             in_use = sum(stored.nbytes for stored in self.features.values())
             needed = 4 * math.prod(size)
             fits = in_use + needed <= _BYTES_IN_MEMORY
             with torch.inference_mode(mode=False):  # a probe may train on them
-                self.features[view] = (
+                self.features[layer] = (
                     torch.empty(size) if fits else _on_disk(size, folder=self.trainer.default_root_dir)
                 )
-        self.features[view][rows] = features
+        self.features[layer][rows] = features
 
     def _gather(self, own: Tensor, fill: int = 0) -> Tensor:
         """Joins what all devices have of a batch, in main memory; where one has fewer rows, `fill` stands."""
@@ -155,7 +152,7 @@ class _FeatureReader(LightningModule):
         return strategy.all_gather(padded).flatten(0, 1).cpu()
 
 
-class _Served:
+class _LoadedBatches:
     """Batches as they come: Lightning takes a loader apart to predict on it, but leaves other iterables alone."""
 
     def __init__(self, batches: Iterable[Any]) -> None:
@@ -165,7 +162,7 @@ class _Served:
         return iter(self.batches)
 
 
-def extract_features(backbone: MaskedBackbone, data: EvaluationData, split: Split, *, device: torch.device) -> Features:
+def read_features(backbone: MaskedBackbone, data: EvaluationData, split: Split, *, device: torch.device) -> Features:
     """Computes the pooled feature of every image of a split once, on one device, where the result stays."""
     make_trainer = functools.partial(
         Trainer, accelerator=device.type, devices=1 if device.index is None else [device.index]
@@ -173,9 +170,9 @@ def extract_features(backbone: MaskedBackbone, data: EvaluationData, split: Spli
     return FrozenFeatures(backbone, data, make_trainer).read(split).to(device)
 
 
-def final_mean(backbone: MaskedBackbone) -> FeatureView:
-    """The view that is `forward_pooled`: the mean over the tokens of the last layer."""
-    return FeatureView(len(backbone.layer_names) - 1, "mean")
+def final_mean(backbone: MaskedBackbone) -> PooledLayer:
+    """What `forward_pooled` computes: the mean over the tokens of the last layer."""
+    return PooledLayer(len(backbone.layer_names) - 1, "mean")
 
 
 def require_labels(data: EvaluationData, splits: Sequence[Split], *, evaluation: str) -> None:
@@ -219,7 +216,7 @@ def trainer_device(make_trainer: MakeTrainer) -> torch.device:
 
 def _on_disk(size: tuple[int, int], *, folder: str) -> Float[Tensor, "n d"]:
     """Allocates in a file that goes with the process, however it ends."""
-    with tempfile.TemporaryDirectory(dir=folder) as hidden:
-        path = Path(hidden) / "features"
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / "features"
         stored: Tensor = torch.from_file(str(path), shared=True, size=math.prod(size), dtype=torch.float32)
     return stored.view(size)

@@ -17,7 +17,7 @@ class Budget(NamedTuple):
     """How many labels a class has."""
 
     name: str  # "1pct" or "5shot", as in the names of metrics and files
-    share: float | None  # of each class's training images
+    fraction: float | None  # of each class's training images
     per_class: int | None
 
 
@@ -25,8 +25,8 @@ class FewLabels:
     """Chooses labelled images by rule and writes down which.
 
     Of each class the first images of an order that is a function of the seed and the split are taken, so the images of
-    a small budget are among those of every larger one with the same seed. A share takes each class's share, rounded,
-    and at least one image.
+    a small budget are among those of every larger one with the same seed. A fraction is taken of each class,
+    rounded, and at least one image.
 
     Args:
         label_fractions: Fractions of the training images, evenly over the classes, in (0, 1].
@@ -46,7 +46,7 @@ class FewLabels:
                 "eval.label_fractions and eval.per_class are both empty; set eval.label_fractions=[0.01] or "
                 "eval.per_class=[5]"
             )
-        if not all(0.0 < share <= 1.0 for share in label_fractions):
+        if not all(0.0 < fraction <= 1.0 for fraction in label_fractions):
             raise ValueError(
                 f"eval.label_fractions must lie above 0 and at most 1 (0.01 is one percent), got "
                 f"{list(label_fractions)}"
@@ -59,7 +59,7 @@ class FewLabels:
             if len(set(values)) < len(values):
                 raise ValueError(f"eval.{name} names a value twice: {list(values)}")
         self.budgets = (
-            *(Budget(f"{100.0 * share:g}pct", share, None) for share in label_fractions),
+            *(Budget(f"{100.0 * fraction:g}pct", fraction, None) for fraction in label_fractions),
             *(Budget(f"{count}shot", None, count) for count in per_class),
         )
         self.seeds = tuple(seeds)
@@ -119,5 +119,5 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def _images_of_class(budget: Budget, size: int) -> int:
     if budget.per_class is not None:
         return budget.per_class
-    assert budget.share is not None
-    return max(1, round(budget.share * size))
+    assert budget.fraction is not None
+    return max(1, round(budget.fraction * size))

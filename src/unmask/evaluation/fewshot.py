@@ -6,15 +6,15 @@ from typing import ClassVar
 
 from unmask.backbones.base import MaskedBackbone, Pooling
 from unmask.evaluation.base import EvalReport, EvaluationData
-from unmask.evaluation.feature_evaluator import FeatureEvaluator
-from unmask.evaluation.features import FeatureView, FrozenFeatures, describe_images, require_labels
+from unmask.evaluation.evaluator import FeatureProtocol
+from unmask.evaluation.features import FrozenFeatures, PooledLayer, describe_images, require_labels
 from unmask.evaluation.few_labels import Budget, FewLabels, spread
 from unmask.evaluation.logistic import require_pooling
 from unmask.evaluation.metrics import accuracy_metrics
 from unmask.heads.logistic_regression import LogisticRegression
 
 
-class FewShot(FeatureEvaluator):
+class FewShot(FeatureProtocol):
     """Fits logistic regression to the features of a few labelled images, several times over.
 
     Each budget of labels is filled once for each seed, and the lists are written down. `top1_1pct` and the like are
@@ -59,8 +59,8 @@ class FewShot(FeatureEvaluator):
         self.pool = pool
         self.baseline = baseline
 
-    def views(self, backbone: MaskedBackbone) -> tuple[FeatureView, ...]:
-        return (self._view(backbone),)
+    def pooled_layers(self, backbone: MaskedBackbone) -> tuple[PooledLayer, ...]:
+        return (self._pooled_layer(backbone),)
 
     def require(self, backbone: MaskedBackbone, data: EvaluationData) -> None:
         require_labels(data, ("train", "test"), evaluation="fewshot")
@@ -76,7 +76,7 @@ class FewShot(FeatureEvaluator):
                 f"top1_{budget.name}{suffix}": value for suffix, value in spread([t for t, _ in measured]).items()
             }
             sizes[budget.name] = measured[0][1]
-        view = self._view(features.backbone)
+        layer = self._pooled_layer(features.backbone)
         num_train, num_test = len(features.data.dataset("train")), len(features.data.dataset("test"))
         listed = ", ".join(f"{name} ({size})" for name, size in sizes.items())
         return EvalReport(
@@ -84,7 +84,7 @@ class FewShot(FeatureEvaluator):
                 f"fewshot: L-BFGS logistic regression on standardised features, inverse strength "
                 f"{self.inverse_strength:g}, at most {self.max_iterations} iterations, {listed} of train "
                 f"({num_train}), seeds {_join(self.few.seeds)}, test ({num_test}), {type(features.backbone).__name__} "
-                f"{features.backbone.layer_names[view.layer]}, {view.pool}, {describe_images(features.data)}"
+                f"{features.backbone.layer_names[layer.number]}, {layer.pool}, {describe_images(features.data)}"
             ),
             metrics=metrics,
             num_train_images=max(sizes.values()),
@@ -95,8 +95,8 @@ class FewShot(FeatureEvaluator):
 
     def _measure_list(self, features: FrozenFeatures, budget: Budget, seed: int) -> tuple[float, int]:
         """Writes one list, fits it and gives its top-1 in percent and its length."""
-        view = self._view(features.backbone)
-        train, test = (features.read(split, view) for split in ("train", "test"))
+        layer = self._pooled_layer(features.backbone)
+        train, test = (features.read(split, layer) for split in ("train", "test"))
         positions = self.few.choose(train.labels, budget, seed)
         self.few.write(features.data, budget, seed, positions)
         head = LogisticRegression(
@@ -109,8 +109,8 @@ class FewShot(FeatureEvaluator):
         scores = head(test.features.to(features.device)).cpu()
         return accuracy_metrics(scores, test.labels)["top1"], len(positions)
 
-    def _view(self, backbone: MaskedBackbone) -> FeatureView:
-        return FeatureView(len(backbone.layer_names) - 1, self.pool)
+    def _pooled_layer(self, backbone: MaskedBackbone) -> PooledLayer:
+        return PooledLayer(len(backbone.layer_names) - 1, self.pool)
 
 
 def _join(values: Sequence[int]) -> str:

@@ -9,12 +9,13 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer
+from unmask.evaluation.evaluator import BackboneEvaluator
 from unmask.evaluation.features import require_labels
 from unmask.evaluation.few_labels import FewLabels, spread
 from unmask.evaluation.finetune import FineTune
 
 
-class FewShotFineTune:
+class FewShotFineTune(BackboneEvaluator):
     """Fine-tunes on a few labelled images, once for each list of `FewShot`.
 
     `top1_1pct` and the like are means over the seeds of the last epoch's accuracy on the whole test split, with their

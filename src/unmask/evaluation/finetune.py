@@ -8,12 +8,12 @@ from lightning import LightningModule
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer
-from unmask.evaluation.describe import describe_factory
+from unmask.evaluation.evaluator import BackboneEvaluator
 from unmask.evaluation.features import require_labels
-from unmask.evaluation.last_and_best import train_and_test
+from unmask.evaluation.last_and_best import train_and_report
 
 
-class FineTune:
+class FineTune(BackboneEvaluator):
     """Trains a copy of the backbone with a classifier on it and reports the last and the best epoch side by side.
 
     `top1` is the last epoch, for which nothing is selected; `top1_best_epoch` the epoch of the highest top-1 on the
@@ -21,7 +21,7 @@ class FineTune:
 
     Args:
         classifier: Completed with `backbone` and `num_classes`; logs `val/top1`, `test/top1` and `test/top5`. A
-            `layer_decay` of None is replaced by the usual one of the backbone's family.
+            `layer_decay` of None is replaced by the default of the backbone's family.
         epochs: Passes over the training split.
         drop_path_rate: Stochastic depth of the last block while fine-tuning.
         label_fraction: Fraction of the training images used, evenly over the classes, in (0, 1]; `epochs` counts passes
@@ -61,20 +61,16 @@ class FineTune:
         own_backbone = copy.deepcopy(backbone)
         own_backbone.prepare_for_finetuning(drop_path_rate=self.drop_path_rate)
         classifier = _with_layer_decay(self.classifier, own_backbone)
-        module = classifier(backbone=own_backbone, num_classes=data.num_classes).train()  # it was loaded to rest
-        trained = train_and_test(module, data, make_trainer, epochs=self.epochs, evaluation="finetune")
-        chosen = f" of seed {self.label_seed}" if self.label_fraction < 1.0 else ""
-        num_train, num_test = len(data.dataset("train")), len(data.dataset("test"))
-        return EvalReport(
-            protocol=(
-                f"finetune: all weights, {self.epochs} epochs, last epoch, train ({num_train}{chosen}), "
-                f"test ({num_test}), {data.image_size[0]}x{data.image_size[1]} px, drop path {self.drop_path_rate:g}, "
-                f"{describe_factory(classifier)}"
-            ),
-            metrics=trained.metrics,
-            num_train_images=num_train,
-            num_test_images=num_test,
-            settings=trained.settings,
+        module = classifier(backbone=own_backbone, num_classes=data.num_classes).train()  # it was loaded in eval mode
+        return train_and_report(
+            module,
+            data,
+            make_trainer,
+            evaluation="finetune",
+            what=f"all weights, drop path {self.drop_path_rate:g}",
+            classifier=classifier,
+            epochs=self.epochs,
+            chosen=f" of seed {self.label_seed}" if self.label_fraction < 1.0 else "",
         )
 
 

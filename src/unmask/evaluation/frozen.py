@@ -1,4 +1,4 @@
-"""A classifier trained on a backbone that rests, on augmented images."""
+"""A classifier trained on a frozen backbone, on augmented images."""
 
 import copy
 import dataclasses
@@ -7,13 +7,13 @@ from typing import Any
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer
-from unmask.evaluation.describe import describe_factory
+from unmask.evaluation.evaluator import BackboneEvaluator
 from unmask.evaluation.features import require_labels
-from unmask.evaluation.last_and_best import train_and_test
+from unmask.evaluation.last_and_best import train_and_report
 from unmask.evaluation.logistic import LogisticProbe
 
 
-class Frozen:
+class Frozen(BackboneEvaluator):
     """Trains a head on a backbone whose weights, buffers and modes stay as they are.
 
     Training images are augmented anew in every epoch, as fine-tuning's are, so nothing is cached and an epoch costs
@@ -26,7 +26,7 @@ class Frozen:
     Args:
         name: What the protocol is called in reports and messages.
         head: Completed with the width of what it reads and the number of classes.
-        classifier: Completed with `backbone` and `num_classes`; holds the same head, keeps its backbone at rest and
+        classifier: Completed with `backbone` and `num_classes`; holds the same head, keeps its backbone frozen and
             logs `val/top1`, `test/top1` and `test/top5`.
         epochs: Passes over the training split.
         baseline: Whether a random backbone is to be measured beside.
@@ -55,19 +55,15 @@ class Frozen:
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation=self.name)
         module = self.classifier(backbone=copy.deepcopy(backbone), num_classes=data.num_classes)
-        if hasattr(module.head, "fit_best"):
+        if module.head.is_fitted_at_once:
             fitted = LogisticProbe(head=self.head, pool=module.pool).evaluate(backbone, data, make_trainer)
             return dataclasses.replace(fitted, protocol=f"{self.name}: {fitted.protocol}")
-        trained = train_and_test(module.train(), data, make_trainer, epochs=self.epochs, evaluation=self.name)
-        num_train, num_test = len(data.dataset("train")), len(data.dataset("test"))
-        return EvalReport(
-            protocol=(
-                f"{self.name}: backbone at rest, head on {module.what_is_read}, {self.epochs} epochs, last epoch, "
-                f"train ({num_train}), test ({num_test}), {data.image_size[0]}x{data.image_size[1]} px, batch "
-                f"{data.global_batch_size}, {data.augmentation}, {describe_factory(self.classifier)}"
-            ),
-            metrics=trained.metrics,
-            num_train_images=num_train,
-            num_test_images=num_test,
-            settings=trained.settings,
+        return train_and_report(
+            module.train(),
+            data,
+            make_trainer,
+            evaluation=self.name,
+            what=f"frozen backbone, head on {module.what_is_read}",
+            classifier=self.classifier,
+            epochs=self.epochs,
         )

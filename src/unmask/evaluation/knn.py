@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData
-from unmask.evaluation.feature_evaluator import FeatureEvaluator
+from unmask.evaluation.evaluator import FeatureProtocol
 from unmask.evaluation.features import Features, FrozenFeatures, require_labels
 from unmask.evaluation.metrics import accuracy_metrics
 
@@ -25,7 +25,7 @@ class Neighbours(NamedTuple):
     position: Int[Tensor, "n k"]  # in the bank
 
 
-class KNN(FeatureEvaluator):
+class KNN(FeatureProtocol):
     """Classifies each test image by a vote of the most similar training images (arXiv:1805.01978, section 3.4).
 
     A neighbour of cosine similarity s votes for its class with `exp(s / temperature)`. The search is exact. `k` and
@@ -161,5 +161,5 @@ def _merge(found: Neighbours, similarity: Float[Tensor, "n block"], start: int, 
 
 
 def _weights(neighbours: Neighbours, temperature: float) -> Float[Tensor, "n k"]:
-    """Computes the votes relative to the nearest's, which changes no share and cannot overflow."""
+    """Computes the votes relative to the nearest's, which changes no ranking and cannot overflow."""
     return ((neighbours.similarity - neighbours.similarity[:, :1]) / temperature).exp()

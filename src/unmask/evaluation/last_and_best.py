@@ -1,35 +1,41 @@
 """Training inside an evaluation: the last epoch is the result, the best one stands beside it."""
 
-from typing import NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 
-from unmask.evaluation.base import EvaluationData, MakeTrainer
+from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer
+from unmask.evaluation.describe import describe
 from unmask.evaluation.score import run_test
 
 
-class LastAndBest(NamedTuple):
-    """What a training is worth, as an `EvalReport` holds it."""
-
-    metrics: dict[str, float]  # of the last epoch, and each as `<name>_best_epoch` of the best
-    settings: dict[str, float | int | str]
-
-
-def train_and_test(
-    module: LightningModule, data: EvaluationData, make_trainer: MakeTrainer, *, epochs: int, evaluation: str
-) -> LastAndBest:
-    """Trains a module and tests it with the weights of its last epoch and of its best.
+def train_and_report(
+    module: LightningModule,
+    data: EvaluationData,
+    make_trainer: MakeTrainer,
+    *,
+    evaluation: str,
+    what: str,
+    classifier: Callable[..., Any],
+    epochs: int,
+    chosen: str = "",
+) -> EvalReport:
+    """Trains a module and reports it with the weights of its last epoch and, beside it, of its best.
 
     For the last epoch nothing is selected. The best is that of the highest `val/top1`, of equals the first: the number
-    upstream logs print.
+    upstream logs print, reported as `<metric>_best_epoch`.
 
     Args:
-        module: Logs `val/top1`; keeps the weights of the best epoch.
+        module: Logs `val/top1`, `test/top1` and `test/top5`; keeps the weights of the best epoch.
         data: Its training split is learned from, with augmentation.
         make_trainer: Configured callbacks stay.
+        evaluation: Name of the protocol, for the report and messages.
+        what: What is trained, for the report.
+        classifier: What the module was built by, for the report.
         epochs: Passes over the training split.
-        evaluation: Name of the protocol, for messages.
+        chosen: Which training images are learned from, for the report; empty for all.
 
     Raises:
         ValueError: No validation ran.
@@ -46,11 +52,19 @@ def train_and_test(
     last_metrics = run_test(trainer, module, data)
     module.load_state_dict(best.weights)
     best_metrics = run_test(trainer, module, data)
-    return LastAndBest(
+    sizes = {split: len(data.dataset(split)) for split in ("train", "val", "test")}
+    return EvalReport(
+        protocol=(
+            f"{evaluation}: {what}, {epochs} epochs, last epoch, train ({sizes['train']}{chosen}), test "
+            f"({sizes['test']}), {data.image_size[0]}x{data.image_size[1]} px, batch {data.global_batch_size}, "
+            f"{describe(data.augmentation)}, {describe(classifier)}"
+        ),
         metrics=last_metrics | {f"{name}_best_epoch": value for name, value in best_metrics.items()},
+        num_train_images=sizes["train"],
+        num_test_images=sizes["test"],
         settings={
             "selected": f"epoch {best.epoch} for top1_best_epoch",
-            "selected_on": f"val ({len(data.dataset('val'))})",
+            "selected_on": f"val ({sizes['val']})",
             "best_epoch": best.epoch,
             "best_epoch_val_top1": 100.0 * best.top1,
             "precision": str(trainer.precision),

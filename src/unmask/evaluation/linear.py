@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone, Pooling
 from unmask.evaluation.base import EvalReport, EvaluationData, Split
-from unmask.evaluation.feature_evaluator import FeatureEvaluator
+from unmask.evaluation.evaluator import FeatureProtocol
 from unmask.evaluation.features import (
     Features,
-    FeatureView,
     FrozenFeatures,
+    PooledLayer,
     describe_images,
     final_mean,
     require_labels,
@@ -62,7 +62,7 @@ class ProbeScore(NamedTuple):
     best: int  # the rate chosen by it
 
 
-class LinearProbe(FeatureEvaluator):
+class LinearProbe(FeatureProtocol):
     """Trains linear classifiers on cached features and reports the best on held-out training images once on test.
 
     The layer sits on a batch normalisation without affine part (MAE, A.2). For each layer and pooling one classifier
@@ -120,15 +120,15 @@ class LinearProbe(FeatureEvaluator):
         self.seed = seed
         self.baseline = baseline
 
-    def views(self, backbone: MaskedBackbone) -> tuple[FeatureView, ...]:
+    def pooled_layers(self, backbone: MaskedBackbone) -> tuple[PooledLayer, ...]:
         """The grid of layers and poolings; the pooled features first where they are in it."""
         num_layers = len(backbone.layer_names)
         quarters = sorted({math.ceil(num_layers * quarter / 4) for quarter in (1, 2, 3, 4)})
         layers = quarters if self.layers is None else self.layers
         wanted = ("mean", "cls") if self.pools is None else self.pools
         pools: list[Pooling] = [pool for pool in backbone.poolings if pool in wanted]
-        grid = dict.fromkeys(FeatureView(layer - 1, pool) for layer in layers for pool in pools)
-        return tuple(sorted(grid, key=lambda view: view != final_mean(backbone)))
+        grid = dict.fromkeys(PooledLayer(layer - 1, pool) for layer in layers for pool in pools)
+        return tuple(sorted(grid, key=lambda layer: layer != final_mean(backbone)))
 
     def require(self, backbone: MaskedBackbone, data: EvaluationData) -> None:
         require_labels(data, ("train", "val", "test"), evaluation="linear")
@@ -153,17 +153,17 @@ class LinearProbe(FeatureEvaluator):
 
     def measure(self, features: FrozenFeatures) -> EvalReport:
         backbone, num_classes = features.backbone, features.data.num_classes
-        grid, pooled = self.views(backbone), final_mean(backbone)
-        probes = {view: self.fit(self._on_device(features, "train", view), num_classes) for view in {*grid, pooled}}
+        grid, pooled = self.pooled_layers(backbone), final_mean(backbone)
+        probes = {layer: self.fit(self._on_device(features, "train", layer), num_classes) for layer in {*grid, pooled}}
         val_top1 = {
-            view: self._val_top1(probe, self._on_device(features, "val", view)) for view, probe in probes.items()
+            layer: self._val_top1(probe, self._on_device(features, "val", layer)) for layer, probe in probes.items()
         }
-        chosen = max(grid, key=lambda view: max(val_top1[view]))  # of equals the first
-        best = {view: _best(val_top1[view]) for view in (chosen, pooled)}
+        chosen = max(grid, key=lambda layer: max(val_top1[layer]))  # of equals the first
+        best = {layer: _best(val_top1[layer]) for layer in (chosen, pooled)}
 
-        def test(view: FeatureView) -> dict[str, float]:
-            split = self._on_device(features, "test", view)
-            return accuracy_metrics(probes[view].classify(split.features, best[view]), split.labels)
+        def test(layer: PooledLayer) -> dict[str, float]:
+            split = self._on_device(features, "test", layer)
+            return accuracy_metrics(probes[layer].classify(split.features, best[layer]), split.labels)
 
         images = f"{type(backbone).__name__}, {describe_images(features.data)}"
         metrics = test(chosen) | {"val_top1": val_top1[chosen][best[chosen]]}
@@ -172,7 +172,7 @@ class LinearProbe(FeatureEvaluator):
         return EvalReport(
             protocol=(
                 f"linear: batch norm and linear layer, SGD, base_lr of {_join(self.base_lrs)}, "
-                f"features of {', '.join(_name(backbone, view) for view in grid)}, all by top-1 on val "
+                f"features of {', '.join(_name(backbone, layer) for layer in grid)}, all by top-1 on val "
                 f"({sizes['val']}), batch {min(self.batch_size, sizes['train'])}, {self.epochs} epochs, train "
                 f"({sizes['train']}), test ({sizes['test']}), {images}"
             ),
@@ -183,7 +183,7 @@ class LinearProbe(FeatureEvaluator):
                 "selected": f"{_name(backbone, chosen)}, base_lr={self.base_lrs[best[chosen]]:g}",
                 "selected_for_final_mean": f"base_lr={self.base_lrs[best[pooled]]:g}",
                 "selected_on": f"val ({sizes['val']})",
-                "val_top1_of_grid": "; ".join(f"{_name(backbone, view)}: {_join(val_top1[view])}" for view in grid),
+                "val_top1_of_grid": "; ".join(f"{_name(backbone, layer)}: {_join(val_top1[layer])}" for layer in grid),
                 "is_at_edge_of_grid": "yes" if best[chosen] in (0, len(self.base_lrs) - 1) else "no",
             },
             headline=("top1", "final_mean_top1"),
@@ -235,8 +235,8 @@ class LinearProbe(FeatureEvaluator):
         return [100.0 * int(count) / len(val.labels) for count in hits]
 
     @staticmethod
-    def _on_device(features: FrozenFeatures, split: Split, view: FeatureView) -> Features:
-        return features.read(split, view).to(features.device)
+    def _on_device(features: FrozenFeatures, split: Split, layer: PooledLayer) -> Features:
+        return features.read(split, layer).to(features.device)
 
 
 def _best(val_top1: Sequence[float]) -> int:
@@ -244,8 +244,8 @@ def _best(val_top1: Sequence[float]) -> int:
     return list(val_top1).index(max(val_top1))
 
 
-def _name(backbone: MaskedBackbone, view: FeatureView) -> str:
-    return f"{backbone.layer_names[view.layer]} {view.pool}"
+def _name(backbone: MaskedBackbone, layer: PooledLayer) -> str:
+    return f"{backbone.layer_names[layer.number]} {layer.pool}"
 
 
 def _losses(logits: Float[Tensor, "rates b classes"], labels: Int[Tensor, " b"]) -> Float[Tensor, " rates"]:

@@ -5,13 +5,13 @@ from typing import ClassVar
 
 from unmask.backbones.base import MaskedBackbone, Pooling
 from unmask.evaluation.base import EvalReport, EvaluationData
-from unmask.evaluation.feature_evaluator import FeatureEvaluator
-from unmask.evaluation.features import FeatureView, FrozenFeatures, describe_images, require_labels
+from unmask.evaluation.evaluator import FeatureProtocol
+from unmask.evaluation.features import FrozenFeatures, PooledLayer, describe_images, require_labels
 from unmask.evaluation.metrics import accuracy_metrics
 from unmask.heads.logistic_regression import LogisticRegression
 
 
-class LogisticProbe(FeatureEvaluator):
+class LogisticProbe(FeatureProtocol):
     """Fits logistic regression to the features of full training images and reports it once on the test split.
 
     The strength of its penalty is chosen by top-1 on the validation split. Features are read at full precision and
@@ -35,26 +35,26 @@ class LogisticProbe(FeatureEvaluator):
         self.pool = pool
         self.baseline = baseline
 
-    def views(self, backbone: MaskedBackbone) -> tuple[FeatureView, ...]:
-        return (self._view(backbone),)
+    def pooled_layers(self, backbone: MaskedBackbone) -> tuple[PooledLayer, ...]:
+        return (self._pooled_layer(backbone),)
 
     def require(self, backbone: MaskedBackbone, data: EvaluationData) -> None:
         require_labels(data, ("train", "val", "test"), evaluation="logistic")
         require_pooling(backbone, self.pool)
 
     def measure(self, features: FrozenFeatures) -> EvalReport:
-        view = self._view(features.backbone)
-        train, val, test = (features.read(split, view).to(features.device) for split in ("train", "val", "test"))
+        layer = self._pooled_layer(features.backbone)
+        train, val, test = (features.read(split, layer).to(features.device) for split in ("train", "val", "test"))
         head = self.head(in_features=train.features.shape[1], num_classes=features.data.num_classes)
         head = head.to(features.device)
         choice = head.fit_best(train.features, train.labels, val.features, val.labels)
         grid = head.inverse_strengths
-        layer = features.backbone.layer_names[view.layer]
+        name = features.backbone.layer_names[layer.number]
         return EvalReport(
             protocol=(
                 f"logistic: L-BFGS on standardised features, inverse strength of {_join(grid)} by top-1 on val "
                 f"({len(val.labels)}), at most {head.max_iterations} iterations, train ({len(train.labels)}), test "
-                f"({len(test.labels)}), {type(features.backbone).__name__} {layer}, {view.pool} "
+                f"({len(test.labels)}), {type(features.backbone).__name__} {name}, {layer.pool} "
                 f"({train.features.shape[1]}), {describe_images(features.data)}"
             ),
             metrics=accuracy_metrics(head(test.features), test.labels) | {"val_top1": 100.0 * max(choice.top1)},
@@ -63,14 +63,14 @@ class LogisticProbe(FeatureEvaluator):
             settings={
                 "selected": f"inverse strength {choice.inverse_strength:g}",
                 "selected_on": f"val ({len(val.labels)})",
-                "val_top1_of_grid": _join([100.0 * share for share in choice.top1]),
+                "val_top1_of_grid": _join([100.0 * top1 for top1 in choice.top1]),
                 "is_at_edge_of_grid": "yes" if choice.inverse_strength in (grid[0], grid[-1]) else "no",
                 "has_converged": "yes" if choice.has_converged else "no",
             },
         )
 
-    def _view(self, backbone: MaskedBackbone) -> FeatureView:
-        return FeatureView(len(backbone.layer_names) - 1, self.pool)
+    def _pooled_layer(self, backbone: MaskedBackbone) -> PooledLayer:
+        return PooledLayer(len(backbone.layer_names) - 1, self.pool)
 
 
 def require_pooling(backbone: MaskedBackbone, pool: Pooling) -> None:

@@ -45,7 +45,7 @@ def top1_interval(top1: float, num_images: int) -> dict[str, float]:
 def wilson_interval(hits: int, num_images: int) -> tuple[float, float]:
     """Bounds the fraction of hits with 95 % confidence (Wilson, 1927).
 
-    It covers the choice of test images alone; repeated training spreads further. With p the share, n the images and
+    It covers the choice of test images alone; repeated training spreads further. With p the fraction, n the images and
     z the quantile: `(p + z²/2n ± z sqrt(p (1 - p) / n + z²/4n²)) / (1 + z²/n)`.
 
     Raises:
@@ -53,9 +53,9 @@ def wilson_interval(hits: int, num_images: int) -> tuple[float, float]:
     """
     if not 0 <= hits <= num_images or num_images == 0:
         raise ValueError(f"an interval needs at least one image and no more hits than images, got {hits}/{num_images}")
-    share, shrink = hits / num_images, _NORMAL_QUANTILE**2 / num_images
-    spread = math.sqrt(shrink * share * (1.0 - share) + shrink**2 / 4)
-    centre = share + shrink / 2
+    fraction, shrink = hits / num_images, _NORMAL_QUANTILE**2 / num_images
+    spread = math.sqrt(shrink * fraction * (1.0 - fraction) + shrink**2 / 4)
+    centre = fraction + shrink / 2
     return max(0.0, (centre - spread) / (1.0 + shrink)), min(1.0, (centre + spread) / (1.0 + shrink))
 
 
@@ -91,6 +91,6 @@ def auroc(scores: Float[Tensor, " n"], is_positive: Bool[Tensor, " n"]) -> float
     if num_pairs == 0:
         raise ValueError(f"AUROC needs positives and negatives, got {num_positives} of {len(scores)}")
     _, place, counts = scores.unique(return_inverse=True, return_counts=True)
-    rank = counts.cumsum(0).double() - (counts - 1) / 2  # of each value, from 1; equal ones share the middle
+    rank = counts.cumsum(0).double() - (counts - 1) / 2  # of each value, from 1; equal ones fraction the middle
     below = float(rank[place[is_positive]].sum()) - num_positives * (num_positives + 1) / 2
     return 100.0 * below / num_pairs

@@ -1,4 +1,4 @@
-"""Measurements as a reader, a table of a paper and a program want them."""
+"""EvalResults as a reader, a table of a paper and a program want them."""
 
 import csv
 import io
@@ -19,7 +19,7 @@ _LATEX = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
+class EvalResult:
     """One protocol on one backbone in one run, with all that says what the numbers are numbers of."""
 
     backbone: str  # its name in the tables
@@ -55,7 +55,7 @@ class Column(NamedTuple):
         return f"{self.protocol} {self.metric.removeprefix(f'{self.protocol}_')}"
 
 
-def summarise(measurements: Sequence[Measurement], metric: str) -> Summary:
+def summarise(results: Sequence[EvalResult], metric: str) -> Summary:
     """Averages a metric over the runs of one backbone under one protocol.
 
     Over several checkpoints the deviation is that of the checkpoints' means, so that it tells how far repeating the
@@ -63,59 +63,59 @@ def summarise(measurements: Sequence[Measurement], metric: str) -> Summary:
     the deviation of a single run along, as `<metric>_std`.
     """
     by_checkpoint: dict[str | None, list[float]] = {}
-    for measured in measurements:
-        by_checkpoint.setdefault(measured.ckpt_path, []).append(measured.report.metrics[metric])
+    for result in results:
+        by_checkpoint.setdefault(result.ckpt_path, []).append(result.report.metrics[metric])
     runs = list(by_checkpoint.values())
     values = [statistics.fmean(run) for run in runs] if len(runs) > 1 else runs[0]
     if len(values) > 1:
         return Summary(statistics.fmean(values), statistics.stdev(values), len(values), None)
-    own_std = measurements[0].report.metrics.get(f"{metric}_std")
+    own_std = results[0].report.metrics.get(f"{metric}_std")
     if own_std is not None:
         return Summary(values[0], own_std, 1, None)
-    bounds = [measurements[0].report.metrics.get(metric + end) for end in (_LOW, _HIGH)]
+    bounds = [results[0].report.metrics.get(metric + end) for end in (_LOW, _HIGH)]
     low, high = bounds
     return Summary(values[0], None, 1, None if low is None or high is None else (low, high))
 
 
-def markdown_report(measurements: Sequence[Measurement]) -> str:
-    """Lays measurements out as a table that also reads well on a terminal, and says beneath what they are.
+def markdown_report(results: Sequence[EvalResult]) -> str:
+    """Lays results out as a table that also reads well on a terminal, and says beneath what they are.
 
     A row is a backbone, a column a headline metric of a protocol.
     """
-    columns = headline_columns(measurements)
+    columns = headline_columns(results)
     header = ("backbone", *(column.heading for column in columns))
-    rows = [header, *_rows(measurements, columns, _plain_cell)]
+    rows = [header, *_rows(results, columns, _plain_cell)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = [_line([cell.ljust(width) for cell, width in zip(row, widths, strict=True)]) for row in rows]
     rule = _line(["-" * width for width in widths])
-    notes = [*_notes(measurements), *_protocols(measurements), *_choices(measurements), *_origins(measurements)]
+    notes = [*_notes(results), *_protocols(results), *_choices(results), *_origins(results)]
     return "\n".join([lines[0], rule, *lines[1:], "", *(f"- {note}" for note in notes)])
 
 
-def latex_report(measurements: Sequence[Measurement]) -> str:
+def latex_report(results: Sequence[EvalResult]) -> str:
     """Lays the same table out for LaTeX with the package booktabs; what the numbers are stands in comments."""
-    columns = headline_columns(measurements)
+    columns = headline_columns(results)
     header = ["backbone", *(column.heading for column in columns)]
-    notes = [*_notes(measurements), *_protocols(measurements), *_choices(measurements), *_origins(measurements)]
+    notes = [*_notes(results), *_protocols(results), *_choices(results), *_origins(results)]
     lines = [
         *(f"% {note}" for note in notes),
         rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
         r"\toprule",
         _latex_line([escape_latex(name) for name in header]),
         r"\midrule",
-        *(_latex_line([escape_latex(name), *cells]) for name, *cells in _rows(measurements, columns, _latex_cell)),
+        *(_latex_line([escape_latex(name), *cells]) for name, *cells in _rows(results, columns, _latex_cell)),
         r"\bottomrule",
         r"\end{tabular}",
     ]
     return "\n".join(lines)
 
 
-def csv_report(measurements: Sequence[Measurement]) -> str:
+def csv_report(results: Sequence[EvalResult]) -> str:
     """Writes every metric, one a line: backbone, protocol, metric, mean, std, num_runs, ci95_low, ci95_high."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("backbone", "protocol", "metric", "mean", "std", "num_runs", "ci95_low", "ci95_high"))
-    for backbone, protocol, runs in _groups(measurements):
+    for backbone, protocol, runs in _groups(results):
         for metric in runs[0].report.metrics:
             if metric.endswith((_LOW, _HIGH)):
                 continue
@@ -126,11 +126,11 @@ def csv_report(measurements: Sequence[Measurement]) -> str:
     return text.getvalue()
 
 
-def labelled(measurements: Sequence[Measurement]) -> dict[str, Measurement]:
-    """Names each measurement by its backbone and by what else varies: "checkpoint", "checkpoint/knn/2/seed_1"."""
-    num_protocols = len({measured.protocol for measured in measurements})
+def labelled(results: Sequence[EvalResult]) -> dict[str, EvalResult]:
+    """Names each result by its backbone and by what else varies: "checkpoint", "checkpoint/knn/2/seed_1"."""
+    num_protocols = len({result.protocol for result in results})
     names = {}
-    for backbone, protocol, runs in _groups(measurements):
+    for backbone, protocol, runs in _groups(results):
         paths, seeds = list(dict.fromkeys(run.ckpt_path for run in runs)), {run.seed for run in runs}
         for run in runs:
             parts = [backbone]
@@ -141,31 +141,31 @@ def labelled(measurements: Sequence[Measurement]) -> dict[str, Measurement]:
     return names
 
 
-def report_dict(measurement: Measurement) -> dict[str, Any]:
-    """Turns a measurement into plain values for JSON, its report's fields beside its own."""
-    fields = asdict(measurement)
+def report_dict(result: EvalResult) -> dict[str, Any]:
+    """Turns a result into plain values for JSON, its report's fields beside its own."""
+    fields = asdict(result)
     report: dict[str, Any] = fields.pop("report")
     return fields | report
 
 
-def summary_dicts(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+def summary_dicts(results: Sequence[EvalResult]) -> list[dict[str, Any]]:
     """Lists mean, deviation and number of runs of every metric, for JSON."""
     return [
         {"backbone": backbone, "protocol": protocol, "metric": metric, **summarise(runs, metric)._asdict()}
-        for backbone, protocol, runs in _groups(measurements)
+        for backbone, protocol, runs in _groups(results)
         for metric in runs[0].report.metrics
         if not metric.endswith((_LOW, _HIGH))
     ]
 
 
-def headline_columns(measurements: Sequence[Measurement]) -> list[Column]:
+def headline_columns(results: Sequence[EvalResult]) -> list[Column]:
     """Chooses what a table shows: of each protocol the metrics its report puts first, as far as it has them."""
     return list(
         dict.fromkeys(
-            Column(measured.protocol, metric)
-            for measured in measurements
-            for metric in measured.report.headline
-            if metric in measured.report.metrics
+            Column(result.protocol, metric)
+            for result in results
+            for metric in result.report.headline
+            if metric in result.report.metrics
         )
     )
 
@@ -176,24 +176,24 @@ def escape_latex(text: str) -> str:
 
 
 def _rows(
-    measurements: Sequence[Measurement], columns: Sequence[Column], cell: Callable[[Summary, str], str]
+    results: Sequence[EvalResult], columns: Sequence[Column], cell: Callable[[Summary, str], str]
 ) -> list[tuple[str, ...]]:
-    by_place = {(backbone, protocol): runs for backbone, protocol, runs in _groups(measurements)}
+    by_place = {(backbone, protocol): runs for backbone, protocol, runs in _groups(results)}
 
     def fill(backbone: str, column: Column) -> str:
         runs = by_place.get((backbone, column.protocol))
         has_it = runs is not None and column.metric in runs[0].report.metrics
         return cell(summarise(runs, column.metric), column.metric) if runs is not None and has_it else "-"
 
-    backbones = dict.fromkeys(measured.backbone for measured in measurements)
+    backbones = dict.fromkeys(result.backbone for result in results)
     return [(backbone, *(fill(backbone, column) for column in columns)) for backbone in backbones]
 
 
-def _groups(measurements: Sequence[Measurement]) -> list[tuple[str, str, list[Measurement]]]:
+def _groups(results: Sequence[EvalResult]) -> list[tuple[str, str, list[EvalResult]]]:
     """Collects the runs of each backbone under each protocol, in the order of the first."""
-    groups: dict[tuple[str, str], list[Measurement]] = {}
-    for measured in measurements:
-        groups.setdefault((measured.backbone, measured.protocol), []).append(measured)
+    groups: dict[tuple[str, str], list[EvalResult]] = {}
+    for result in results:
+        groups.setdefault((result.backbone, result.protocol), []).append(result)
     return [(backbone, protocol, runs) for (backbone, protocol), runs in groups.items()]
 
 
@@ -213,14 +213,14 @@ def _digits(metric: str) -> int:
     return 4 if metric == "loss" else 2
 
 
-def _notes(measurements: Sequence[Measurement]) -> list[str]:
-    columns = headline_columns(measurements)
+def _notes(results: Sequence[EvalResult]) -> list[str]:
+    columns = headline_columns(results)
     notes = [
         "figures in percent" + ("" if all(column.metric != "loss" for column in columns) else ", but for the loss")
     ]
     summaries = [
         summarise(runs, column.metric)
-        for _, protocol, runs in _groups(measurements)
+        for _, protocol, runs in _groups(results)
         for column in columns
         if column.protocol == protocol and column.metric in runs[0].report.metrics
     ]
@@ -230,7 +230,7 @@ def _notes(measurements: Sequence[Measurement]) -> list[str]:
         notes.append("± of a protocol that repeats itself is the sample standard deviation over its own seeds")
     spreads = [
         f"{name}: {_over(runs)}"
-        for name, runs in _by_backbone(measurements).items()
+        for name, runs in _by_backbone(results).items()
         if len({(run.ckpt_path, run.seed) for run in runs}) > 1
     ]
     if spreads:
@@ -238,14 +238,14 @@ def _notes(measurements: Sequence[Measurement]) -> list[str]:
     return notes
 
 
-def _by_backbone(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
-    by_name: dict[str, list[Measurement]] = {}
-    for measured in measurements:
-        by_name.setdefault(measured.backbone, []).append(measured)
+def _by_backbone(results: Sequence[EvalResult]) -> dict[str, list[EvalResult]]:
+    by_name: dict[str, list[EvalResult]] = {}
+    for result in results:
+        by_name.setdefault(result.backbone, []).append(result)
     return by_name
 
 
-def _over(runs: Sequence[Measurement]) -> str:
+def _over(runs: Sequence[EvalResult]) -> str:
     paths, seeds = {run.ckpt_path for run in runs}, sorted({run.seed for run in runs})
     listed = f"seeds {', '.join(map(str, seeds))}"
     if len(paths) > 1:
@@ -253,21 +253,21 @@ def _over(runs: Sequence[Measurement]) -> str:
     return f"{listed} of the weights and the protocol" if None in paths else f"{listed} of the protocol"
 
 
-def _protocols(measurements: Sequence[Measurement]) -> list[str]:
+def _protocols(results: Sequence[EvalResult]) -> list[str]:
     """Spells each protocol out once, with the backbones it was run on where they differ in it."""
     on: dict[str, dict[str, None]] = {}
-    for measured in measurements:
-        on.setdefault(measured.report.protocol, {})[measured.backbone] = None
-    everyone = set(_by_backbone(measurements))
+    for result in results:
+        on.setdefault(result.report.protocol, {})[result.backbone] = None
+    everyone = set(_by_backbone(results))
     return [
         protocol if set(names) == everyone else f"{protocol} ({', '.join(names)})" for protocol, names in on.items()
     ]
 
 
-def _choices(measurements: Sequence[Measurement]) -> list[str]:
+def _choices(results: Sequence[EvalResult]) -> list[str]:
     """Says what was selected on which split, and what was left out."""
     lines = []
-    for backbone, protocol, runs in _groups(measurements):
+    for backbone, protocol, runs in _groups(results):
         settings = [run.report.settings for run in runs]
         chosen = dict.fromkeys(f"{s['selected']} on {s['selected_on']}" for s in settings if "selected" in s)
         if chosen:
@@ -277,17 +277,17 @@ def _choices(measurements: Sequence[Measurement]) -> list[str]:
     return lines
 
 
-def _origins(measurements: Sequence[Measurement]) -> list[str]:
+def _origins(results: Sequence[EvalResult]) -> list[str]:
     """Names the checkpoints, the data and the code."""
     paths = {
         name: dict.fromkeys(run.ckpt_path for run in runs if run.ckpt_path is not None)
-        for name, runs in _by_backbone(measurements).items()
+        for name, runs in _by_backbone(results).items()
     }
     lines = [f"{name}: {', '.join(map(str, listed))}" for name, listed in paths.items() if listed]
-    fingerprints = dict.fromkeys(f"{split} {digest}" for run in measurements for split, digest in run.data.items())
+    fingerprints = dict.fromkeys(f"{split} {digest}" for run in results for split, digest in run.data.items())
     if fingerprints:
         lines.append(f"data: {', '.join(fingerprints)}")
-    code = dict.fromkeys(_describe_code(run.git) for run in measurements if run.git is not None)
+    code = dict.fromkeys(_describe_code(run.git) for run in results if run.git is not None)
     return [*lines, *(f"code: {state}" for state in code)]
 
 

@@ -5,10 +5,11 @@ from typing import cast
 from lightning import LightningDataModule, LightningModule, Trainer
 
 from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer
+from unmask.evaluation.evaluator import ModuleEvaluator
 from unmask.evaluation.metrics import reported_ranks, top1_interval
 
 
-class Test:
+class TestEvaluator(ModuleEvaluator):
     """Measures a trained module as it is: a classifier's accuracy, or a method's loss under its fixed masks.
 
     Raises:
@@ -28,14 +29,14 @@ class Test:
 def run_test(trainer: Trainer, module: LightningModule, data: EvaluationData) -> dict[str, float]:
     """Runs the test loop and names what the module logged, `test/` removed.
 
-    The shares of hits `test/top1` and `test/top5` become percent with an interval; all else is passed on.
+    The fractions of hits `test/top1` and `test/top5` become percent with an interval; all else is passed on.
     """
     (logged,) = trainer.test(module, datamodule=cast(LightningDataModule, data), verbose=False)
     metrics = {name.removeprefix("test/"): float(value) for name, value in logged.items()}
     for rank in (1, 5):
-        share = metrics.pop(f"top{rank}", None)
-        if share is not None and rank in reported_ranks(data.num_classes):
-            metrics[f"top{rank}"] = 100.0 * share
+        fraction = metrics.pop(f"top{rank}", None)
+        if fraction is not None and rank in reported_ranks(data.num_classes):
+            metrics[f"top{rank}"] = 100.0 * fraction
     if "top1" in metrics:
         metrics |= top1_interval(metrics["top1"], len(data.dataset("test")))
     return metrics

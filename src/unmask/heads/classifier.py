@@ -1,15 +1,15 @@
 """Classifiers that fine-tuning puts on a backbone."""
 
-from typing import ClassVar
+from collections import OrderedDict
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from unmask.heads.batch_norm import FeatureNorm
+from unmask.heads.classifier_head import ClassifierHead
 from unmask.heads.initialise import initialise_linear
 
 
-class LinearClassifier(nn.Module):
+class LinearClassifier(ClassifierHead):
     """One linear layer on the pooled features.
 
     Args:
@@ -19,23 +19,16 @@ class LinearClassifier(nn.Module):
             scratch, 2e-5 in MAE's fine-tuning. The bias starts at 0.
     """
 
-    reads_patches: ClassVar[bool] = False  # but pooled features
-
     def __init__(self, *, in_features: int, num_classes: int, weight_std: float = 0.02) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_features, num_classes)
+        super().__init__(OrderedDict(linear=nn.Linear(in_features, num_classes)))
         initialise_linear(self, std=weight_std)
 
-    def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
-        logits: Tensor = self.linear(pooled)
-        return logits
 
-
-class BatchNormMLPClassifier(nn.Module):
+class BatchNormMLPClassifier(ClassifierHead):
     """DDMIM's: linear to a representation, then batch norm, linear, GELU, linear.
 
-    Differs: the first layer is new; the original's was pre-trained as part of its projector, which a backbone that
-    travels alone does not carry.
+    Differs: the first layer is new; the original's was pre-trained as part of its projector, which the file of a
+    backbone alone does not hold.
 
     Args:
         in_features: Width of the pooled features.
@@ -43,11 +36,8 @@ class BatchNormMLPClassifier(nn.Module):
         hidden_features: Width of the representation and of the hidden layer.
     """
 
-    reads_patches: ClassVar[bool] = False  # but pooled features
-
     def __init__(self, *, in_features: int, num_classes: int, hidden_features: int = 1024) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(
             nn.Linear(in_features, hidden_features),
             FeatureNorm(hidden_features),
             nn.Linear(hidden_features, hidden_features),
@@ -55,7 +45,3 @@ class BatchNormMLPClassifier(nn.Module):
             nn.Linear(hidden_features, num_classes),
         )
         initialise_linear(self)
-
-    def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
-        logits: Tensor = self.layers(pooled)
-        return logits

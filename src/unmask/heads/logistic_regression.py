@@ -40,6 +40,7 @@ class LogisticRegression(nn.Module):
     """
 
     reads_patches: ClassVar[bool] = False
+    is_fitted_at_once: ClassVar[bool] = True
 
     mean: Tensor
     std: Tensor

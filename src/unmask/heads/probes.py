@@ -1,5 +1,6 @@
-"""Classifiers that learn on a backbone at rest."""
+"""Classifiers that learn on a frozen backbone."""
 
+from collections import OrderedDict
 from typing import Any, ClassVar
 
 from jaxtyping import Float
@@ -7,10 +8,11 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from unmask.heads.batch_norm import FeatureNorm
+from unmask.heads.classifier_head import ClassifierHead
 from unmask.heads.initialise import initialise_linear
 
 
-class BatchNormLinearClassifier(nn.Module):
+class BatchNormLinearClassifier(ClassifierHead):
     """One linear layer behind a batch normalisation without affine part (MAE, A.2).
 
     Args:
@@ -19,20 +21,17 @@ class BatchNormLinearClassifier(nn.Module):
         weight_std: Deviation of the truncated normal the weights start from: 0.01 in MAE's code. The bias starts at 0.
     """
 
-    reads_patches: ClassVar[bool] = False
-
     def __init__(self, *, in_features: int, num_classes: int, weight_std: float = 0.01) -> None:
-        super().__init__()
-        self.norm = FeatureNorm(in_features, affine=False, eps=1e-6)  # epsilon of MAE's code
-        self.linear = nn.Linear(in_features, num_classes)
+        super().__init__(
+            OrderedDict(
+                norm=FeatureNorm(in_features, affine=False, eps=1e-6),  # epsilon of MAE's code
+                linear=nn.Linear(in_features, num_classes),
+            )
+        )
         initialise_linear(self, std=weight_std)
 
-    def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
-        logits: Tensor = self.linear(self.norm(pooled))
-        return logits
 
-
-class MLPClassifier(nn.Module):
+class MLPClassifier(ClassifierHead):
     """Batch norm, linear, GELU, linear: the head DDMIM fine-tunes with, on the pooled features themselves.
 
     Args:
@@ -41,11 +40,8 @@ class MLPClassifier(nn.Module):
         hidden_features: Width of the hidden layer; DDMIM's: 1024.
     """
 
-    reads_patches: ClassVar[bool] = False
-
     def __init__(self, *, in_features: int, num_classes: int, hidden_features: int = 1024) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
+        super().__init__(
             FeatureNorm(in_features),
             nn.Linear(in_features, hidden_features),
             nn.GELU(),
@@ -53,12 +49,8 @@ class MLPClassifier(nn.Module):
         )
         initialise_linear(self)
 
-    def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b classes"]:
-        logits: Tensor = self.layers(pooled)
-        return logits
 
-
-class AttentiveClassifier(nn.Module):
+class AttentiveClassifier(ClassifierHead):
     """Attention of one learned query over the patches, then a linear layer (arXiv:2202.03026, attentive probing).
 
     The patches pass a layer norm first; there is no MLP behind the attention. Of a backbone with stages the patches
@@ -76,7 +68,6 @@ class AttentiveClassifier(nn.Module):
     reads_patches: ClassVar[bool] = True
 
     def __init__(self, *, in_features: int, num_classes: int, num_heads: int | None = None) -> None:
-        super().__init__()
         if num_heads is None:
             num_heads = 1 if in_features % 64 else in_features // 64
         if num_heads < 1 or in_features % num_heads:
@@ -84,16 +75,16 @@ class AttentiveClassifier(nn.Module):
                 f"head.num_heads={num_heads} does not divide the {in_features} features of this backbone; "
                 f"use one of {_divisors(in_features)}"
             )
-        self.norm = nn.LayerNorm(in_features)
-        self.attention: Any = AttentionPoolLatent(in_features, out_features=0, num_heads=num_heads)
-        self.linear = nn.Linear(in_features, num_classes)
+        attention: Any = AttentionPoolLatent(in_features, out_features=0, num_heads=num_heads)
+        super().__init__(
+            OrderedDict(norm=nn.LayerNorm(in_features), attention=attention, linear=nn.Linear(in_features, num_classes))
+        )
         initialise_linear(self)
 
-    def forward(self, patches: Float[Tensor, "b *n d"]) -> Float[Tensor, "b classes"]:
-        if patches.ndim != 3:
+    def forward(self, features: Float[Tensor, "b *n d"]) -> Float[Tensor, "b classes"]:
+        if features.ndim != 3:
             raise ValueError("head=attentive reads one vector a patch, not pooled ones; use it with eval=frozen")
-        logits: Tensor = self.linear(self.attention(self.norm(patches)))
-        return logits
+        return super().forward(features)
 
 
 def _divisors(number: int) -> str:

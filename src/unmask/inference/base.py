@@ -37,6 +37,15 @@ class Checkpoint(Protocol):
         ...
 
 
+@runtime_checkable
+class InferenceRun(Protocol):
+    """The checkpoint and the images of one command."""
+
+    def show(self, inference: "Inference") -> list[Any]:
+        """Runs an inference on them; nothing is measured, so the list is empty."""
+        ...
+
+
 class Inference(ABC):
     """Runs a checkpoint on images and writes what it makes of them."""
 
@@ -47,6 +56,10 @@ class Inference(ABC):
     @abstractmethod
     def load(self, checkpoint: Checkpoint) -> tuple[Any, MaskedBackbone]:
         """Loads what it needs of a checkpoint, and the backbone in it, in eval mode."""
+
+    def run_on(self, run: InferenceRun) -> list[Any]:
+        """Runs itself, as every choice of `eval=` does."""
+        return run.show(self)
 
     @abstractmethod
     def run(self, model: Any, find: FindImages, *, run_dir: Path, device: torch.device) -> None:

@@ -16,13 +16,13 @@ def accumulated_batches(global_batch_size: int, *, num_devices: int, images_per_
     """
     if images_per_device is not None and images_per_device < 1:
         raise ValueError(f"images_per_device must be at least 1, got {images_per_device}")
-    share, rest = divmod(global_batch_size, num_devices)
-    if rest or not share:
+    device_batch, rest = divmod(global_batch_size, num_devices)
+    if rest or not device_batch:
         nearest = max(1, round(global_batch_size / num_devices)) * num_devices
         raise ValueError(
             f"global_batch_size={global_batch_size} does not divide among {num_devices} devices; use {nearest}"
         )
     if images_per_device is None:
         return 1
-    fewest = -(-share // images_per_device)
-    return next(parts for parts in range(fewest, share + 1) if share % parts == 0)
+    fewest = -(-device_batch // images_per_device)
+    return next(parts for parts in range(fewest, device_batch + 1) if device_batch % parts == 0)

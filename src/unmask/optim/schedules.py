@@ -30,9 +30,9 @@ def warmup_cosine(
         total_steps: Optimizer steps of the run, over all epochs.
         steps_per_epoch: Optimizer steps an epoch.
         warmup_epochs: Length of the rise.
-        start_factor, final_factor: Shares of the peak at the first step and after the last.
-        shared_floor: Take both shares of the highest group's peak, for all groups alike, as SimMIM's layer-wise rates
-            do; the rate of a group whose peak lies below them then falls to its peak and rises again.
+        start_factor, final_factor: Fractions of the peak at the first step and after the last.
+        shared_floor: Take both fractions of the highest group's peak, for all groups alike, as SimMIM's layer-wise
+            rates do; the rate of a group whose peak lies below them then falls to its peak and rises again.
         cosine_epochs: Length of the fall; null is what the warm-up leaves of the run. A longer one is cut off.
         warmup_ends_at_peak: The last step of the warm-up has the peak already (mmengine's LinearLR), not only the
             first step after it; then the rise is `start + (1 - start) t / (w - 1)`.

@@ -7,7 +7,7 @@ import re
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -18,9 +18,10 @@ from unmask.backbones.base import MaskedBackbone
 from unmask.callbacks.provenance import Provenance, describe_git
 from unmask.data.datamodule import ImageDataModule
 from unmask.evaluation.base import EvalReport
+from unmask.evaluation.evaluator import BackboneEvaluator, FeatureEvaluator, ModuleEvaluator
 from unmask.evaluation.features import FrozenFeatures
 from unmask.evaluation.report import (
-    Measurement,
+    EvalResult,
     csv_report,
     labelled,
     latex_report,
@@ -42,6 +43,8 @@ _CHECKPOINT, _RANDOM = "checkpoint", "random"  # names of rows; compare= adds ot
 _NAME = re.compile(r"[\w.+-][\w .+-]*")  # of folders as well
 
 MakeTrainer = Callable[..., Trainer]
+_Evaluator = TypeVar("_Evaluator", BackboneEvaluator, FeatureEvaluator)
+
 DataFor = Callable[[MaskedBackbone, int], tuple[ImageDataModule, dict[str, Any]]]
 
 
@@ -53,13 +56,13 @@ class Subject(NamedTuple):
     label: str  # tells it from others of the row
 
 
-class Outcome(NamedTuple):
-    """One report and what it was made from."""
+@runtime_checkable
+class Evaluation(Protocol):
+    """What `eval=` chooses: an evaluator, which measures, or an inference, which shows."""
 
-    subject: Subject
-    seed: int
-    report: EvalReport
-    fingerprints: Mapping[str, str]  # of the splits that were read
+    def run_on(self, run: "CheckpointRun") -> list[EvalResult]:
+        """Runs itself by one of the ways of the run."""
+        ...
 
 
 def evaluate(config: DictConfig) -> float | None:
@@ -72,36 +75,14 @@ def evaluate(config: DictConfig) -> float | None:
     Returns:
         The top-1 accuracy in percent of the checkpoint, which a sweep may maximise; None for a protocol without one.
     """
-    git = describe_git()
     seeds = _seeds(config)
     seed_everything(seeds[0], workers=True, verbose=False)
-    evaluators = {seed: build(_seeded(config, seed).eval) for seed in seeds}
-    evaluator, subjects = evaluators[seeds[0]], _subjects(config)
-    if isinstance(evaluator, Inference):  # it shows what was learned and measures nothing
-        _require_one_file(config)
-        run_inference(config, evaluator, lambda config, backbone: _build_data(config, backbone)[0])
+    evaluator: Evaluation = build(_seeded(config, seeds[0]).eval)
+    results = evaluator.run_on(CheckpointRun(config, seeds))
+    if not results:  # it wrote files of its own
         return None
-    if hasattr(evaluator, "evaluate_module"):
-        outcomes = _test_modules(config, evaluator, subjects)
-    else:
-        backbones = _open_backbones(config, subjects)
-        if evaluator.baseline:
-            subjects.append(Subject(_RANDOM, None, _RANDOM))
-        measure = _measure_features if hasattr(evaluator, "protocols") else _evaluate_backbones
-        outcomes = measure(config, evaluators, subjects, backbones)
-    measurements = [
-        Measurement(
-            backbone=outcome.subject.name,
-            ckpt_path=outcome.subject.ckpt_path,
-            seed=outcome.seed,
-            report=outcome.report,
-            data=outcome.fingerprints,
-            git=git,
-        )
-        for outcome in outcomes
-    ]
-    _write(Path(config.paths.run_dir), measurements)
-    return _top1(measurements)
+    _write(Path(config.paths.run_dir), results)
+    return _mean_top1(results)
 
 
 def _seeds(config: DictConfig) -> list[int]:
@@ -137,11 +118,6 @@ def _subjects(config: DictConfig) -> list[Subject]:
     return subjects
 
 
-def _require_one_file(config: DictConfig) -> None:
-    if config.seeds is not None or config.compare is not None or OmegaConf.is_list(config.ckpt_path):
-        raise ValueError("this works on one file and draws nothing; leave out seeds, compare and all but one ckpt_path")
-
-
 def _load(config: DictConfig, path: str) -> MaskedBackbone:
     changes = {name: value for name, value in as_plain(config.backbone).items() if value is not None}
     return load_backbone(path, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights, **changes)
@@ -164,84 +140,101 @@ def _open_backbones(config: DictConfig, subjects: Sequence[Subject]) -> dict[str
     return opened
 
 
-def _test_modules(config: DictConfig, evaluator: Any, subjects: Sequence[Subject]) -> list[Outcome]:
-    if config.seeds is not None:
-        raise ValueError("this protocol tests a module as it is and draws nothing; leave seeds out")
-    modules = [load_method(str(subject.ckpt_path)) for subject in subjects]
-    data_for = _data_builder(config)
-    outcomes = []
-    for subject, module in zip(subjects, modules, strict=True):
-        data, settings = data_for(module.exported_backbone, config.seed)
-        report = evaluator.evaluate_module(module, data, _trainers(config, data, settings, subject))
-        outcomes.append(Outcome(subject, config.seed, report, data.fingerprints()))
-    return outcomes
+class CheckpointRun:
+    """The checkpoints, seeds and data of one command; see `EvaluationRun` and `InferenceRun` for what it is asked."""
 
+    def __init__(self, config: DictConfig, seeds: Sequence[int]) -> None:
+        self.config = config
+        self.seeds = list(seeds)
+        self._git = describe_git()
+        self._subjects = _subjects(config)
+        self._data_for = _data_builder(config)
 
-def _evaluate_backbones(
-    config: DictConfig,
-    evaluators: Mapping[int, Any],
-    subjects: Sequence[Subject],
-    backbones: Mapping[str, MaskedBackbone],
-) -> list[Outcome]:
-    """Runs a protocol of its own training, once for each file and seed."""
-    data_for = _data_builder(config)
-    outcomes = []
-    for subject in subjects:
-        for seed, evaluator in evaluators.items():
-            seed_everything(seed, workers=True, verbose=False)
-            backbone = _load(config, subject.ckpt_path) if subject.ckpt_path is not None else _untrained(backbones)
-            data, settings = data_for(backbone, seed)
-            run = subject._replace(label=subject.label if len(evaluators) == 1 else f"{subject.label}_seed_{seed}")
-            make_trainer = _trainers(_seeded(config, seed), data, settings, run)
-            report = evaluator.evaluate(backbone, data, make_trainer)
-            outcomes.append(Outcome(subject, seed, report, data.fingerprints()))
-    return outcomes
+    def show(self, inference: Inference) -> list[EvalResult]:
+        config = self.config
+        if config.seeds is not None or config.compare is not None or OmegaConf.is_list(config.ckpt_path):
+            raise ValueError(
+                "this command reads one checkpoint and measures nothing; leave out seeds, compare and all but one "
+                "ckpt_path"
+            )
+        run_inference(config, inference, lambda config, backbone: _build_data(config, backbone)[0])
+        return []
 
+    def test_modules(self, evaluator: ModuleEvaluator) -> list[EvalResult]:
+        if self.config.seeds is not None:
+            raise ValueError("this evaluation tests a module as it is, so no seed changes its figures; leave seeds out")
+        modules = [load_method(str(subject.ckpt_path)) for subject in self._subjects]
+        results = []
+        for subject, module in zip(self._subjects, modules, strict=True):
+            data, settings = self._data_for(module.exported_backbone, self.config.seed)
+            report = evaluator.evaluate_module(module, data, _trainers(self.config, data, settings, subject))
+            results.append(self._result(subject, self.config.seed, report, data))
+        return results
 
-def _measure_features(
-    config: DictConfig,
-    evaluators: Mapping[int, Any],
-    subjects: Sequence[Subject],
-    backbones: Mapping[str, MaskedBackbone],
-) -> list[Outcome]:
-    """Measures frozen features by one protocol or several, which share one pass over the images for each backbone.
+    def evaluate_backbones(self, evaluator: BackboneEvaluator) -> list[EvalResult]:
+        evaluators = self._of_every_seed(evaluator)
+        backbones = _open_backbones(self.config, self._subjects)
+        results = []
+        for subject in self._with_baseline(evaluator.baseline):
+            for seed, own_evaluator in evaluators.items():
+                seed_everything(seed, workers=True, verbose=False)
+                path = subject.ckpt_path
+                backbone = _load(self.config, path) if path is not None else _untrained(backbones)
+                data, settings = self._data_for(backbone, seed)
+                labelled = subject._replace(
+                    label=subject.label if len(evaluators) == 1 else f"{subject.label}_seed_{seed}"
+                )
+                make_trainer = _trainers(_seeded(self.config, seed), data, settings, labelled)
+                report = own_evaluator.evaluate(backbone, data, make_trainer)
+                results.append(self._result(subject, seed, report, data))
+        return results
 
-    A protocol without a seed of its own is measured once for each file; random weights are drawn anew for each seed.
-    """
-    first_seed = next(iter(evaluators))
-    data_for = _data_builder(config)
-    for backbone in backbones.values():
-        evaluators[first_seed].require(backbone, data_for(backbone, first_seed)[0])
-    outcomes = []
-    for subject in subjects:
-        for features, data, seeds in _features_of(config, evaluators, subject, backbones, data_for):
-            for seed in seeds:
-                for protocol in evaluators[seed].protocols:
-                    if seed != seeds[0] and not protocol.is_seeded:
-                        continue
-                    _log.info(
-                        f"{subject.label}: {type(protocol).__name__}{f', seed {seed}' if protocol.is_seeded else ''}"
-                    )
-                    report = protocol.measure(features)
-                    outcomes.append(Outcome(subject, seed, report, data.fingerprints()))
-    return outcomes
+    def measure_features(self, evaluator: FeatureEvaluator) -> list[EvalResult]:
+        """A protocol without a seed of its own is measured once a file; random weights are drawn anew a seed."""
+        evaluators = self._of_every_seed(evaluator)
+        backbones = _open_backbones(self.config, self._subjects)
+        for backbone in backbones.values():
+            evaluator.require(backbone, self._data_for(backbone, self.seeds[0])[0])
+        results = []
+        for subject in self._with_baseline(evaluator.baseline):
+            for features, data, seeds in self._features_of(subject, evaluators, backbones):
+                for seed in seeds:
+                    for protocol in evaluators[seed].protocols:
+                        if seed != seeds[0] and not protocol.is_seeded:
+                            continue
+                        of_seed = f", seed {seed}" if protocol.is_seeded else ""
+                        _log.info(f"{subject.label}: {type(protocol).__name__}{of_seed}")
+                        results.append(self._result(subject, seed, protocol.measure(features), data))
+        return results
 
+    def _features_of(
+        self, subject: Subject, evaluators: Mapping[int, FeatureEvaluator], backbones: Mapping[str, MaskedBackbone]
+    ) -> Iterator[tuple[FrozenFeatures, ImageDataModule, Sequence[int]]]:
+        """Yields the features of one file with all seeds, or of random weights with each seed in turn."""
+        for drawn in [self.seeds] if subject.ckpt_path is not None else [[seed] for seed in self.seeds]:
+            seed_everything(drawn[0], workers=True, verbose=False)
+            backbone = backbones[subject.ckpt_path] if subject.ckpt_path is not None else _untrained(backbones)
+            data, settings = self._data_for(backbone, self.seeds[0])
+            layers = [layer for part in evaluators[drawn[0]].protocols for layer in part.pooled_layers(backbone)]
+            yield FrozenFeatures(backbone, data, _trainers(self.config, data, settings, subject), layers), data, drawn
 
-def _features_of(
-    config: DictConfig,
-    evaluators: Mapping[int, Any],
-    subject: Subject,
-    backbones: Mapping[str, MaskedBackbone],
-    data_for: DataFor,
-) -> Iterator[tuple[FrozenFeatures, ImageDataModule, Sequence[int]]]:
-    """Yields the features of one file with all seeds, or of random weights with each seed in turn."""
-    seeds = list(evaluators)
-    for drawn in [seeds] if subject.ckpt_path is not None else [[seed] for seed in seeds]:
-        seed_everything(drawn[0], workers=True, verbose=False)
-        backbone = backbones[subject.ckpt_path] if subject.ckpt_path is not None else _untrained(backbones)
-        data, settings = data_for(backbone, seeds[0])
-        views = [view for protocol in evaluators[drawn[0]].protocols for view in protocol.views(backbone)]
-        yield FrozenFeatures(backbone, data, _trainers(config, data, settings, subject), views), data, drawn
+    def _of_every_seed(self, evaluator: _Evaluator) -> dict[int, _Evaluator]:
+        """Builds the evaluator of each further seed from the same settings."""
+        first, *others = self.seeds
+        return {first: evaluator} | {seed: build(_seeded(self.config, seed).eval) for seed in others}
+
+    def _with_baseline(self, has_baseline: bool) -> list[Subject]:
+        return [*self._subjects, Subject(_RANDOM, None, _RANDOM)] if has_baseline else self._subjects
+
+    def _result(self, subject: Subject, seed: int, report: EvalReport, data: ImageDataModule) -> EvalResult:
+        return EvalResult(
+            backbone=subject.name,
+            ckpt_path=subject.ckpt_path,
+            seed=seed,
+            report=report,
+            data=data.fingerprints(),
+            git=self._git,
+        )
 
 
 def _untrained(backbones: Mapping[str, MaskedBackbone]) -> MaskedBackbone:
@@ -254,7 +247,7 @@ def _data_builder(config: DictConfig) -> DataFor:
     built: dict[Any, tuple[ImageDataModule, dict[str, Any]]] = {}
 
     def data_for(backbone: MaskedBackbone, seed: int) -> tuple[ImageDataModule, dict[str, Any]]:
-        key = str((_served(config, backbone), seed))
+        key = str((_image_settings(config, backbone), seed))
         if key not in built:
             built[key] = _build_data(_seeded(config, seed), backbone)
         return built[key]
@@ -268,20 +261,20 @@ def _build_data(config: DictConfig, backbone: MaskedBackbone) -> tuple[ImageData
     Returns:
         The data module and the plain settings that rebuild it.
     """
-    served = _served(config, backbone)
+    images = _image_settings(config, backbone)
     if config.get("data") is not None:
-        settings = as_plain(config.data) | served
+        settings = as_plain(config.data) | images
         return build(settings), settings
     first = config.ckpt_path[0] if OmegaConf.is_list(config.ckpt_path) else config.ckpt_path
-    served |= {
+    images |= {
         "augmentation": as_plain(config.augmentation),
         "global_batch_size": config.global_batch_size,
         "seed": config.seed,
     }
     own = _data_of_checkpoint(first)
     changes = as_plain(config.own_data)
-    _require_settings_of(own, changes, fixed=served)
-    settings = own | changes | served
+    _require_settings_of(own, changes, fixed=images)
+    settings = own | changes | images
     return build_untrusted(settings), settings
 
 
@@ -302,9 +295,9 @@ def _require_settings_of(own: Mapping[str, Any], changes: Mapping[str, Any], *, 
             )
 
 
-def _served(config: DictConfig, backbone: MaskedBackbone) -> dict[str, Any]:
+def _image_settings(config: DictConfig, backbone: MaskedBackbone) -> dict[str, Any]:
     """Says how images must be served for a backbone to see them as it was trained to."""
-    served: dict[str, Any] = {
+    images: dict[str, Any] = {
         "image_size": list(backbone.image_size),
         "channels": backbone.in_channels,
         "statistics": "given",
@@ -312,8 +305,8 @@ def _served(config: DictConfig, backbone: MaskedBackbone) -> dict[str, Any]:
         "pixel_std": list(backbone.pixel_std),
     }
     if config.crop_pct is not None:
-        served["crop_pct"] = config.crop_pct
-    return served
+        images["crop_pct"] = config.crop_pct
+    return images
 
 
 def _data_of_checkpoint(path: str) -> dict[str, Any]:
@@ -347,17 +340,17 @@ def _trainers(
 
 
 @rank_zero_only
-def _write(run_dir: Path, measurements: Sequence[Measurement]) -> None:
-    table = markdown_report(measurements)
+def _write(run_dir: Path, results: Sequence[EvalResult]) -> None:
+    table = markdown_report(results)
     content = {
-        "reports": {label: report_dict(measured) for label, measured in labelled(measurements).items()},
-        "summary": summary_dicts(measurements),
+        "reports": {label: report_dict(result) for label, result in labelled(results).items()},
+        "summary": summary_dicts(results),
     }
     texts = {
         "report.json": json.dumps(content, indent=2) + "\n",
         "report.md": table + "\n",
-        "report.csv": csv_report(measurements),
-        "report.tex": latex_report(measurements) + "\n",
+        "report.csv": csv_report(results),
+        "report.tex": latex_report(results) + "\n",
     }
     for name, text in texts.items():
         (run_dir / name).write_text(text)
@@ -365,8 +358,8 @@ def _write(run_dir: Path, measurements: Sequence[Measurement]) -> None:
     _log.info(f"report written to {run_dir / 'report.json'} and report.md, .csv and .tex beside it")
 
 
-def _top1(measurements: Sequence[Measurement]) -> float | None:
+def _mean_top1(results: Sequence[EvalResult]) -> float | None:
     """Averages the checkpoint's top-1 by the first protocol that has one."""
-    found = [m for m in measurements if m.backbone == _CHECKPOINT and "top1" in m.report.metrics]
+    found = [m for m in results if m.backbone == _CHECKPOINT and "top1" in m.report.metrics]
     same = [m.report.metrics["top1"] for m in found if m.protocol == found[0].protocol]
     return statistics.fmean(same) if same else None

@@ -43,6 +43,9 @@ class RandAugment:
         self.interpolation = interpolation
         self._built: dict[Any, Any] = {}  # timm's transform by what it depends on
 
+    def __str__(self) -> str:
+        return self.policy
+
     def __call__(
         self, image: UInt8[Tensor, "3 height width"], *, key: int, fill: Sequence[float]
     ) -> UInt8[Tensor, "3 height width"]:
