@@ -23,7 +23,7 @@ class AutoSplitDataModule(ImageDataModule):
         val_fraction, test_fraction: Fraction of the training images, in [0, 1), held out where the source has no such
             split, at least one image; 0 holds none out. A whole number from 1 on is a number of images. Ours: 0.1 each.
         split_seed: Key of what is held out.
-        shared: See `ImageDataModule`.
+        crop_pct, shared: See `ImageDataModule`; by default 224 px out of 256, as of timm.
 
     Raises:
         ValueError: A share is out of range; when a split is read, there is none, or too few images to make one.
@@ -32,9 +32,15 @@ class AutoSplitDataModule(ImageDataModule):
     holds_images_in_memory = False
 
     def __init__(
-        self, *, val_fraction: float = 0.1, test_fraction: float = 0.1, split_seed: int = 0, **shared: Any
+        self,
+        *,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        split_seed: int = 0,
+        crop_pct: float = 0.875,
+        **shared: Any,
     ) -> None:
-        super().__init__(**shared)
+        super().__init__(crop_pct=crop_pct, **shared)
         shares = [share for share in (val_fraction, test_fraction) if share < 1.0]
         counts = [share for share in (val_fraction, test_fraction) if share >= 1.0]
         if min(val_fraction, test_fraction) < 0.0 or sum(shares) >= 1.0 or any(count != int(count) for count in counts):

@@ -34,6 +34,8 @@ from unmask.data.precomputed_crops import PrecomputedCrops
 from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
 from unmask.data.splits import hold_out
 from unmask.data.statistics import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     MAX_IMAGES,
     PixelStatistics,
     cache_path,
@@ -59,12 +61,13 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         image_size: Side, or (height, width), of the images served, in pixels.
-        pixel_mean, pixel_std: Statistics of each channel, in 0..1, the images are normalised with.
+        pixel_mean, pixel_std: Mean and standard deviation of each channel, in 0..1, that images are normalised with; by
+            default of ImageNet.
         augmentation: Applied to training images.
         global_batch_size: Images an optimizer step takes over all devices and accumulated batches.
         num_workers: Decoding processes a device; unused for images in memory.
         seed: Key of the order and the augmentation.
-        crop_pct: Side of the centred crop as a fraction of the resized image, in evaluation.
+        crop_pct: Side of the centre crop as a fraction of the resized image, in evaluation.
         on_bad_image: "raise": a training image that cannot be read stops the run; "skip": another is drawn in its place
             and the run's folder lists it. Evaluation always stops.
         max_bad_fraction: Of the training images that may be skipped; more stop the run.
@@ -84,8 +87,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self,
         *,
         image_size: int | Sequence[int],
-        pixel_mean: Sequence[float],
-        pixel_std: Sequence[float],
+        pixel_mean: Sequence[float] = IMAGENET_MEAN,
+        pixel_std: Sequence[float] = IMAGENET_STD,
         augmentation: Augmentation,
         global_batch_size: int,
         num_workers: int = 0,

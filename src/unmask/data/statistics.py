@@ -14,6 +14,8 @@ from torch import Tensor
 from unmask.atomic_write import atomic_write
 from unmask.randomness import keyed_permutation, stream_key
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 MAX_IMAGES = 10_000
 """How many are measured at most; the mean of a channel is then known to about 0.002."""
 

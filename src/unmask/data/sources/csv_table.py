@@ -28,7 +28,7 @@ class CSVTable(FileList):
         self,
         *,
         path_column: str,
-        label_column: str | None,
+        label_column: str | None = None,
         suffix: str = "",
         delimiter: str = ",",
         **lists: Any,

@@ -27,7 +27,7 @@ class ImageNetBolts(ImageDataModule):
         root: Holds the folders `train` and `val`, each with one folder a class, and `meta.bin` in itself or in one of
             them.
         held_out_per_class: Training images of each class that become the val split, bolts' `num_imgs_per_val_class`.
-        shared: See `ImageDataModule`.
+        crop_pct, shared: See `ImageDataModule`.
 
     Raises:
         ValueError: lightning-bolts is not installed, a folder or `meta.bin` is missing, or every image of a class
@@ -36,8 +36,8 @@ class ImageNetBolts(ImageDataModule):
 
     holds_images_in_memory = False
 
-    def __init__(self, *, root: str, held_out_per_class: int = 50, **shared: Any) -> None:
-        super().__init__(**shared)
+    def __init__(self, *, root: str, held_out_per_class: int = 50, crop_pct: float = 0.875, **shared: Any) -> None:
+        super().__init__(crop_pct=crop_pct, **shared)
         if held_out_per_class < 1:
             raise ValueError(f"data.held_out_per_class must be at least 1, got {held_out_per_class}")
         import_bolts()

@@ -38,15 +38,17 @@ class SegmentationFolder(AutoSplitDataModule):
     Args:
         root: The folder.
         images, masks: Names of the two folders.
-        shared: See `AutoSplitDataModule`.
+        crop_pct, shared: See `AutoSplitDataModule`; by default a whole side is evaluated.
 
     Raises:
         ValueError: A folder is missing, no image has a mask; when masks are read, one is no such PNG or has another
             size than its image.
     """
 
-    def __init__(self, *, root: str, images: str = "images", masks: str = "masks", **shared: Any) -> None:
-        super().__init__(**shared)
+    def __init__(
+        self, *, root: str, images: str = "images", masks: str = "masks", crop_pct: float = 1.0, **shared: Any
+    ) -> None:
+        super().__init__(crop_pct=crop_pct, **shared)
         self.root = Path(root).expanduser()
         self.names = (images, masks)
         if not self.root.is_dir():
