@@ -225,7 +225,7 @@ def test_files_and_memory_serve_the_same_pixels(tmp_path: Path, augmented: bool,
     unscaled = {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}
     shared = settings(image_size=image_size, global_batch_size=4, seed=2, **unscaled)
     memory = Memory(images, **shared)
-    files = ImageFolder(root=str(tmp_path), val_fraction=0.0, test_fraction=0.0, **shared)
+    files = ImageFolder(root=str(tmp_path), val_fraction=0.0, test_fraction=0.0, crop_pct=1.0, **shared)
     for epoch in (0, 1):
         served = []
         for data in (memory, files):

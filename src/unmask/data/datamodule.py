@@ -30,6 +30,7 @@ from unmask.data.bad_images import (
 from unmask.data.dataset import BadImage, ImageDataset, LoaderCrop, LoaderDataset, RawBatch, SampleKey
 from unmask.data.files.decoding import ImageDecoder
 from unmask.data.files.splits import Split
+from unmask.data.loader import DeferredDataLoader
 from unmask.data.precomputed_crops import PrecomputedCrops
 from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
 from unmask.data.splits import hold_out
@@ -376,7 +377,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self, samples: LoaderDataset, batches: Sampler[list[SampleKey]], *, is_training: bool = False
     ) -> DataLoader[RawBatch]:
         num_workers = 0 if self.holds_images_in_memory else self.num_workers
-        return DataLoader(
+        return DeferredDataLoader(
             samples,
             batch_sampler=samples.dataset.wrap_sampler(batches, seed=self.seed if is_training else None),
             collate_fn=_as_fetched,

@@ -1,0 +1,378 @@
+"""An interrupted run that is resumed ends as the uninterrupted one, to the last bit, and no image is lost or doubled.
+
+Each cell of the grid trains three epochs on files, again up to an interruption, and from there on with a new trainer,
+method and data module. `python tests/test_resume.py` runs one cell for a test with two processes.
+"""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+import itertools
+import json
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+TINY_VIT = ["model=vit_mini", "model.embed_dim=24", "model.depth=1", "model.num_heads=3"]
+TINY_SWIN = ["model=swin_mini", "model.embed_dim=24", "model.depths=[1,1]", "model.num_heads=[1,2]"]
+METHODS = {
+    "mae": [*TINY_VIT, "method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"],
+    "simmim": TINY_SWIN,
+    "ddmim": [
+        *TINY_SWIN,
+        "method.mask_generator.ratios=[0.5,0.5]",
+        "method.mask_generator.patch_size=8",
+        "method.feature_weights=[1,0.1]",
+    ],
+    "supervised": TINY_VIT,
+}
+NUM_TRAIN, NUM_VAL = 22, 7
+EPOCHS = 3
+LAST = -1  # batch of an epoch
+POINTS: dict[str, tuple[str, int, int | None]] = {  # hook, epoch and batch of the checkpoint
+    "first epoch": ("on_train_batch_end", 0, 1),
+    "middle of an epoch": ("on_train_batch_end", 1, 1),
+    "last batch": ("on_train_batch_end", 1, LAST),
+    "within validation": ("on_validation_batch_end", 1, 0),
+    "end of validation": ("on_validation_end", 1, None),
+    "end of an epoch": ("on_train_epoch_end", 1, None),
+    "end of the first epoch": ("on_train_epoch_end", 0, None),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One case: what trains on what, and where it is interrupted."""
+
+    method: str = "mae"
+    data: str = "folder"
+    point: str = "middle of an epoch"
+    workers: int = 2
+    resumed_workers: int = 2
+    devices: int = 1
+    accumulated: int = 1
+    has_max_steps: bool = False
+
+    def __str__(self) -> str:
+        workers = f"{self.workers} then {self.resumed_workers}"
+        limit = ", max_steps" if self.has_max_steps else ""
+        return (
+            f"{self.method} on {self.data}, {self.point}, workers {workers}, devices {self.devices}, "
+            f"accumulated {self.accumulated}{limit}"
+        )
+
+
+REPRESENTATIVE = [
+    Cell("mae", point="middle of an epoch"),
+    Cell("simmim", point="end of an epoch"),
+    Cell("ddmim", point="middle of an epoch", accumulated=2),
+    Cell("mae", point="end of validation", accumulated=2),
+    Cell("mae", point="first epoch", workers=2, resumed_workers=0),
+    Cell("simmim", point="end of the first epoch", workers=0, resumed_workers=2),
+    Cell("mae", "skip", point="middle of an epoch"),
+    Cell("mae", "shards", point="end of an epoch"),
+    Cell("mae", "streamed", point="middle of an epoch"),
+    Cell("mae", "memory", point="middle of an epoch", workers=0, resumed_workers=0),
+]
+TWO_PROCESSES = [
+    Cell("ddmim", point="middle of an epoch", devices=2),
+    Cell("mae", point="end of an epoch", devices=2, accumulated=2),
+]
+GRID = [
+    Cell(method, "folder", point, workers, workers, 1, accumulated)
+    for method, point, workers, accumulated in itertools.product(METHODS, POINTS, (0, 2), (1, 2))
+]
+GRID += [
+    Cell("mae", data, point, workers, workers)
+    for data, point, workers in itertools.product(("skip", "shards", "hub", "streamed", "memory"), POINTS, (0, 2))
+]
+GRID += [
+    Cell("mae", "folder", point, *workers) for point, workers in itertools.product(POINTS, [(0, 2), (2, 0), (1, 3)])
+]
+GRID += [Cell("ddmim", "folder", point, has_max_steps=True) for point in POINTS]
+GRID_OF_TWO = [
+    Cell(method, "folder", point, 2, 2, 2, accumulated)
+    for method, point, accumulated in itertools.product(METHODS, POINTS, (1, 2))
+]
+
+
+@pytest.mark.parametrize("cell", REPRESENTATIVE, ids=str)
+def test_a_resumed_run_is_the_uninterrupted_one(cell: Cell, tmp_path: Path) -> None:
+    require_equal(cell, write_data(cell.data, tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", TWO_PROCESSES, ids=str)
+def test_a_run_of_two_processes_is_resumed_exactly(cell: Cell, tmp_path: Path) -> None:
+    require_equal_in_a_process_of_its_own(cell, tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("cell", GRID, ids=str)
+def test_every_resumed_run_is_the_uninterrupted_one(cell: Cell, tmp_path: Path) -> None:
+    require_equal(cell, write_data(cell.data, tmp_path), tmp_path)
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", GRID_OF_TWO, ids=str)
+def test_every_run_of_two_processes_is_resumed_exactly(cell: Cell, tmp_path: Path) -> None:
+    require_equal_in_a_process_of_its_own(cell, tmp_path)
+
+
+def require_equal_in_a_process_of_its_own(cell: Cell, folder: Path) -> None:
+    command = [sys.executable, __file__, json.dumps(asdict(cell)), str(folder)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-6000:]
+
+
+class Interrupted(Exception):  # noqa: N818  (no mistake)
+    """Ends a run where its checkpoint has been written."""
+
+
+class Interrupt(Callback):
+    """Saves a checkpoint at one point of the run and ends it there."""
+
+    def __init__(self, point: str, path: Path) -> None:
+        hook, self.epoch, self.batch = POINTS[point]
+        self.path = path
+        setattr(self, hook, self._interrupt)
+
+    def _interrupt(self, trainer: Trainer, module: Any, *arguments: Any) -> None:
+        del module
+        if trainer.fit_loop.epoch_progress.current.started - 1 != self.epoch or not self._is_batch(trainer, arguments):
+            return
+        trainer.save_checkpoint(self.path)
+        raise Interrupted
+
+    def _is_batch(self, trainer: Trainer, arguments: tuple[Any, ...]) -> bool:
+        if self.batch is None:
+            return True
+        batch_idx = next(argument for argument in reversed(arguments) if isinstance(argument, int))
+        if self.batch == LAST:
+            return bool(trainer.is_last_batch)
+        return (batch_idx if trainer.validating else arguments[2]) == self.batch
+
+
+class Recorder(Callback):
+    """Notes what each batch was and cost, and what each validation found."""
+
+    def __init__(self) -> None:
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.validations: dict[str, str] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        epoch = trainer.fit_loop.epoch_progress.current.started - 1
+        self.batches[f"{epoch}.{batch_idx}"] = {
+            "epoch": epoch,
+            "step": trainer.global_step,
+            "loss": float(outputs["loss"]).hex(),
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "samples": batch.index.tolist(),
+            "images": float(batch.image.double().sum()).hex(),
+        }
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        found = {name: float(value).hex() for name, value in trainer.callback_metrics.items() if "val/" in name}
+        self.validations[str(trainer.fit_loop.epoch_progress.current.started - 1)] = json.dumps(found, sort_keys=True)
+
+
+class Result(Callback):
+    """Writes a run's record, and its final state, to a file for each process."""
+
+    def __init__(self, recorder: Recorder, path: Path) -> None:
+        self.recorder, self.path = recorder, path
+
+    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._write(trainer, module, whole=True)
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        self._write(trainer, module, whole=False)
+
+    def _write(self, trainer: Trainer, module: LightningModule, *, whole: bool) -> None:
+        record: dict[str, Any] = {"batches": self.recorder.batches, "validations": self.recorder.validations}
+        if whole:
+            (schedule,) = trainer.lr_scheduler_configs
+            record |= {
+                "weights": module.state_dict(),
+                "optimizer": trainer.optimizers[0].state_dict(),
+                "schedule": {k: v for k, v in schedule.scheduler.state_dict().items() if isinstance(v, int | list)},
+                "step": trainer.global_step,
+            }
+        torch.save(record, self.path.with_suffix(f".{trainer.global_rank}"))
+
+
+def require_equal(cell: Cell, data: list[str], folder: Path) -> None:
+    """Runs a cell's three trainings and compares them."""
+    checkpoint = folder / "interrupted.ckpt"
+    train(cell, data, folder / "whole")
+    with pytest.raises(Exception, match="Interrupted") if cell.devices > 1 else pytest.raises(Interrupted):
+        train(cell, data, folder / "first", Interrupt(cell.point, checkpoint))
+    train(replace(cell, workers=cell.resumed_workers), data, folder / "second", ckpt_path=checkpoint)
+    seen: Counter[tuple[int, int]] = Counter()
+    for rank in range(cell.devices):
+        whole, first, second = (
+            torch.load(folder / f"{name}.{rank}", weights_only=True) for name in ("whole", "first", "second")
+        )
+        _require_same_records(whole, first, second)
+        for batch in (first["batches"] | second["batches"]).values():
+            seen.update((batch["epoch"], index) for index in batch["samples"])
+        for part in ("weights", "optimizer", "schedule", "step"):
+            _require_same(whole[part], second[part], part)
+    if cell.data != "skip":  # there a replacement is seen twice
+        left_out = NUM_TRAIN % 8 if cell.accumulated * cell.devices > 1 else NUM_TRAIN % 4
+        assert set(seen.values()) == {1}
+        assert Counter(epoch for epoch, _ in seen) == dict.fromkeys(range(EPOCHS), NUM_TRAIN - left_out)
+        assert {index for _, index in seen} <= set(range(NUM_TRAIN))
+
+
+def _require_same_records(whole: Any, first: Any, second: Any) -> None:
+    """No batch and no validation is lost, repeated or another."""
+    assert not first["batches"].keys() & second["batches"].keys()
+    assert first["batches"] | second["batches"] == whole["batches"]
+    for validation in (first["validations"], second["validations"]):
+        assert validation.items() <= whole["validations"].items()
+    assert first["validations"] | second["validations"] == whole["validations"]
+
+
+def _require_same(expected: Any, found: Any, name: str) -> None:
+    if isinstance(expected, dict):
+        assert expected.keys() == found.keys(), name
+        for key, value in expected.items():
+            _require_same(value, found[key], f"{name}.{key}")
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(expected, found), name
+    else:
+        assert expected == found, name
+
+
+def train(cell: Cell, data: list[str], path: Path, *extra: Callback, ckpt_path: Path | None = None) -> None:
+    from lightning import seed_everything
+
+    from unmask.callbacks.step_seeding import StepSeeding
+    from unmask.runtime.builders import build, build_method
+    from unmask.runtime.config import compose_config
+
+    torch.manual_seed(0)
+    seed_everything(0, verbose=False)
+    workers = [] if cell.data == "memory" else [f"data.num_workers={cell.workers}"]
+    batch = f"global_batch_size={4 * cell.devices * cell.accumulated}"
+    overrides = [f"method={cell.method}", "image_size=32", *METHODS[cell.method], *data, *workers, batch]
+    config = compose_config("run", overrides)
+    served = build(config.data)
+    recorder = Recorder()
+    steps_per_epoch = NUM_TRAIN // (4 * cell.devices * cell.accumulated)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=cell.devices,
+        strategy="ddp_fork" if cell.devices > 1 else "auto",
+        max_epochs=EPOCHS,
+        max_steps=EPOCHS * steps_per_epoch if cell.has_max_steps else -1,
+        accumulate_grad_batches=cell.accumulated,
+        callbacks=[StepSeeding(seed=0), recorder, Result(recorder, path), *extra],
+        default_root_dir=path.parent,
+        enable_checkpointing=False,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(build_method(config.method, served), datamodule=served, ckpt_path=ckpt_path, weights_only=True)
+
+
+def write_data(kind: str, folder: Path) -> list[str]:
+    """Writes a small data set and returns the overrides that name it."""
+    if kind == "memory":
+        return ["data=synthetic", f"data.num_train={NUM_TRAIN}", f"data.num_val={NUM_VAL}", "data.num_test=4"]
+    root = folder / "data"
+    if kind == "shards":
+        return ["data=shards", f"data.root={_write_shards(root)}", f"data.cache_dir={folder / 'cache'}"]
+    if kind in ("hub", "streamed"):
+        return ["data=hub", f"data.root={_write_hub(root)}", *(_STREAMED if kind == "streamed" else ())]
+    for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL), ("test", 4)):
+        for number in range(count):
+            path = root / split / ("cat", "dog")[number % 2] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(_picture(split, number))
+    overrides = ["data=folder", f"data.root={root}"]
+    if kind == "skip":
+        (root / "train" / "cat" / "04.png").write_bytes(b"no image")
+        (root / "train" / "dog" / "11.png").write_bytes(b"")
+        overrides += ["data.on_bad_image=skip", "data.max_bad_fraction=0.5"]
+    return overrides
+
+
+_STREAMED = [
+    "data.streaming=true",
+    f"data.num_images={{train:{NUM_TRAIN},validation:{NUM_VAL},test:4}}",
+    "data.shuffle_buffer=6",
+]
+
+
+def _picture(split: str, number: int) -> bytes:
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    noise = np.random.default_rng([len(split), number]).integers(0, 256, (40, 36, 3), dtype=np.uint8)
+    written = io.BytesIO()
+    Image.fromarray(noise).save(written, "png")
+    return written.getvalue()
+
+
+def _write_shards(root: Path) -> Path:
+    import io
+    import tarfile
+
+    root.mkdir()
+    for split, count in (("train", NUM_TRAIN), ("val", NUM_VAL), ("test", 4)):
+        with tarfile.open(root / f"{split}-0.tar", "w") as archive:
+            for number in range(count):
+                for name, content in (
+                    (f"{number:02}.png", _picture(split, number)),
+                    (f"{number:02}.cls", b"01"[number % 2 :][:1]),
+                ):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    return root
+
+
+def _write_hub(root: Path) -> Path:
+    import datasets
+
+    root.mkdir()
+    datasets.disable_progress_bars()
+    features = datasets.Features({"image": datasets.Image(), "kind": datasets.ClassLabel(names=["cat", "dog"])})
+    for split, count in (("train", NUM_TRAIN), ("validation", NUM_VAL), ("test", 4)):
+        rows = {
+            "image": [{"bytes": _picture(split, number), "path": f"{number}.png"} for number in range(count)],
+            "kind": [number % 2 for number in range(count)],
+        }
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(root / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _stay_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.01, raising=False)  # 5 s
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    asked, place = Cell(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    require_equal(asked, write_data(asked.data, place), place)
