@@ -19,7 +19,7 @@ from unmask.runtime.export import checkpoint_source, export
 MAE = ["method=mae", "model=vit_mini", "model.embed_dim=24", "model.depth=1", "method.decoder.embed_dim=24"]
 MAE += ["method.decoder.depth=1", "method.decoder.num_heads=3"]
 SUPERVISED = ["method=supervised", *MAE[1:4]]
-DATA = ["data.num_train=10", "+data.crop_pct=0.8", "paths.run_dir=/home/ada/runs/1", "name=x"]
+DATA = ["data.num_train=10", "data.crop_pct=0.8", "paths.run_dir=/home/ada/runs/1", "name=x"]
 
 
 @pytest.fixture(autouse=True)

@@ -138,14 +138,14 @@ def test_another_architecture_is_refused(official_mae: tuple[Any, Path]) -> None
 
 
 def configuration(name: str, folder: Path, *overrides: str) -> Any:
-    quiet = ["logger=none", "trainer.accelerator=cpu", "+trainer.enable_progress_bar=false"]
+    quiet = ["logger=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false"]
     return compose_config(name, [*overrides, *quiet, "name=x", f"paths.run_dir={folder}"])
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_run_starts_from_the_file(official_mae: tuple[Any, Path], tmp_path: Path) -> None:
     theirs, path = official_mae
-    still = ["optimizer.lr=0", "trainer.max_epochs=1", "callbacks=none", "+trainer.enable_checkpointing=false"]
+    still = ["optimizer.lr=0", "trainer.max_epochs=1", "callbacks=none", "trainer.enable_checkpointing=false"]
     started = configuration("run", tmp_path, *MAE, *DATA, *still, f"method.init_from={path}")
     pretrain(started)
     exported = load_file(tmp_path / "backbone.safetensors")
@@ -154,7 +154,7 @@ def test_a_run_starts_from_the_file(official_mae: tuple[Any, Path], tmp_path: Pa
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_resumed_run_does_not_read_the_file_again(tmp_path: Path) -> None:
-    still = ["optimizer.lr=0", "callbacks=none", "+trainer.enable_checkpointing=true"]
+    still = ["optimizer.lr=0", "callbacks=none", "trainer.enable_checkpointing=true"]
     first = configuration("run", tmp_path, *MAE, *DATA, *still, "trainer.max_epochs=1")
     first.trainer.default_root_dir = str(tmp_path)
     pretrain(first)

@@ -68,8 +68,14 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
     `images_per_device`, once the Trainer knows how many devices there are.
 
     Raises:
-        ValueError: The global batch does not divide among the devices.
+        ValueError: The global batch does not divide among the devices, or the Trainer was given callbacks or loggers of
+            its own, which are groups.
     """
+    for group in ("callbacks", "logger"):
+        if config.trainer.get(group) is not None:
+            raise ValueError(
+                f"trainer.{group} has no effect; {group} is a group: {group}=CHOICE, or {group}.NAME.KEY=VALUE"
+            )
     if "callbacks" not in arguments:
         arguments["callbacks"] = build_entries(config.callbacks)
     if "logger" not in arguments:

@@ -26,10 +26,7 @@ _TRACEBACK_SWITCH = "UNMASK_TRACEBACK"  # =1 shows where an error was raised
 def run() -> None:
     """Pre-trains: `python run.py method=mae model=vit_tiny data=cifar10 data.root=DIR`."""
     if not any(argument.startswith(_WHAT_TO_RUN) or argument in _ABOUT for argument in sys.argv[1:]):
-        sys.argv.append(_QUICKSTART)
-    from unmask.runtime.config import with_default_model
-
-    sys.argv[1:] = with_default_model(sys.argv[1:])
+        sys.argv.insert(1, _QUICKSTART)  # before flags, behind which Hydra takes no settings
     _command("run", _pretrain)
 
 
@@ -57,10 +54,8 @@ def pack() -> None:
 
 def inspect() -> None:
     """Looks at a data set: `python -m unmask.inspect data=folder data.root=DIR`."""
-    from unmask.runtime.config import with_default_model
     from unmask.runtime.inspect import inspect as inspect_data
 
-    sys.argv[1:] = with_default_model(sys.argv[1:])
     _plain_command("inspect", inspect_data)
 
 
@@ -78,11 +73,13 @@ def _evaluate(config: DictConfig) -> Any:
 
 def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     from unmask.runtime.config import config_directory, configuration_names
+    from unmask.runtime.constructor_defaults import show_constructor_defaults
     from unmask.runtime.memory import keep_freed_memory
     from unmask.runtime.resolvers import register_resolvers
 
     keep_freed_memory()
     register_resolvers()
+    show_constructor_defaults()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
     main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))
     if os.environ.get(_TRACEBACK_SWITCH) == "1":

@@ -7,9 +7,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 import unmask
+from unmask.runtime.constructor_defaults import show_constructor_defaults
 from unmask.runtime.resolvers import register_resolvers
 
-_MODELS_OF_METHODS = {"ddmim": "swinv2_tiny"}  # where the usual default cannot show what the method is about
 _OF_A_CHECKPOINT = ("eval", "export")  # commands that compose only with one named
 
 
@@ -23,17 +23,9 @@ def config_directory() -> Path:
 def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     """Composes `run`, `eval` or `export` as the command line would."""
     register_resolvers()
+    show_constructor_defaults()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        completed = with_default_model(overrides) if name == "run" else list(overrides)
-        return compose(name, overrides=completed, return_hydra_config=False)
-
-
-def with_default_model(overrides: Sequence[str]) -> list[str]:
-    """Adds the model a method is made for where the user names the method and nothing that brings a model."""
-    if any(override.startswith(("model=", "experiment=")) for override in overrides):
-        return list(overrides)
-    chosen = [model for method, model in _MODELS_OF_METHODS.items() if f"method={method}" in overrides]
-    return [*overrides, *(f"model={model}" for model in chosen)]
+        return compose(name, overrides=list(overrides), return_hydra_config=False)
 
 
 def with_own_data(overrides: Sequence[str]) -> list[str]:
