@@ -46,6 +46,13 @@ class View(NamedTuple):
     on the right and a negative width."""
 
 
+class PixelStatistics(NamedTuple):
+    """The mean and the deviation that a normalised target took out, at each pixel."""
+
+    mean: Images
+    std: Images
+
+
 class FeatureStage(NamedTuple):
     """One level of a backbone's feature maps."""
 

@@ -50,9 +50,12 @@ def test_images_and_masks_stay_the_same_while_predictions_change(make_mae, make_
     assert not torch.allclose(first.prediction, second.prediction)
 
     assert first_lines["title"] == "MAE"
-    assert first_lines["note"] == method.prediction_note != ""
-    assert first_lines["subtitle"] == "epoch 1  ·  step 6  ·  75% of each image masked"
-    assert second_lines["subtitle"] == "epoch 2  ·  step 12  ·  75% of each image masked"
+    with torch.no_grad():
+        batch = data.held_out_images(4)
+        loss = method.eval()(batch.image, method.held_out_mask(batch.image, batch.index)).loss.item()
+    assert first_lines["subtitle"].startswith("epoch 1  ·  step 6  ·  75% of each image masked  ·  loss ")
+    assert second_lines["subtitle"] == f"epoch 2  ·  step 12  ·  75% of each image masked  ·  loss {loss:.4f}"
+    assert first.estimated_prediction is not None
 
 
 def test_prediction_is_the_trained_methods_own(make_simmim, make_data, make_trainer, drawn):

@@ -170,7 +170,12 @@ def test_drawn_prediction_lies_in_the_space_of_the_image(method: MAE) -> None:
     output = method(images)
     torch.testing.assert_close(output.prediction, images)
     assert output.loss < 1e-10
-    assert bool(method.prediction_note) == method.norm_pix_loss
+    borrowed = method.borrowed_statistics(images)
+    if not method.norm_pix_loss:
+        assert borrowed is None
+    else:
+        torch.testing.assert_close(patchify(borrowed.mean, 8), mean.expand_as(patches))
+        torch.testing.assert_close(patchify(borrowed.std, 8), deviation.expand_as(patches))
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,9 @@ def test_locally_normalised_targets_are_what_the_loss_compares_with(make_swin, r
     predicted = normalise_locally(images, 5) + (output.prediction - images) / local_statistics(images, 5).std
     expected = (predicted - target).abs()[mask.at_pixels().expand_as(images)].mean()
     torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
-    assert "5 px" in method.prediction_note
+    borrowed = method.borrowed_statistics(images)
+    torch.testing.assert_close(target * borrowed.std + borrowed.mean, images)
+    assert make_simmim(make_swin()).borrowed_statistics(images) is None
 
 
 def test_a_window_without_a_centre_is_refused_before_training(make_swin) -> None:

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from unmask.patches import PatchMask, StageMask
-from unmask.types import Images
+from unmask.patches import PatchMask, StageMask, patch_sides
+from unmask.types import Images, PixelStatistics
 
 MASKED_GREY = 0.5  # of white
 _DEVIATIONS_SHOWN = 5.0  # from black to white, where channels are not RGB
@@ -22,7 +23,7 @@ _DPI = 100  # of a panel with the smallest cells; text grows with larger ones
 _TITLE, _COLUMN, _TEXT = 13.0, 9.5, 8.5  # points
 _INK, _FAINT = "#1a1a1a", "#6b6b6b"
 _MARGIN, _GAP = 20, 6  # pixels at that resolution
-_HEADER, _FOOTER_LINE = 78, 16
+_HEADER, _NAME_LINE, _FOOTER_LINE = 62, 16, 16
 _NOTE_CHARACTERS = 76  # a line of the note, over four of the smallest cells
 
 
@@ -32,16 +33,34 @@ class Reconstruction:
 
     image: Images
     masked: Images  # masked pixels grey
-    prediction: Images
+    prediction: Images  # of all pixels, with the true statistics where the target was normalised
     composite: Images  # visible pixels of the image, masked ones of the prediction
     mask: PatchMask
-    masked_by_stage: dict[str, Images] = field(default_factory=dict)  # the image as each masked stage hides it
+    psnr: dict[
+        str, float
+    ]  # decibels over the masked pixels of all images: of the prediction and of what it is up against
+    estimated_prediction: Images | None = (
+        None  # with statistics estimated from visible patches; None: none were borrowed
+    )
+    estimated_composite: Images | None = None
+    masked_by_stage: dict[str, Images] = field(default_factory=dict)  # where a stage masks another part than `masked`
 
 
 def reconstruction_pixels(
-    images: Images, mask: PatchMask, prediction: Images, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
+    images: Images,
+    mask: PatchMask,
+    prediction: Images,
+    *,
+    pixel_mean: Sequence[float],
+    pixel_std: Sequence[float],
+    borrowed: PixelStatistics | None = None,
 ) -> Reconstruction:
-    """Turns normalised images and predictions into what can be shown.
+    """Turns normalised images and predictions into what can be shown, and measures the predictions.
+
+    A target that was normalised patch by patch leaves the network nothing to say about a patch's mean and deviation.
+    Its prediction is shown twice: with the true ones, and with ones estimated from visible patches. The estimate of a
+    masked patch is the mean over the visible ones, weighted by the fourth power of the inverse distance; where the
+    statistics are those of a window around each pixel, windows at the rim of a visible patch reach into masked ones.
 
     Args:
         images: As the network took them; see `as_shown`.
@@ -49,23 +68,69 @@ def reconstruction_pixels(
         prediction: Of all pixels, in the space of `images`.
         pixel_mean: Mean of each channel, in 0..1, the images were normalised with.
         pixel_std: Deviation likewise.
+        borrowed: The statistics of the true images that are in `prediction`, if there are any.
     """
+
+    def shown(pixels: Images) -> Images:
+        return as_shown(pixels, pixel_mean=pixel_mean, pixel_std=pixel_std)
+
     stages = mask.by_stage if isinstance(mask, StageMask) else ()
-    mask = _on_cpu(mask)
+    mask, images, prediction = _on_cpu(mask), images.detach().float().cpu(), prediction.detach().float().cpu()
     is_masked = mask.at_pixels()
-    image, predicted = (as_shown(pixels, pixel_mean=pixel_mean, pixel_std=pixel_std) for pixels in (images, prediction))
+    image, predicted = shown(images), shown(prediction)
+    if borrowed is None:
+        estimated = None
+        compared = {"prediction": predicted, "mean of visible neighbors": shown(estimate_masked(images, mask))}
+    else:
+        mean, std = (statistic.detach().float().cpu() for statistic in borrowed)
+        estimated_mean = estimate_masked(mean, mask)
+        estimated = shown((prediction - mean) / std * estimate_masked(std, mask) + estimated_mean)
+        compared = {
+            "prediction with true statistics": predicted,
+            "true means alone": shown(mean),
+            "prediction with estimated statistics": estimated,
+            "estimated means alone": shown(estimated_mean),
+        }
     return Reconstruction(
         image=image,
         masked=image.masked_fill(is_masked, MASKED_GREY),
         prediction=predicted,
         composite=torch.where(is_masked, predicted, image),
         mask=mask,
+        psnr={name: masked_psnr(pixels, image, mask) for name, pixels in compared.items()},
+        estimated_prediction=estimated,
+        estimated_composite=None if estimated is None else torch.where(is_masked, estimated, image),
         masked_by_stage={
-            f"stage {number} hides": image.masked_fill(_on_cpu(stage).at_pixels(), MASKED_GREY)
+            f"masked in stage {number}": image.masked_fill(pixels, MASKED_GREY)
             for number, stage in enumerate(stages)
-            if stage is not None
+            if stage is not None and not torch.equal(pixels := _on_cpu(stage).at_pixels(), is_masked)
         },
     )
+
+
+def estimate_masked(values: Images, mask: PatchMask) -> Images:
+    """Replaces what lies in masked patches by one number a patch and channel, estimated from the visible patches.
+
+    It is the mean of the visible patches' means, weighted by the fourth power of the inverse distance, so that the
+    nearest count most; 0 in an image that is masked altogether.
+    """
+    height, width = patch_sides(mask.patch_size)
+    means = F.avg_pool2d(values, (height, width))  # b c rows cols
+    rows, cols = means.shape[2:]
+    centers = torch.cartesian_prod(torch.arange(rows) * float(height), torch.arange(cols) * float(width))
+    squares = (centers[:, None] - centers[None, :]).square().sum(dim=2)
+    weights = squares.clamp(min=1.0).pow(-2) * ~mask.masked.flatten(1)[:, None]  # b masked visible
+    weights = weights / weights.sum(dim=2, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    estimated = (weights @ means.flatten(2).transpose(1, 2)).transpose(1, 2).view_as(means)
+    spread = estimated.repeat_interleave(height, dim=2).repeat_interleave(width, dim=3)
+    return torch.where(mask.at_pixels(), spread, values)
+
+
+def masked_psnr(pixels: Images, image: Images, mask: PatchMask) -> float:
+    """Peak signal-to-noise ratio over the masked pixels of all images, in decibels; white is the peak."""
+    is_masked = mask.at_pixels().expand_as(image)
+    error = (pixels - image)[is_masked].square().mean().item()
+    return -10.0 * math.log10(error) if error > 0 else math.inf
 
 
 def as_shown(
@@ -88,29 +153,28 @@ def _on_cpu(mask: PatchMask) -> PatchMask:
     return PatchMask(mask.masked.cpu(), mask.patch_size, mask.num_masked)
 
 
-def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle: str = "", note: str = "") -> Figure:
-    """Draws one row an image: original, masked input, prediction, composite, and what each masked stage hides.
+def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle: str = "") -> Figure:
+    """Draws one row an image, and below all how good the predictions are.
 
-    Pixels are enlarged by a whole factor and never interpolated, so each stays the colour it has.
+    The columns are image, masked input, prediction, composite, and what stages mask where that is another part of the
+    image. The prediction shows masked patches alone, since no loss acts on the visible ones; where it was restored
+    with the true mean and deviation of each patch, it stands beside one with estimated ones, and the composite is of
+    the latter. Pixels are enlarged by a whole factor and never interpolated, so each stays the colour it has.
 
     Args:
         reconstruction: What to draw.
         title: In bold, above all.
         subtitle: Below it: how far training was, the fraction masked.
-        note: At the foot: what a reader must know; left out if empty.
     """
-    columns = {
-        "original": reconstruction.image,
-        "masked input": reconstruction.masked,
-        "prediction": reconstruction.prediction,
-        "composite": reconstruction.composite,
-        **reconstruction.masked_by_stage,
-    }
+    columns = _columns(reconstruction)
+    note = _note(reconstruction)
     num_images, _, height, width = reconstruction.image.shape
     scale = max(1, math.ceil(_CELL / max(height, width)))
     cell_height, cell_width = height * scale, width * scale
     zoom = max(1.0, cell_width / (1.5 * _CELL))
-    margin, gap, header, footer_line = (round(size * zoom) for size in (_MARGIN, _GAP, _HEADER, _FOOTER_LINE))
+    name_lines = max(name.count("\n") + 1 for name in columns)
+    sizes = (_MARGIN, _GAP, _HEADER + name_lines * _NAME_LINE, _FOOTER_LINE)
+    margin, gap, header, footer_line = (round(size * zoom) for size in sizes)
 
     total_width = 2 * margin + len(columns) * cell_width + (len(columns) - 1) * gap
     note_lines = textwrap.wrap(note, int(_NOTE_CHARACTERS * (total_width / zoom) / (4 * _CELL)))
@@ -120,13 +184,13 @@ def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle
     figure.set_facecolor("white")
 
     def write(text: str, left: int | float, baseline: int | float, **style: Any) -> None:
-        figure.text(left / total_width, 1 - baseline / total_height, text, va="baseline", **style)
+        figure.text(left / total_width, 1 - baseline / total_height, text, **({"va": "baseline"} | style))
 
     write(title, margin, 26 * zoom, size=_TITLE, weight="bold", color=_INK)
     write(subtitle, margin, 44 * zoom, size=_TEXT, color=_FAINT)
     for column, (name, shown) in enumerate(columns.items()):
         left = margin + column * (cell_width + gap)
-        write(name, left + cell_width / 2, header - 7 * zoom, ha="center", size=_COLUMN, color=_INK)
+        write(name, left + cell_width / 2, header - 4 * zoom, ha="center", va="bottom", size=_COLUMN, color=_INK)
         for row, cell in enumerate(shown):
             bottom = footer + (num_images - 1 - row) * (cell_height + gap)
             figure.figimage(enlarged_bytes(cell, scale), left, bottom, origin="upper")
@@ -134,6 +198,33 @@ def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle
         baseline = total_height - footer + gap + (line + 1) * footer_line
         write(text, margin, baseline, size=_TEXT, style="italic", color=_FAINT)
     return figure
+
+
+def _columns(reconstruction: Reconstruction) -> dict[str, Images]:
+    def masked_alone(pixels: Images) -> Images:
+        return pixels.masked_fill(~reconstruction.mask.at_pixels(), MASKED_GREY)
+
+    columns = {"image": reconstruction.image, "masked": reconstruction.masked}
+    if reconstruction.estimated_prediction is None or reconstruction.estimated_composite is None:
+        columns |= {"prediction": masked_alone(reconstruction.prediction), "composite": reconstruction.composite}
+    else:
+        columns |= {
+            "prediction,\ntrue mean": masked_alone(reconstruction.prediction),
+            "prediction,\nestimated mean": masked_alone(reconstruction.estimated_prediction),
+            "composite,\nestimated mean": reconstruction.estimated_composite,
+        }
+    return columns | reconstruction.masked_by_stage
+
+
+def _note(reconstruction: Reconstruction) -> str:
+    measured = ", ".join(f"{name} {psnr:.1f} dB" for name, psnr in reconstruction.psnr.items())
+    note = f"PSNR of masked pixels: {measured}."
+    if reconstruction.estimated_prediction is None:
+        return note
+    return (
+        f"{note} The network predicts normalized patches; the mean and deviation of the true patch are borrowed, not "
+        "learned, the estimated ones come from visible patches nearby."
+    )
 
 
 def enlarged_bytes(image: Tensor, scale: int) -> UInt8[np.ndarray, "height width 3"]:

@@ -77,18 +77,25 @@ def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, 
     images, index = batch.image.to(pl_module.device), batch.index.to(pl_module.device)
     mask = pl_module.held_out_mask(images, index)
     with eval_mode(pl_module), torch.no_grad(), precision.forward_context():
-        prediction = trainer.model(precision.convert_input(images), mask).prediction  # type: ignore[misc]
-    if prediction is None:
+        output = trainer.model(precision.convert_input(images), mask)  # type: ignore[misc]
+    if output.prediction is None:
         return None
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     masked = float(mask.masked.float().mean())
     return reconstruction_panel(
         reconstruction_pixels(
-            images, mask, prediction, pixel_mean=datamodule.pixel_mean, pixel_std=datamodule.pixel_std
+            images,
+            mask,
+            output.prediction,
+            pixel_mean=datamodule.pixel_mean,
+            pixel_std=datamodule.pixel_std,
+            borrowed=pl_module.borrowed_statistics(images),
         ),
         title=type(pl_module).__name__,
-        subtitle=f"epoch {epochs_done}  ·  step {trainer.global_step:,}  ·  {masked:.0%} of each image masked",
-        note=pl_module.prediction_note,
+        subtitle=(
+            f"epoch {epochs_done}  ·  step {trainer.global_step:,}  ·  {masked:.0%} of each image masked  ·  "
+            f"loss {output.loss.item():.4f}"
+        ),
     )
 
 

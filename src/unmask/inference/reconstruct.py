@@ -64,14 +64,18 @@ class Reconstruct(Inference):
             raise ValueError(f"this {type(model).__name__} predicts no pixels; there is nothing to reconstruct")
         backbone = model.exported_backbone
         drawn = reconstruction_pixels(
-            images, output.mask, output.prediction, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std
+            images,
+            output.mask,
+            output.prediction,
+            pixel_mean=backbone.pixel_mean,
+            pixel_std=backbone.pixel_std,
+            borrowed=model.borrowed_statistics(images),
         )
         masked = output.mask.at_pixels().float().mean().item()
         figure = reconstruction_panel(
             drawn,
-            title=f"{type(model).__name__}: {len(images)} image(s), {100 * masked:.0f} % masked",
-            subtitle=f"loss {output.loss.item():.4f}, masks of seed {self.seed}",
-            note=model.prediction_note,
+            title=f"{type(model).__name__}: {len(images)} image(s)",
+            subtitle=f"{masked:.0%} of each image masked  ·  seed {self.seed}  ·  loss {output.loss.item():.4f}",
         )
         path = run_dir / "reconstruction.png"
         save_figure(figure, path)

@@ -16,7 +16,7 @@ from unmask.optim.configure import configure_optimizer
 from unmask.optim.param_groups import WEIGHT_DECAY_POLICIES, decay_groups
 from unmask.patches import PatchMask
 from unmask.randomness import sample_keys
-from unmask.types import ImageBatch, Images, MethodOutput, OptimizerFactory, ScheduleFactory
+from unmask.types import ImageBatch, Images, MethodOutput, OptimizerFactory, PixelStatistics, ScheduleFactory
 
 
 class Method(LightningModule, ABC):
@@ -82,10 +82,9 @@ class Method(LightningModule, ABC):
         """What turns pooled features into logits; None where nothing is classified."""
         return None
 
-    @property
-    def prediction_note(self) -> str:
-        """What a reader of the reconstructions must know; empty if they are what the network put out."""
-        return ""
+    def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
+        """The true mean and deviation that `MethodOutput.prediction` was restored with; None if it is raw output."""
+        return None
 
     @final
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Float[Tensor, ""]:

@@ -12,8 +12,8 @@ from unmask.heads.mae_decoder import MAEDecoder
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
 from unmask.patches import PatchMask, patch_grid, patch_text, patchify, unpatchify
-from unmask.targets.pixels import normalise_patches, restore_patches
-from unmask.types import Images, MethodOutput
+from unmask.targets.pixels import normalise_patches, patch_statistics, restore_patches
+from unmask.types import Images, MethodOutput, PixelStatistics
 
 
 class MAE(Method):
@@ -91,14 +91,15 @@ class MAE(Method):
         predicted: Tensor = self.decoder(self.backbone.forward_visible(images, visible), visible)
         return predicted.float()
 
-    @property
-    def prediction_note(self) -> str:
+    def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
         if not self.norm_pix_loss:
-            return ""
-        return (
-            "Each predicted patch is shown with the true patch's mean and deviation; "
-            "visible patches are not part of the loss, so nothing is asked of their predictions."
+            return None
+        patches = patchify(images.float(), self.backbone.patch_size)
+        mean, std = (
+            unpatchify(statistic.expand_as(patches), self.backbone.patch_size, self.grid)
+            for statistic in patch_statistics(patches)
         )
+        return PixelStatistics(mean, std)
 
     def _require_own_patches(self, mask: PatchMask) -> None:
         if mask.patch_size != self.backbone.patch_size:

@@ -12,8 +12,8 @@ from unmask.heads.pixel_shuffle import PixelShuffleHead
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
 from unmask.patches import PatchMask, are_whole_cells, patch_text
-from unmask.targets.local import normalise_locally, restore_locally
-from unmask.types import Images, MethodOutput
+from unmask.targets.local import local_statistics, normalise_locally, restore_locally
+from unmask.types import Images, MethodOutput, PixelStatistics
 
 
 class SimMIM(Method):
@@ -70,13 +70,10 @@ class SimMIM(Method):
             prediction = restore_locally(prediction, self.normalise_window, like=images.float())
         return MethodOutput(loss=pixel_l1, terms={"pixel_l1": pixel_l1}, mask=mask, prediction=prediction)
 
-    @property
-    def prediction_note(self) -> str:
+    def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
         if self.normalise_window is None:
-            return ""
-        return (
-            f"Each predicted pixel is shown with the true mean and deviation of {self.normalise_window} px around it."
-        )
+            return None
+        return PixelStatistics(*local_statistics(images.float(), self.normalise_window))
 
     def _masked_tokens(self, mask: PatchMask) -> Tensor:
         stride = self.backbone.stages[0].stride

@@ -58,8 +58,9 @@ def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction
         seed: Key of the masks.
 
     Returns:
-        Image, masked input, prediction and composite in 0..1, and the mask. Where a method predicts patches
-        normalised by their own statistics (MAE), the true ones are put back (`method.prediction_note`).
+        Image, masked input, prediction and composite in 0..1, the mask, and the PSNR over masked pixels. Where a
+        method predicts patches normalised by their own statistics (MAE), `prediction` borrows the true ones and
+        `estimated_prediction` has ones estimated from visible patches.
 
     Raises:
         ValueError: As `extract_features`, or the method predicts no pixels.
@@ -75,7 +76,12 @@ def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction
     if prediction is None:
         raise ValueError(f"{type(method).__name__} predicts no pixels; there is nothing to reconstruct")
     return reconstruction_pixels(
-        normalised, mask, prediction, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std
+        normalised,
+        mask,
+        prediction,
+        pixel_mean=backbone.pixel_mean,
+        pixel_std=backbone.pixel_std,
+        borrowed=method.borrowed_statistics(normalised),
     )
 
 
