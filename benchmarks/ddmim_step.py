@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="timed turns of each method")
     parser.add_argument("--steps", type=int, default=3, help="steps a turn")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("overrides", nargs="*", help="of the DDMIM run, such as method.contrastive_weight=0")
+    parser.add_argument("overrides", nargs="*", help="of the DDMIM run, such as method.contrast=null")
     settings = parser.parse_args()
 
     memory = {name: peak_memory(name, settings) for name in METHODS}
@@ -64,12 +64,14 @@ def make_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
     device = torch.device(settings.device)
     stages = "2" if settings.model.endswith("mini") else "4"
     small = {
-        "2": ["method.mask_generator.ratios=[0.5,0.5]", "method.feature_weights=[1,0.1]"],
+        "2": ["method.mask_generator.ratios=[0.5,0.5]", "method.features.weights=[1,0.1]"],
         "4": [],
     }[stages]
     unit = "method.mask_generator.patch_size=8" if stages == "2" else "method.mask_generator.patch_size=16"
     overrides = [f"method={name}", f"model={settings.model}", f"image_size={settings.image_size}", unit]
-    overrides += [*small, *settings.overrides] if name == "ddmim" else []
+    if name == "ddmim":
+        is_an_experiment = any(override.startswith("experiment=") for override in settings.overrides)
+        overrides += [*([] if is_an_experiment else small), *settings.overrides]
     config = compose_config("run", overrides)
     method: Method = build(config.method).to(device).train()
     prefer_fast_attention(method, device=device, is_bfloat16=True)

@@ -44,10 +44,10 @@ def test_every_partial_of_a_method_completes(method: str, model: str) -> None:
 
     if (method, model) == ("mae", "swin_mini"):
         pytest.skip("MAE needs a ViT; tests/methods/test_mae.py holds the refusal")
-    two_stages = ["method.mask_generator.ratios=[0.5,0.5]", "method.feature_weights=[1,1]"]
+    two_stages = ["method.mask_generator.ratios=[0.5,0.5]", "method.features.weights=[1,1]"]
     stages = two_stages if (method, model) == ("ddmim", "swin_mini") else []
     if (method, model) == ("ddmim", "vit_mini"):
-        stages = ["method.mask_generator.ratios=[0.5,0.5,0]", "method.feature_weights=[1,1,1]"]
+        stages = ["method.mask_generator.ratios=[0.5,0.5,0]", "method.features.weights=[1,1,1]"]
     config = composed("run", f"method={method}", f"model={model}", "data.num_train=20", "data.num_val=2", *stages)
     module = build_method(config.method, build(config.data))
 
@@ -83,6 +83,42 @@ def test_every_choice_of_a_group_composes_without_a_missing_link(group: str) -> 
 def test_ddmim_brings_the_backbone_it_was_published_with() -> None:
     assert composed("run", "method=ddmim", "data=imagenet", "data.root=x").model.name == "swinv2_tiny_window8_256"
     assert composed("run", "method=ddmim", "model=swin_tiny").model.name == "swin_tiny_patch4_window7_224"
+
+
+FEATURES = "{_target_:unmask.methods.ddmim_terms.StageFeatureTerm,_partial_:true,weights:[0.3,0.03]}"
+
+
+@pytest.mark.parametrize(
+    ("ablation", "terms"),
+    [
+        ([], {"reconstruction": 5.0, "contrastive": 1.0}),
+        (["method.contrast=null", "method.teacher=null"], {"reconstruction": 5.0}),
+        (["method.reconstruction=null"], {"contrastive": 1.0}),
+        (
+            ["method.teacher.time_constant=null", "method.teacher.momentum=0"],
+            {"reconstruction": 5.0, "contrastive": 1.0},
+        ),
+        (["method.teacher.time_constant=3e4"], {"reconstruction": 5.0, "contrastive": 1.0}),
+        (
+            [f"method.features={FEATURES}"],
+            {"reconstruction": 5.0, "feature_stage_0": 0.3, "feature_stage_1": 0.03, "contrastive": 1.0},
+        ),
+    ],
+)
+def test_every_row_of_the_ablation_of_ddmim_is_a_matter_of_overrides(
+    ablation: list[str], terms: dict[str, float]
+) -> None:
+    from unmask.runtime.builders import build  # noqa: PLC0415
+
+    config = composed("run", "experiment=ddmim_cifar10", "data.root=x", *ablation)
+    assert build(config.method).weights == terms
+
+
+def test_a_setting_of_a_term_that_is_off_is_refused() -> None:
+    with pytest.raises(Exception, match="features"):
+        composed("run", "experiment=ddmim_cifar10", "method.features.norm=none")
+    with pytest.raises(Exception, match="contrast"):
+        composed("run", "method=ddmim", "method.contrast=null", "method.contrast.temperature=0.1")
 
 
 @pytest.mark.parametrize("protocol", choices("eval"))

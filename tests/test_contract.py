@@ -22,7 +22,7 @@ MODELS = {
         "model.num_heads=[1,2]",
         "method.mask_generator.ratios=[0.5,0.5]",
         "method.mask_generator.patch_size=8",
-        "method.feature_weights=[1,0.1]",
+        "method.features.weights=[1,0.1]",
     ],
     "mae": ["model=vit_mini", "model.embed_dim=24", "model.depth=4", *TINY_DECODER],
     "simmim": ["model=swin_mini", "model.embed_dim=24", "model.depths=[1,1]", "model.num_heads=[1,2]"],

@@ -138,12 +138,12 @@ def test_networks_have_as_many_parameters_as_published(name: str, expected: int 
     if expected is not None:
         assert count(method) == expected
         return
-    representation, *_, last = method.projector.layers
+    representation, *_, last = method.contrast.projector.layers
     assert count(method.backbone) == 27_578_154
     assert count(method.backbone) + count(representation) == 28_365_610
-    assert count(method.projector) - count(representation) == 787_456
+    assert count(method.contrast.projector) - count(representation) == 787_456
     assert last.out_features == 512
-    assert count(method.head) == 2_362_368
+    assert count(method.reconstruction.head) == 2_362_368
     assert sum(p.numel() for p in method.parameters() if p.requires_grad) == 31_515_434  # "31.52 M"
 
 
@@ -364,11 +364,11 @@ def test_ddmim_as_published_has_its_numbers() -> None:
     assert (config.trainer.gradient_clip_val, config.trainer.precision) == (None, "32-true")
     assert (config.data.held_out_per_class, config.augmentation.scale) == (50, [0.08, 1.0])
     assert (config.model.window_size, config.model.drop_path_rate, config.image_size) == (7, 0.1, 224)
-    assert (config.method.mask_generator.ratios, config.method.feature_weights) == (
+    assert (config.method.mask_generator.ratios, config.method.features.weights) == (
         [0.5, 0.5, 0.5, 0.0],
         [1, 1, 1, 0.1],
     )
-    assert (config.method.temperature, config.method.contrastive_weight) == (0.05, 1.0)
+    assert (config.method.contrast.temperature, config.method.contrast.weight) == (0.05, 1.0)
     assert (config.method.teacher.momentum, config.method.teacher.every_n_steps) == (0.999, 32)
 
 

@@ -26,7 +26,7 @@ TINY = {
         "model.num_heads=[1,2]",
         "method.mask_generator.ratios=[0.5,0.5]",
         "method.mask_generator.patch_size=8",
-        "method.feature_weights=[1,0.1]",
+        "method.features.weights=[1,0.1]",
     ],
 }
 

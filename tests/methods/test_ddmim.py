@@ -17,7 +17,10 @@ from unmask.backbones.timm_swin import TimmSwin
 from unmask.heads.pixel_shuffle import PixelShuffleHead
 from unmask.heads.projector import Projector
 from unmask.masking.stages import StageMaskGenerator
-from unmask.methods.ddmim import DDMIM, effective_rank
+from unmask.methods.ddmim import DDMIM
+from unmask.methods.ddmim_monitors import effective_rank
+from unmask.methods.ddmim_terms import ContrastTerm, ReconstructionTerm, StageFeatureTerm
+from unmask.methods.ddmim_views import TwoViews
 from unmask.optim.schedules import constant
 from unmask.patches import PatchMask
 from unmask.targets.ema_teacher import EMATeacher
@@ -27,19 +30,30 @@ V2 = "swinv2_tiny_window8_256"
 FULL_MASK = PatchMask(torch.zeros(4, 4, 4, dtype=torch.bool), 16)
 
 
+TERMS = {
+    "reconstruction": (ReconstructionTerm, {"head": PixelShuffleHead}),
+    "features": (StageFeatureTerm, {"weights": [1.0, 1.0, 0.1]}),
+    "contrast": (ContrastTerm, {"projector": partial(Projector, hidden_features=16, out_features=8)}),
+}
+
+
 def make_ddmim(backbone: nn.Module, *, masks: dict[str, Any] | None = None, **changes: Any) -> DDMIM:
-    """Three stages of 4, 8 and 16 px cells; all of them masked by units of 16 px."""
+    """Three stages of 4, 8 and 16 px cells; all of them masked by patches of 16 px.
+
+    A term takes a dict of changed settings, or None to leave it out.
+    """
     mask_settings = {"ratios": [0.5, 0.5, 0.5], "patch_size": 16, "token_size": 4} | (masks or {})
-    settings: dict[str, Any] = {
+    terms = {}
+    for name, (term, settings) in TERMS.items():
+        changed = changes.pop(name, {})
+        terms[name] = None if changed is None else partial(term, **settings | changed)
+    others: dict[str, Any] = {
         "mask_generator": StageMaskGenerator(**mask_settings),
-        "head": PixelShuffleHead,
-        "projector": partial(Projector, hidden_features=16, out_features=8),
         "teacher": partial(EMATeacher, time_constant=100.0),
-        "feature_weights": [1.0, 1.0, 0.1],
         "optimizer": partial(torch.optim.AdamW, lr=1e-2),
         "schedule": constant,
     }
-    return DDMIM(backbone=backbone, **settings | changes)
+    return DDMIM(backbone=backbone, **terms, **others | changes)
 
 
 @pytest.fixture(params=["swin", "swin v2"])
@@ -65,7 +79,7 @@ def images() -> Tensor:
 
 def published_losses(method: DDMIM, images: Tensor, keep: Tensor, temperature: float) -> dict[str, Tensor]:
     """`keep` is 1 for visible tokens of the first stage, (b, 56, 56) there, (b, 16, 16) here."""
-    student, teacher, projector = method.backbone.swin, method.teacher["backbone"].swin, method.projector
+    student, teacher, projector = method.backbone.swin, method.teacher["backbone"].swin, method.contrast.projector
     z = student.patch_embed(images)
     stages = len(student.layers)
 
@@ -91,7 +105,7 @@ def published_losses(method: DDMIM, images: Tensor, keep: Tensor, temperature: f
     per_query = [-s[a, a] + torch.log(1 + sum(torch.exp(s[a, b]) for b in range(len(s)))) for a in range(len(s))]
     losses["contrastive"] = torch.stack(per_query).mean()
     hidden = (1 - keep).repeat_interleave(4, 1).repeat_interleave(4, 2).unsqueeze(1)
-    rebuilt = method.head(student.norm(u).permute(0, 3, 1, 2))
+    rebuilt = method.reconstruction.head(student.norm(u).permute(0, 3, 1, 2))
     losses["reconstruction"] = F.smooth_l1_loss(hidden * rebuilt, hidden * images)  # the mean over all pixels
     return losses
 
@@ -100,13 +114,14 @@ def test_the_published_terms_equal_their_equations(make_swin, images: Tensor) ->
     method = make_ddmim(
         make_swin(name=V2),
         masks={"ratios": [0.5, 0.5, 0.0], "patch_size": 4, "distribution": "bernoulli"},
-        projector=partial(Projector, representation_features=20, hidden_features=16, out_features=8),
-        teacher=partial(EMATeacher, momentum=0.999, every_n_steps=32, is_stochastic=True),
-        teacher_scope="stages",
-        feature_norm="none",
-        reconstruction_mean="all",
-        extra_zero_logit=True,
-        temperature=0.5,
+        reconstruction={"mean": "all"},
+        features={"norm": "none"},
+        contrast={
+            "projector": partial(Projector, representation_features=20, hidden_features=16, out_features=8),
+            "extra_zero_logit": True,
+            "temperature": 0.5,
+        },
+        teacher=partial(EMATeacher, momentum=0.999, every_n_steps=32, scope="stages", is_stochastic=True),
     )
     randomise_both(method)
     method.teacher.update(method.student_networks(), num_images=4, step_of_epoch=0)  # copies
@@ -135,7 +150,7 @@ def test_an_unmasked_student_that_is_its_teacher_has_nothing_to_learn_from_it(ma
         assert output.terms[f"feature_stage_{stage}"] == 0
         assert output.monitors[f"cosine_stage_{stage}"].item() == pytest.approx(1.0, abs=1e-6)
     assert output.monitors["contrastive_accuracy"] == 1
-    queries = method.projector(method.backbone.forward_pooled(images))
+    queries = method.contrast.projector(method.backbone.forward_pooled(images))
     similarities = F.cosine_similarity(queries[:, None], queries[None], dim=2) / 0.05
     expected = (torch.logsumexp(similarities, dim=1) - 1 / 0.05).mean()
     torch.testing.assert_close(output.terms["contrastive"], expected, rtol=1e-4, atol=1e-5)
@@ -143,47 +158,49 @@ def test_an_unmasked_student_that_is_its_teacher_has_nothing_to_learn_from_it(ma
 
 def test_hidden_pixels_reach_the_teacher_alone(method: DDMIM, images: Tensor, refill_masked: Callable) -> None:
     mask = method.mask_generator(images)
-    hidden = method._hidden_at_stages(mask)
+    hidden = method._masked_tokens(mask)
     scrambled = refill_masked(images, mask)
     before, after = (method._encode(method.backbone, pictures, hidden) for pictures in (images, scrambled))
-    assert all(torch.equal(a, b) for a, b in zip(before.taps, after.taps, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before.feature_points, after.feature_points, strict=True))
     assert torch.equal(method(images, mask).prediction, method(scrambled, mask).prediction)
     teacher = method.teacher["backbone"]
-    before, after = (method._encode(teacher, pictures, None) for pictures in (images, scrambled))
-    assert not any(torch.equal(a, b) for a, b in zip(before.taps, after.taps, strict=True))
+    before, after = (method._encode(teacher, pictures, {}) for pictures in (images, scrambled))
+    assert not any(torch.equal(a, b) for a, b in zip(before.feature_points, after.feature_points, strict=True))
 
 
-@pytest.mark.parametrize("tap", ["post_merge", "stage_out"])
-def test_taps_are_what_the_stages_hand_on_before_it_is_masked(make_swin, images: Tensor, tap: str) -> None:
-    method = randomise_both(make_ddmim(make_swin(), tap=tap))
+@pytest.mark.parametrize("feature_point", ["post_merge", "stage_out"])
+def test_feature_points_are_what_the_stages_hand_on_before_it_is_masked(
+    make_swin, images: Tensor, feature_point: str
+) -> None:
+    method = randomise_both(make_ddmim(make_swin(), features={"feature_point": feature_point}))
     swin, mask = method.backbone.swin, method.mask_generator(images)
     tokens, expected = swin.patch_embed(images), []
     for stage, layer in enumerate(swin.layers):
         if stage > 0:
-            if tap == "stage_out":
+            if feature_point == "stage_out":
                 expected.append(tokens)
             tokens = layer.downsample(tokens)
-            if tap == "post_merge":
+            if feature_point == "post_merge":
                 expected.append(tokens)
         tokens = tokens * ~mask.at_stride(4 * 2**stage).unsqueeze(-1)
         tokens = layer.blocks(tokens)
     expected.append(tokens)
-    stream = method._encode(method.backbone, images, method._hidden_at_stages(mask))
-    for found, wanted in zip(stream.taps, expected, strict=True):
+    stream = method._encode(method.backbone, images, method._masked_tokens(mask))
+    for found, wanted in zip(stream.feature_points, expected, strict=True):
         torch.testing.assert_close(found, wanted)
 
 
 def test_hidden_tokens_become_the_learned_token_of_their_stage(make_swin, images: Tensor) -> None:
-    method = randomise_both(make_ddmim(make_swin(), masks={"ratios": [0.0, 0.5, 0.5]}, fill="learned"))
+    method = randomise_both(make_ddmim(make_swin(), masks={"ratios": [0.0, 0.5, 0.5]}, mask_value="learned"))
     entered = []
     for layer in method.backbone.swin.layers:
         layer.blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     mask = method(images).mask
-    assert sorted(method.fill_tokens) == ["1", "2"]
+    assert sorted(method.mask_tokens) == ["1", "2"]
     for stage in (1, 2):
         hidden = mask.at_stride(4 * 2**stage)
-        assert (entered[stage][hidden] == method.fill_tokens[str(stage)]).all()
-        assert not (entered[stage][~hidden] == method.fill_tokens[str(stage)]).all(dim=1).any()
+        assert (entered[stage][hidden] == method.mask_tokens[str(stage)]).all()
+        assert not (entered[stage][~hidden] == method.mask_tokens[str(stage)]).all(dim=1).any()
     assert not (entered[0][mask.at_stride(4)] == 0).any()  # stage 0 has ratio 0
 
 
@@ -192,7 +209,7 @@ def test_the_reconstruction_is_the_mean_over_hidden_pixels(method: DDMIM, images
     hidden = output.mask.at_pixels().expand_as(images)
     expected = F.smooth_l1_loss(output.prediction[hidden], images[hidden])
     torch.testing.assert_close(output.terms["reconstruction"], expected)
-    method.reconstruction_mean = "all"
+    method.reconstruction.mean = "all"
     over_all = method(images, output.mask).terms["reconstruction"]
     torch.testing.assert_close(over_all, expected * hidden.float().mean())
 
@@ -200,19 +217,28 @@ def test_the_reconstruction_is_the_mean_over_hidden_pixels(method: DDMIM, images
 @pytest.mark.parametrize("positions", ["masked", "visible"])
 def test_features_can_be_compared_in_part(method: DDMIM, images: Tensor, positions: str) -> None:
     mask = method.mask_generator(images)
-    student = method._encode(method.backbone, images, method._hidden_at_stages(mask))
-    teacher = method._encode(method.teacher["backbone"], images, None)
-    method.positions = positions
+    student = method._encode(method.backbone, images, method._masked_tokens(mask))
+    teacher = method._encode(method.teacher["backbone"], images, {})
+    method.features.positions = positions
     for stage, stride in enumerate([8, 16, 16]):
         chosen = mask.at_stride(stride) if positions == "masked" else ~mask.at_stride(stride)
-        a, b = (F.layer_norm(s.taps[stage], s.taps[stage].shape[-1:], eps=1e-6)[chosen] for s in (student, teacher))
+        a, b = (
+            F.layer_norm(s.feature_points[stage], s.feature_points[stage].shape[-1:], eps=1e-6)[chosen]
+            for s in (student, teacher)
+        )
         found = method(images, mask).terms[f"feature_stage_{stage}"]
         torch.testing.assert_close(found, F.smooth_l1_loss(a, b))
 
 
 def test_the_loss_is_the_weighted_sum_of_terms_logged_unweighted(make_swin, images: Tensor) -> None:
-    weights = {"reconstruction_weight": 0.3, "feature_weights": [0.5, 2.0, 0.7], "contrastive_weight": 0.2}
-    method = randomise_both(make_ddmim(make_swin(), **weights))
+    method = randomise_both(
+        make_ddmim(
+            make_swin(),
+            reconstruction={"weight": 0.3},
+            features={"weights": [0.5, 2.0, 0.7]},
+            contrast={"weight": 0.2},
+        )
+    )
     mask = method.mask_generator(images)
     output = method(images, mask)
     factors = {"reconstruction": 0.3, "contrastive": 0.2}
@@ -225,29 +251,41 @@ def test_the_loss_is_the_weighted_sum_of_terms_logged_unweighted(make_swin, imag
         assert torch.equal(term, output.terms[name])
 
 
+ALL_FEATURES = [f"feature_stage_{stage}" for stage in range(3)]
+
+
 @pytest.mark.parametrize(
-    ("off", "gone", "without"),
+    ("off", "gone"),
     [
-        ({"reconstruction_weight": 0.0}, ["reconstruction"], ["head"]),
-        ({"contrastive_weight": 0.0}, ["contrastive"], ["projector"]),
-        ({"feature_weights": [1.0, 0.0, 0.0]}, ["feature_stage_1", "feature_stage_2"], []),
-        (
-            {"feature_weights": [0.0, 0.0, 0.0], "contrastive_weight": 0.0},
-            ["feature_stage_0", "feature_stage_1", "feature_stage_2", "contrastive"],
-            ["projector", "teacher"],
-        ),
+        ({"reconstruction": None}, ["reconstruction"]),
+        ({"contrast": None}, ["contrastive"]),
+        ({"features": None}, ALL_FEATURES),
+        ({"features": {"weights": [1.0, 0.0, 0.0]}}, ["feature_stage_1", "feature_stage_2"]),
+        ({"features": None, "contrast": None, "teacher": None}, [*ALL_FEATURES, "contrastive"]),
     ],
 )
-def test_a_term_of_weight_zero_is_not_computed(make_swin, images: Tensor, off, gone, without) -> None:
+def test_a_term_left_out_is_not_computed_and_leaves_the_others_alone(
+    make_swin, images: Tensor, off: dict[str, Any], gone: list[str]
+) -> None:
+    torch.manual_seed(0)
+    whole = make_ddmim(make_swin())
+    torch.manual_seed(0)
     method = make_ddmim(make_swin(), **off)
-    output: MethodOutput = method(images)
-    terms = {"reconstruction", "contrastive", *(f"feature_stage_{stage}" for stage in range(3))}
-    assert set(output.terms) == terms - set(gone)
-    for part in without:
-        assert getattr(method, part) is None
-    assert (output.prediction is None) == ("head" in without)
+    method.load_state_dict({name: whole.state_dict()[name] for name in method.state_dict()})
+    mask = method.mask_generator(images)
+    output: MethodOutput = method(images, mask)
+    assert set(output.terms) == {"reconstruction", "contrastive", *ALL_FEATURES} - set(gone)
+    expected = whole(images, mask).terms
+    for name, term in output.terms.items():
+        assert torch.equal(term, expected[name]), name
+    assert (output.prediction is None) == ("reconstruction" in gone)
     output.loss.backward()
     assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
+def test_the_projector_and_its_copy_leave_with_the_contrast(make_swin) -> None:
+    method = make_ddmim(make_swin(), contrast=None)
+    assert not [name for name in method.state_dict() if "projector" in name]
 
 
 def test_no_gradient_reaches_the_teacher_or_the_keys(method: DDMIM, images: Tensor) -> None:
@@ -263,21 +301,35 @@ def test_a_batch_of_one_is_refused_in_training(make_swin, images: Tensor) -> Non
     with pytest.raises(ValueError, match="tells an image from the others of its batch, and this batch has one image"):
         method.train()(images[:1])
     assert method.eval()(images[:1]).terms["contrastive"] == 0  # a last image left over in validation
-    make_ddmim(make_swin(), contrastive_weight=0.0).train()(images[:1])
+    make_ddmim(make_swin(), contrast=None).train()(images[:1])
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"feature_weights": [1.0, 1.0]}, "feature_weights.* has 2 numbers, but the backbone has 3 stages"),
-        ({"masks": {"ratios": [0.5, 0.5]}}, "ratios.* has 2 numbers, but the backbone has 3 stages"),
-        ({"tap": "middle"}, "method.tap=middle does not exist; use post_merge or stage_out"),
-        ({"contrastive_weight": -1.0}, "method.contrastive_weight=-1.0 is below 0"),
         (
-            {"reconstruction_weight": 0.0, "contrastive_weight": 0.0, "feature_weights": [0.0, 0.0, 0.0]},
-            "all terms of method=ddmim are switched off",
+            {"features": {"weights": [1.0, 1.0]}},
+            "method.features.weights.* has 2 numbers, but the backbone has 3 stages",
         ),
-        ({"masks": {"patch_size": 2, "distribution": "bernoulli"}}, "mask unit of 2 px .* use a multiple of 4"),
+        ({"masks": {"ratios": [0.5, 0.5]}}, "ratios.* has 2 numbers, but the backbone has 3 stages"),
+        (
+            {"features": {"feature_point": "middle"}},
+            "method.features.feature_point=middle does not exist; use post_merge or stage_out",
+        ),
+        ({"features": {"weights": [1.0, -1.0, 1.0]}}, "must be 0 or more and not all 0"),
+        ({"features": {"weights": [0.0, 0.0, 0.0]}}, "not all 0; method.features=null leaves the term out"),
+        ({"contrast": {"weight": 0.0}}, "method.contrast.weight=0.0 must be above 0; method.contrast=null leaves"),
+        ({"contrast": {"temperature": 0.0}}, "method.contrast.temperature must be above 0"),
+        ({"reconstruction": {"weight": -1.0}}, "method.reconstruction.weight=-1.0 must be above 0"),
+        ({"reconstruction": {"mean": "visible"}}, "method.reconstruction.mean=visible does not exist"),
+        ({"mask_value": "noise"}, "method.mask_value=noise does not exist; use zero or learned"),
+        ({"reconstruction": None, "contrast": None, "features": None}, "method=ddmim has no term to train by"),
+        ({"teacher": None}, "method.teacher is null; give it settings"),
+        ({"contrast": None, "features": None}, "set method.teacher=null too"),
+        (
+            {"masks": {"patch_size": 2, "distribution": "bernoulli"}},
+            "masked patches of 2 px .* method.mask_generator.patch_size to a multiple of 4",
+        ),
     ],
 )
 def test_mistakes_are_refused(make_swin, changes: dict[str, Any], sentence: str) -> None:
@@ -293,7 +345,7 @@ def _record_inputs(method: DDMIM) -> dict[str, list[Tensor]]:
 
 
 def test_the_students_view_is_changed_in_training_alone(make_swin, images: Tensor) -> None:
-    method = randomise_both(make_ddmim(make_swin(), student_view=lambda pictures: 0.5 * pictures))
+    method = randomise_both(make_ddmim(make_swin(), views=TwoViews(student=lambda pictures: 0.5 * pictures)))
     mask = method.mask_generator(images)
     seen = _record_inputs(method)
     output = method.train()(images, mask)
@@ -314,7 +366,7 @@ def test_crops_of_the_same_place_change_nothing(make_swin, images: Tensor) -> No
     method = randomise_both(make_ddmim(make_swin()))
     mask = method.mask_generator(images)
     plain = method.train()(images, mask).terms
-    method.crops = lambda pictures: (View(pictures, WHOLE), View(pictures, WHOLE))
+    method.views = TwoViews(crops=lambda pictures: (View(pictures, WHOLE), View(pictures, WHOLE)))
     for name, term in method(images, mask).terms.items():
         torch.testing.assert_close(term, plain[name])
 
@@ -324,9 +376,11 @@ def test_each_network_sees_its_crop_in_training(make_swin, images: Tensor) -> No
     method = randomise_both(
         make_ddmim(
             make_swin(),
-            crops=lambda pictures: (View(own, LEFT), View(theirs, RIGHT)),
-            student_view=lambda pictures: 2 * pictures,
-            teacher_view=lambda pictures: 3 * pictures,
+            views=TwoViews(
+                crops=lambda pictures: (View(own, LEFT), View(theirs, RIGHT)),
+                student=lambda pictures: 2 * pictures,
+                teacher=lambda pictures: 3 * pictures,
+            ),
         )
     )
     seen = _record_inputs(method)
@@ -345,16 +399,16 @@ def test_each_network_sees_its_crop_in_training(make_swin, images: Tensor) -> No
 
 def test_features_of_crops_are_compared_where_they_overlap(make_swin, images: Tensor) -> None:
     method = randomise_both(make_ddmim(make_swin()))
-    method.crops = lambda pictures: (View(pictures, WHOLE), View(pictures, LEFT))
+    method.views = TwoViews(crops=lambda pictures: (View(pictures, WHOLE), View(pictures, LEFT)))
     mask = method.mask_generator(images)
-    student = method._encode(method.backbone, images, method._hidden_at_stages(mask))
-    teacher = method._encode(method.teacher["backbone"], images, None)
+    student = method._encode(method.backbone, images, method._masked_tokens(mask))
+    teacher = method._encode(method.teacher["backbone"], images, {})
     terms = method.train()(images, mask).terms
     for stage in range(3):
-        tap = student.taps[stage]
-        columns = slice(0, tap.shape[2] // 2)  # the teacher's map lies on the student's left half, twice as fine
-        pairs = teacher.taps[stage].unflatten(2, (-1, 2)).mean(dim=3)
-        a, b = (F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in (tap[:, :, columns], pairs))
+        features = student.feature_points[stage]
+        columns = slice(0, features.shape[2] // 2)  # the teacher's map lies on the student's left half, twice as fine
+        pairs = teacher.feature_points[stage].unflatten(2, (-1, 2)).mean(dim=3)
+        a, b = (F.layer_norm(x, x.shape[-1:], eps=1e-6) for x in (features[:, :, columns], pairs))
         torch.testing.assert_close(terms[f"feature_stage_{stage}"], F.smooth_l1_loss(a, b))
 
 
@@ -506,7 +560,7 @@ def _small_ddmim() -> DDMIM:
         depths=(1, 1, 1),
         num_heads=(3, 3, 3),
     )
-    return make_ddmim(backbone, temperature=0.5)
+    return make_ddmim(backbone, contrast={"temperature": 0.5})
 
 
 @pytest.mark.slow

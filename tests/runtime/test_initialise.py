@@ -21,8 +21,8 @@ from unmask.runtime.pretrain import pretrain
 VIT = ["model=vit_mini", "model.embed_dim=24", "model.depth=2", "model.num_heads=3"]
 MAE = ["method=mae", *VIT, "method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"]
 SWIN = ["model=swin_mini", "model.embed_dim=24", "model.depths=[2,1]", "model.num_heads=[2,3]"]
-DDMIM = ["method=ddmim", *SWIN, "method.mask_generator.ratios=[0.5,0.5]", "method.feature_weights=[1,1]"]
-DDMIM += ["method.projector.hidden_features=16", "method.projector.out_features=8"]
+DDMIM = ["method=ddmim", *SWIN, "method.mask_generator.ratios=[0.5,0.5]", "method.features.weights=[1,1]"]
+DDMIM += ["method.contrast.projector.hidden_features=16", "method.contrast.projector.out_features=8"]
 DATA = ["data.num_train=8", "data.num_val=4", "data.num_test=4", "global_batch_size=4"]
 
 

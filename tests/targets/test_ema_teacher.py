@@ -70,7 +70,7 @@ def test_a_momentum_acts_at_the_first_step_of_an_epoch_and_every_nth_after() -> 
 @pytest.mark.parametrize(
     "settings", [{"time_constant": 640.0}, {"momentum": 0.9, "every_n_steps": 3}, {"momentum": 0.5}]
 )
-def test_weights_fade_to_1_over_e_within_its_memory(settings: dict[str, float]) -> None:
+def test_weights_fade_to_1_over_e_within_its_time_constant(settings: dict[str, float]) -> None:
     student = networks()
     teacher = EMATeacher(student, **settings)
     teacher.update(student, num_images=8, step_of_epoch=0)
@@ -79,22 +79,34 @@ def test_weights_fade_to_1_over_e_within_its_memory(settings: dict[str, float]) 
         student["head"].bias.zero_()
     for step in range(1, steps + 1):
         teacher.update(student, num_images=8, step_of_epoch=step)
-    fading = math.exp(-8 * steps / teacher.memory(8))
+    fading = math.exp(-8 * steps / teacher.time_constant_of(8))
     torch.testing.assert_close(teacher["head"].bias, fading * before, rtol=1e-3, atol=0.0)
 
 
 def test_without_averaging_it_remembers_nothing() -> None:
-    assert EMATeacher(networks(), momentum=0.0).memory(8) == 0.0
+    assert EMATeacher(networks(), momentum=0.0).time_constant_of(8) == 0.0
 
 
 def test_what_is_not_averaged_is_the_students_of_the_moment() -> None:
     student = networks()
-    teacher = EMATeacher(student, momentum=0.9, every_n_steps=3, is_averaged=lambda name: name.startswith("body."))
+    teacher = EMATeacher(
+        student, momentum=0.9, every_n_steps=3, scope="stages", is_of_a_stage=lambda name: name.startswith("body.")
+    )
     for step in range(3):
         shift(student, 1.0)
         teacher.update(student, num_images=1, step_of_epoch=step)
         assert torch.equal(teacher["head"].weight, student["head"].weight)
     assert not torch.equal(teacher["body"][0].weight, student["body"][0].weight)
+
+
+def test_by_default_everything_is_averaged() -> None:
+    student = networks()
+    teacher = EMATeacher(student, momentum=0.9, is_of_a_stage=lambda _: False)
+    teacher.update(student, num_images=1, step_of_epoch=0)
+    before = teacher["head"].weight.clone()
+    shift(student, 1.0)
+    teacher.update(student, num_images=1, step_of_epoch=1)
+    torch.testing.assert_close(teacher["head"].weight, 0.9 * before + 0.1 * student["head"].weight)
 
 
 def test_buffers_are_copied() -> None:
@@ -105,7 +117,7 @@ def test_buffers_are_copied() -> None:
     assert torch.equal(teacher["body"][1].running_mean, student["body"][1].running_mean)
 
 
-def test_it_rests_in_evaluation_mode_whatever_its_owner_does() -> None:
+def test_it_is_in_eval_mode_whatever_its_owner_does() -> None:
     owner = nn.ModuleDict({"teacher": EMATeacher(networks(), time_constant=10.0)}).train()
     assert not any(part.training for part in owner["teacher"].modules())
     noisy = nn.ModuleDict({"teacher": EMATeacher(networks(), momentum=0.9, is_stochastic=True)})
@@ -135,6 +147,7 @@ def test_a_restored_teacher_goes_on_averaging_and_does_not_copy_again() -> None:
         ({"momentum": 1.0}, r"\[0, 1\)"),
         ({"momentum": 0.9, "every_n_steps": 0}, "at least 1"),
         ({"time_constant": 5.0, "every_n_steps": 2}, "goes with momentum alone"),
+        ({"time_constant": 5.0, "scope": "blocks"}, "method.teacher.scope=blocks does not exist; use all or stages"),
     ],
 )
 def test_mistakes_are_refused(settings: dict, sentence: str) -> None:

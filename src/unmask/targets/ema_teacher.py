@@ -10,23 +10,26 @@ from torch import Tensor, nn
 
 
 class EMATeacher(nn.Module):
-    """Copies of the student's networks whose weights are a moving average of the student's.
+    """Copies of the student's networks whose weights are an exponential moving average of the student's.
 
     After an optimizer step over n images `teacher <- m * teacher + (1 - m) * student` with
     `m = exp(-n / time_constant)`, so that neither batch size nor accumulation nor the number of devices changes how
-    fast it follows. The first update copies. Its weights get no gradient, and it rests in evaluation mode whatever
-    mode its owner is put in.
+    fast it follows. The first update copies. Its weights get no gradient, and it stays in eval mode whatever mode its
+    owner is put in.
 
     Args:
         networks: The student's, by name; copied.
         time_constant: Images after which a student's weights have faded to 1/e.
-        momentum, every_n_steps: In place of `time_constant`: the share kept, at the first optimizer step of an epoch
-            and every n-th after it (the original DDMIM: 0.999, 32).
-        is_averaged: Tells by name which parameters are averaged; the others are the student's own of the moment.
+        momentum, every_n_steps: In place of `time_constant`: the fraction kept, at the first optimizer step of an
+            epoch and every n-th after it (the original DDMIM: 0.999, 32).
+        scope: "all" averages every parameter, "stages" those of the backbone's stages alone, as the original DDMIM;
+            the others then equal the student's after every step.
+        is_of_a_stage: Tells by name, `<network>.<parameter>`, which parameters belong to a stage.
         is_stochastic: Whether the teacher keeps dropping paths in training, as the original DDMIM's does.
 
     Raises:
-        ValueError: Not exactly one of `time_constant` and `momentum` is given, or one is out of range.
+        ValueError: Not exactly one of `time_constant` and `momentum` is given, one is out of range, or the scope is
+            unknown.
     """
 
     num_updates: Tensor
@@ -38,7 +41,8 @@ class EMATeacher(nn.Module):
         time_constant: float | None = None,
         momentum: float | None = None,
         every_n_steps: int = 1,
-        is_averaged: Callable[[str], bool] = lambda _: True,
+        scope: str = "all",
+        is_of_a_stage: Callable[[str], bool] = lambda _: True,
         is_stochastic: bool = False,
     ) -> None:
         super().__init__()
@@ -52,10 +56,13 @@ class EMATeacher(nn.Module):
             raise ValueError(f"the teacher's momentum must lie in [0, 1), got {momentum}")
         if every_n_steps < 1 or (time_constant is not None and every_n_steps != 1):
             raise ValueError(f"every_n_steps={every_n_steps} must be at least 1, and goes with momentum alone")
+        if scope not in ("all", "stages"):
+            raise ValueError(f"method.teacher.scope={scope} does not exist; use all or stages")
         self.time_constant = time_constant
         self.momentum = momentum
         self.every_n_steps = every_n_steps
-        self.is_averaged = is_averaged
+        self.scope = scope
+        self.is_of_a_stage = is_of_a_stage
         self.is_stochastic = is_stochastic
         self.networks = nn.ModuleDict({name: copy.deepcopy(network) for name, network in networks.items()})
         self.requires_grad_(False)
@@ -86,12 +93,12 @@ class EMATeacher(nn.Module):
         is_due = step_of_epoch % self.every_n_steps == 0
         averaged, copied = [], []
         for name, own, students in self._pairs(networks):
-            if not self.is_averaged(name):
+            if self.scope == "stages" and not self.is_of_a_stage(name):
                 copied.append((own, students))
             elif is_due:
                 averaged.append((own, students))
         if averaged:
-            kept = self._share_kept(num_images)
+            kept = self._fraction_kept(num_images)
             torch._foreach_lerp_(*_columns(averaged), 1.0 - kept)
             self.num_updates += 1
             self._has_begun = True
@@ -101,8 +108,8 @@ class EMATeacher(nn.Module):
             for own, students in zip(self.networks[name].buffers(), network.buffers(), strict=True):
                 own.copy_(students)
 
-    def memory(self, num_images: int) -> float:
-        """Images after which a student's weights have faded to 1/e.
+    def time_constant_of(self, num_images: int) -> float:
+        """Images after which a student's weights have faded to 1/e, by either setting.
 
         Args:
             num_images: Images each optimizer step is taken over, on all devices.
@@ -111,7 +118,7 @@ class EMATeacher(nn.Module):
             return self.time_constant
         return -num_images * self.every_n_steps / math.log(self.momentum) if self.momentum else 0.0
 
-    def _share_kept(self, num_images: int) -> float:
+    def _fraction_kept(self, num_images: int) -> float:
         if not self._has_begun and not int(self.num_updates):
             return 0.0
         if self.momentum is not None:

@@ -36,10 +36,10 @@ def test_the_student_is_taken_unless_the_teacher_is_asked_for(student, teacher, 
 
 def test_the_heads_are_those_of_a_method_with_a_representation(weights, converted) -> None:
     heads = converted({"state_dict": weights}).heads
-    assert torch.equal(heads["projector.layers.0.weight"], weights["encoder.head.weight"])
-    assert torch.equal(heads["projector.layers.1.bias"], weights["projection_head.0.bias"])
-    assert torch.equal(heads["projector.layers.3.weight"], weights["projection_head.2.weight"])
-    assert torch.equal(heads["head.project.bias"], weights["decoder.0.bias"])
+    assert torch.equal(heads["contrast.projector.layers.0.weight"], weights["encoder.head.weight"])
+    assert torch.equal(heads["contrast.projector.layers.1.bias"], weights["projection_head.0.bias"])
+    assert torch.equal(heads["contrast.projector.layers.3.weight"], weights["projection_head.2.weight"])
+    assert torch.equal(heads["reconstruction.head.project.bias"], weights["decoder.0.bias"])
     assert len(heads) == 8
 
 

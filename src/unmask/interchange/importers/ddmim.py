@@ -31,10 +31,10 @@ def convert(file: WeightFile) -> Conversion:
     decoder, others = split(others, "decoder.0.")
     projector, others = split(others, "projection_head.")
     _, teacher = split(teacher, "head.")
-    heads = {f"head.project.{name}": weight for name, weight in decoder.items()}
-    heads |= {f"projector.layers.0.{name}": weight for name, weight in representation.items()}
+    heads = {f"reconstruction.head.project.{name}": weight for name, weight in decoder.items()}
+    heads |= {f"contrast.projector.layers.0.{name}": weight for name, weight in representation.items()}
     # There the second part counts linear, GELU, linear from 0; here one layer stands before it.
-    heads |= {f"projector.layers.{int(name[0]) + 1}{name[1:]}": weight for name, weight in projector.items()}
+    heads |= {f"contrast.projector.layers.{int(name[0]) + 1}{name[1:]}": weight for name, weight in projector.items()}
     left_out = dict.fromkeys(classifier, "the classifier") | dict.fromkeys(others, "no part of the backbone")
     return infer_config.swin(
         "DDMIM v9",
