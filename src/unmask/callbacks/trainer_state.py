@@ -25,6 +25,13 @@ def precedes_validation(trainer: Trainer, batch_idx: int) -> bool:
     return bool(batches % interval == 0)
 
 
+def is_last_epoch(trainer: Trainer) -> bool:
+    """Whether the epoch that ends now completes the run."""
+    epochs_done = trainer.current_epoch + 1
+    has_all_epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= epochs_done
+    return has_all_epochs or 0 <= trainer.max_steps <= trainer.global_step
+
+
 def logging_interval(trainer: Trainer) -> int:
     """Optimizer steps between two logged ones."""
     return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set where Lightning declares no type

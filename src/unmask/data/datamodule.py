@@ -45,6 +45,7 @@ from unmask.data.statistics import (
     read_cached,
     save_cached,
 )
+from unmask.data.worker_signals import leave_signals_to_main
 from unmask.types import ImageBatch, Images
 
 Statistics = Literal["given", "auto"]
@@ -384,6 +385,7 @@ class ImageDataModule(LightningDataModule, ABC):
             num_workers=num_workers,
             persistent_workers=is_training and num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_signals_to_main,
         )
 
     @property

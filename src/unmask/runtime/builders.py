@@ -9,6 +9,7 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
+from unmask.callbacks.durable_checkpoint import DurableCheckpointIO
 from unmask.data.datamodule import ImageDataModule
 from unmask.methods.base import Method
 from unmask.methods.supervised import Supervised
@@ -83,7 +84,10 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
     if not arguments["logger"]:  # which Lightning's monitor of the learning rate refuses
         arguments["callbacks"] = [c for c in arguments["callbacks"] if not isinstance(c, LearningRateMonitor)]
     given = config.trainer.accumulate_grad_batches
-    trainer: Trainer = build(config.trainer, accumulate_grad_batches=1 if given is None else given, **arguments)
+    plugins = [*(config.trainer.get("plugins") or []), DurableCheckpointIO()]
+    trainer: Trainer = build(
+        config.trainer, accumulate_grad_batches=1 if given is None else given, plugins=plugins, **arguments
+    )
     if given is None:
         trainer.accumulate_grad_batches = accumulated_batches(
             config.global_batch_size, num_devices=trainer.world_size, images_per_device=config.images_per_device

@@ -5,6 +5,7 @@ Kept light: shell completion imports this module at every press of the tab key.
 
 import logging
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-EXIT_FIXABLE = 2  # the user can mend it
+EXIT_FIXABLE = 2  # by the user
 _QUICKSTART = "experiment=quickstart"
 _WHAT_TO_RUN = ("method=", "model=", "data=", "experiment=")
 _ABOUT = ("--help", "-h", "--version", "--hydra-help", "--shell-completion", "-sc")
@@ -116,6 +117,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     """Prepares the process for the task and, if the user's settings stop it, removes the folder it was given."""
 
     def prepared(config: DictConfig) -> Any:
+        from unmask.callbacks.stopping import Preempted, RunStopped
         from unmask.data.bad_images import BAD_IMAGES_NAME
         from unmask.runtime.console import calm_libraries
 
@@ -133,6 +135,10 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 raise
             # Leaving by SystemExit keeps Hydra from printing a preface of its own.
             sys.exit(_explain(error))
+        except RunStopped as stopped:
+            if HydraConfig.get().mode == RunMode.MULTIRUN and not isinstance(stopped, Preempted):
+                raise  # the other jobs of a sweep go on
+            sys.exit(_explain_stop(stopped, run_dir))
         finally:
             _finish_wandb()
 
@@ -154,6 +160,32 @@ def _explain(error: BaseException, known_keys: Sequence[str] = (), groups: Seque
 
     sys.stderr.write(f"error: {one_sentence(error, known_keys, groups)}\n({_TRACEBACK_SWITCH}=1 shows where)\n")
     return EXIT_FIXABLE
+
+
+def _explain_stop(stopped: Any, run_dir: Path) -> int:
+    """Says why a run ended early and, where it saved, how to go on.
+
+    Processes but the first say nothing and report success: a failure would make Lightning kill the first one, whose
+    exit code speaks for the run.
+    """
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        return 0
+    if stopped.state == "preempted":
+        sys.stderr.write(f"{stopped}; go on with:\n  {_command_to_go_on(run_dir)}\n")
+    else:
+        sys.stderr.write(f"error: {stopped}\n")
+    return int(stopped.exit_code)
+
+
+def _command_to_go_on(run_dir: Path) -> str:
+    program = sys.argv[0]
+    start = ["python", program] if program.endswith(".py") else [program]
+    replaced = ("resume=", "ckpt_path=", "hydra.run.dir=")
+    task = HydraConfig.get().overrides.task
+    kept = [override for override in task if not override.lstrip("+").startswith(replaced)]
+    return shlex.join([*start, *kept, f"hydra.run.dir={run_dir}", "resume=auto"])
 
 
 def _finish_wandb() -> None:

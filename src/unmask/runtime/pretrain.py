@@ -1,12 +1,16 @@
 """Pre-trains, or trains from scratch, as one configuration says."""
 
+import contextlib
 import logging
+import subprocess
 from pathlib import Path
 
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig
 
 from unmask.callbacks.provenance import Provenance
+from unmask.callbacks.run_status import RunStatus, write_status
+from unmask.callbacks.stopping import RunStopped, launched_processes
 from unmask.data.datamodule import ImageDataModule
 from unmask.runtime.builders import AnyMethod, as_plain, build_data, build_entries, build_method, build_trainer
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
@@ -14,6 +18,7 @@ from unmask.runtime.console import describe_learning_rate, print_plan
 from unmask.runtime.initialise import initialise
 from unmask.runtime.secrets import redacted
 
+_LONGEST_GOODBYE = 15.0  # seconds
 _log = logging.getLogger("unmask")
 
 
@@ -39,16 +44,24 @@ def pretrain(config: DictConfig) -> float | None:
         "class_names": list(data.class_names),
     }
     provenance = Provenance(record)
-    trainer = build_trainer(config, callbacks=[provenance, *build_entries(config.callbacks)])
+    run_dir = Path(config.paths.run_dir)
+    trainer = build_trainer(config, callbacks=[provenance, *build_entries(config.callbacks), RunStatus(folder=run_dir)])
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         print_plan(config, learning_rate, method, data, trainer)
     _log_settings(trainer, config)
 
-    trainer.fit(method, datamodule=data, ckpt_path=config.ckpt_path)
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=config.ckpt_path)
+    except RunStopped:
+        for process in launched_processes(trainer):  # they have stopped at the same step
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LONGEST_GOODBYE)
+        raise
 
     if trainer.is_global_zero and trainer.state.finished and not config.trainer.get("fast_dev_run"):
-        _export(method, Path(config.paths.run_dir))
+        _export(method, run_dir)
+        write_status(run_dir, "complete", step=trainer.global_step, epoch=trainer.current_epoch)
     loss = trainer.callback_metrics.get("val/loss")
     return None if loss is None else float(loss)
 
