@@ -58,21 +58,30 @@ class Cell:
     resumed_workers: int = 2
     devices: int = 1
     accumulated: int = 1
-    has_max_steps: bool = False
+    settings: tuple[str, ...] = ()  # of the trainer, as in SETTINGS
 
     def __str__(self) -> str:
         workers = f"{self.workers} then {self.resumed_workers}"
-        limit = ", max_steps" if self.has_max_steps else ""
+        settings = "".join(f", {name}" for name in self.settings)
         return (
             f"{self.method} on {self.data}, {self.point}, workers {workers}, devices {self.devices}, "
-            f"accumulated {self.accumulated}{limit}"
+            f"accumulated {self.accumulated}{settings}"
         )
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "max_steps": {"max_steps": EPOCHS * (NUM_TRAIN // 4)},
+    "no validation": {"limit_val_batches": 0},
+    "two validations an epoch": {"val_check_interval": 2},
+    "rare validations": {"check_val_every_n_epoch": 3},
+    "limited batches": {"limit_train_batches": 3},
+}
 REPRESENTATIVE = [
     Cell("mae", point="middle of an epoch"),
     Cell("simmim", point="end of an epoch"),
     Cell("ddmim", point="middle of an epoch", accumulated=2),
+    Cell("ddmim", point="last batch"),
+    Cell("supervised", point="within validation"),
     Cell("mae", point="end of validation", accumulated=2),
     Cell("mae", point="first epoch", workers=2, resumed_workers=0),
     Cell("simmim", point="end of the first epoch", workers=0, resumed_workers=2),
@@ -80,6 +89,7 @@ REPRESENTATIVE = [
     Cell("mae", "shards", point="end of an epoch"),
     Cell("mae", "streamed", point="middle of an epoch"),
     Cell("mae", "memory", point="middle of an epoch", workers=0, resumed_workers=0),
+    Cell("mae", point="end of an epoch", settings=("max_steps",)),
 ]
 TWO_PROCESSES = [
     Cell("ddmim", point="middle of an epoch", devices=2),
@@ -96,7 +106,11 @@ GRID += [
 GRID += [
     Cell("mae", "folder", point, *workers) for point, workers in itertools.product(POINTS, [(0, 2), (2, 0), (1, 3)])
 ]
-GRID += [Cell("ddmim", "folder", point, has_max_steps=True) for point in POINTS]
+GRID += [
+    Cell("ddmim", "folder", point, settings=settings)
+    for point, settings in itertools.product(POINTS, [(name,) for name in SETTINGS] + [("max_steps", "no validation")])
+    if "validation" not in point or settings in (("max_steps",), ("two validations an epoch",), ("limited batches",))
+]
 GRID_OF_TWO = [
     Cell(method, "folder", point, 2, 2, 2, accumulated)
     for method, point, accumulated in itertools.product(METHODS, POINTS, (1, 2))
@@ -147,7 +161,7 @@ class Interrupt(Callback):
 
     def _interrupt(self, trainer: Trainer, module: Any, *arguments: Any) -> None:
         del module
-        if trainer.fit_loop.epoch_progress.current.started - 1 != self.epoch or not self._is_batch(trainer, arguments):
+        if trainer.current_epoch != self.epoch or not self._is_batch(trainer, arguments):
             return
         trainer.save_checkpoint(self.path)
         raise Interrupted
@@ -169,10 +183,12 @@ class Recorder(Callback):
         self.validations: dict[str, str] = {}
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        epoch = trainer.fit_loop.epoch_progress.current.started - 1
+        epoch = trainer.current_epoch
         self.batches[f"{epoch}.{batch_idx}"] = {
             "epoch": epoch,
             "step": trainer.global_step,
+            "logged_step": trainer.fit_loop.epoch_loop._batches_that_stepped,
+            "counted": trainer.fit_loop.epoch_progress.state_dict()["total"],
             "loss": float(outputs["loss"]).hex(),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "samples": batch.index.tolist(),
@@ -181,7 +197,7 @@ class Recorder(Callback):
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         found = {name: float(value).hex() for name, value in trainer.callback_metrics.items() if "val/" in name}
-        self.validations[str(trainer.fit_loop.epoch_progress.current.started - 1)] = json.dumps(found, sort_keys=True)
+        self.validations[f"{trainer.current_epoch}.{trainer.global_step}"] = json.dumps(found, sort_keys=True)
 
 
 class Result(Callback):
@@ -226,7 +242,7 @@ def require_equal(cell: Cell, data: list[str], folder: Path) -> None:
             seen.update((batch["epoch"], index) for index in batch["samples"])
         for part in ("weights", "optimizer", "schedule", "step"):
             _require_same(whole[part], second[part], part)
-    if cell.data != "skip":  # there a replacement is seen twice
+    if cell.data != "skip" and "limited batches" not in cell.settings:  # a replacement is seen twice
         left_out = NUM_TRAIN % 8 if cell.accumulated * cell.devices > 1 else NUM_TRAIN % 4
         assert set(seen.values()) == {1}
         assert Counter(epoch for epoch, _ in seen) == dict.fromkeys(range(EPOCHS), NUM_TRAIN - left_out)
@@ -256,6 +272,7 @@ def _require_same(expected: Any, found: Any, name: str) -> None:
 def train(cell: Cell, data: list[str], path: Path, *extra: Callback, ckpt_path: Path | None = None) -> None:
     from lightning import seed_everything
 
+    from unmask.callbacks.exact_resume import ExactResume
     from unmask.callbacks.step_seeding import StepSeeding
     from unmask.runtime.builders import build, build_method
     from unmask.runtime.config import compose_config
@@ -268,15 +285,14 @@ def train(cell: Cell, data: list[str], path: Path, *extra: Callback, ckpt_path: 
     config = compose_config("run", overrides)
     served = build(config.data)
     recorder = Recorder()
-    steps_per_epoch = NUM_TRAIN // (4 * cell.devices * cell.accumulated)
+    settings = {name: value for chosen in cell.settings for name, value in SETTINGS[chosen].items()}
     trainer = Trainer(
         accelerator="cpu",
         devices=cell.devices,
         strategy="ddp_fork" if cell.devices > 1 else "auto",
         max_epochs=EPOCHS,
-        max_steps=EPOCHS * steps_per_epoch if cell.has_max_steps else -1,
         accumulate_grad_batches=cell.accumulated,
-        callbacks=[StepSeeding(seed=0), recorder, Result(recorder, path), *extra],
+        callbacks=[ExactResume(), StepSeeding(seed=0), recorder, Result(recorder, path), *extra],
         default_root_dir=path.parent,
         enable_checkpointing=False,
         logger=False,
@@ -284,6 +300,7 @@ def train(cell: Cell, data: list[str], path: Path, *extra: Callback, ckpt_path: 
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
+        **settings,
     )
     trainer.fit(build_method(config.method, served), datamodule=served, ckpt_path=ckpt_path, weights_only=True)
 
