@@ -154,16 +154,16 @@ class Interrupted(Exception):  # noqa: N818  (no mistake)
 class Interrupt(Callback):
     """Saves a checkpoint at one point of the run and ends it there."""
 
-    def __init__(self, point: str, path: Path) -> None:
+    def __init__(self, point: str, checkpoint: Path, path: Path) -> None:
         hook, self.epoch, self.batch = POINTS[point]
-        self.path = path
+        self.checkpoint, self.path = checkpoint, path
         setattr(self, hook, self._interrupt)
 
     def _interrupt(self, trainer: Trainer, module: Any, *arguments: Any) -> None:
-        del module
         if trainer.current_epoch != self.epoch or not self._is_batch(trainer, arguments):
             return
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.checkpoint)
+        write_record(trainer, module, self.path, is_whole=False)
         raise Interrupted
 
     def _is_batch(self, trainer: Trainer, arguments: tuple[Any, ...]) -> bool:
@@ -200,38 +200,39 @@ class Recorder(Callback):
         self.validations[f"{trainer.current_epoch}.{trainer.global_step}"] = json.dumps(found, sort_keys=True)
 
 
-class Result(Callback):
-    """Writes a run's record, and its final state, to a file for each process."""
+def write_record(trainer: Trainer, module: LightningModule, path: Path, *, is_whole: bool) -> None:
+    """Writes what this process noted, and where the run has ended its state, to a file of the process."""
+    recorder = next(callback for callback in trainer.callbacks if isinstance(callback, Recorder))
+    record: dict[str, Any] = {"batches": recorder.batches, "validations": recorder.validations}
+    if is_whole:
+        (schedule,) = trainer.lr_scheduler_configs
+        record |= {
+            "weights": module.state_dict(),
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "schedule": {k: v for k, v in schedule.scheduler.state_dict().items() if isinstance(v, int | list)},
+            "step": trainer.global_step,
+        }
+    torch.save(record, path.with_suffix(f".{trainer.global_rank}"))
+    trainer.strategy.barrier()
 
-    def __init__(self, recorder: Recorder, path: Path) -> None:
-        self.recorder, self.path = recorder, path
 
-    def on_fit_end(self, trainer: Trainer, module: LightningModule) -> None:
-        self._write(trainer, module, whole=True)
+class Finish(Callback):
+    """Writes the record of a run that ends."""
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        self._write(trainer, module, whole=False)
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
-    def _write(self, trainer: Trainer, module: LightningModule, *, whole: bool) -> None:
-        record: dict[str, Any] = {"batches": self.recorder.batches, "validations": self.recorder.validations}
-        if whole:
-            (schedule,) = trainer.lr_scheduler_configs
-            record |= {
-                "weights": module.state_dict(),
-                "optimizer": trainer.optimizers[0].state_dict(),
-                "schedule": {k: v for k, v in schedule.scheduler.state_dict().items() if isinstance(v, int | list)},
-                "step": trainer.global_step,
-            }
-        torch.save(record, self.path.with_suffix(f".{trainer.global_rank}"))
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        write_record(trainer, module, self.path, is_whole=True)
 
 
 def require_equal(cell: Cell, data: list[str], folder: Path) -> None:
     """Runs a cell's three trainings and compares them."""
     checkpoint = folder / "interrupted.ckpt"
-    train(cell, data, folder / "whole")
+    train(cell, data, Finish(folder / "whole"))
     with pytest.raises(Exception, match="Interrupted") if cell.devices > 1 else pytest.raises(Interrupted):
-        train(cell, data, folder / "first", Interrupt(cell.point, checkpoint))
-    train(replace(cell, workers=cell.resumed_workers), data, folder / "second", ckpt_path=checkpoint)
+        train(cell, data, Interrupt(cell.point, checkpoint, folder / "first"))
+    train(replace(cell, workers=cell.resumed_workers), data, Finish(folder / "second"), ckpt_path=checkpoint)
     seen: Counter[tuple[int, int]] = Counter()
     for rank in range(cell.devices):
         whole, first, second = (
@@ -269,7 +270,7 @@ def _require_same(expected: Any, found: Any, name: str) -> None:
         assert expected == found, name
 
 
-def train(cell: Cell, data: list[str], path: Path, *extra: Callback, ckpt_path: Path | None = None) -> None:
+def train(cell: Cell, data: list[str], last: Finish | Interrupt, ckpt_path: Path | None = None) -> None:
     from lightning import seed_everything
 
     from unmask.callbacks.exact_resume import ExactResume
@@ -284,7 +285,6 @@ def train(cell: Cell, data: list[str], path: Path, *extra: Callback, ckpt_path: 
     overrides = [f"method={cell.method}", "image_size=32", *METHODS[cell.method], *data, *workers, batch]
     config = compose_config("run", overrides)
     served = build(config.data)
-    recorder = Recorder()
     settings = {name: value for chosen in cell.settings for name, value in SETTINGS[chosen].items()}
     trainer = Trainer(
         accelerator="cpu",
@@ -292,8 +292,8 @@ def train(cell: Cell, data: list[str], path: Path, *extra: Callback, ckpt_path: 
         strategy="ddp_fork" if cell.devices > 1 else "auto",
         max_epochs=EPOCHS,
         accumulate_grad_batches=cell.accumulated,
-        callbacks=[ExactResume(), StepSeeding(seed=0), recorder, Result(recorder, path), *extra],
-        default_root_dir=path.parent,
+        callbacks=[ExactResume(), StepSeeding(seed=0), Recorder(), last],
+        default_root_dir=last.path.parent,
         enable_checkpointing=False,
         logger=False,
         enable_progress_bar=False,
