@@ -197,10 +197,11 @@ def test_a_checkpoint_rebuilds_the_method_with_its_weights(method: str, images: 
     from unmask.runtime.builders import as_plain
     from unmask.runtime.checkpoint import load_method
     from unmask.runtime.config import compose_config
+    from unmask.runtime.run_record import describe_run
 
     module, data = build(method)
     config = compose_config("run", [f"method={method}", *MODELS[method], *DATA, "name=x", "paths.run_dir=x"])
-    record = {"config": as_plain(config), "num_classes": data.num_classes}
+    record = describe_run(as_plain(config), num_classes=data.num_classes, class_names=data.class_names)
     trainer = Trainer(
         max_epochs=1, limit_val_batches=0, callbacks=[Provenance(record=record)], enable_checkpointing=False, **QUIET
     )

@@ -102,7 +102,7 @@ def test_settings_rebuild_the_same_network(make_beit, randomise) -> None:
             backbone.prepare_for_finetuning(drop_path_rate=0.3)
         randomise(backbone)
         settings = copy.deepcopy(dict(backbone.settings))
-        assert settings.pop("_target_") == "unmask.backbones.timm_beit.TimmBeit"
+        assert settings.pop("kind") == "TimmBeit"
         rebuilt = TimmBeit(**settings)
         rebuilt.load_state_dict(backbone.state_dict())
         assert str(rebuilt) == str(backbone.train())

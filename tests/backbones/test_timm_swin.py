@@ -64,7 +64,7 @@ def test_stages_tell_the_width_and_stride_of_the_maps(make_swin) -> None:
 def test_settings_rebuild_the_same_network(make_swin) -> None:
     backbone = make_swin(patch_size=2, image_size=32, drop_path_rate=0.2)
     settings = dict(backbone.settings)
-    assert settings.pop("_target_") == "unmask.backbones.timm_swin.TimmSwin"
+    assert settings.pop("kind") == "TimmSwin"
     rebuilt = TimmSwin(**settings)
     rebuilt.load_state_dict(backbone.state_dict())
     assert str(rebuilt) == str(backbone)  # drop path included
@@ -130,7 +130,7 @@ def test_offsets_count_in_the_windows_of_the_pretraining(make_swin) -> None:
     pretrained = make_swin(**v2)
     wider = make_swin(**v2, image_size=128, window_size=8, pretrained_window_sizes=(4, 4, 4))
     settings = dict(wider.settings)
-    del settings["_target_"]
+    del settings["kind"]
     for backbone in (wider, TimmSwin(**settings)):
         before, after = (each.swin.layers[0].blocks[0].attn.relative_coords_table for each in (pretrained, backbone))
         assert torch.equal(after[:, 4:-4, 4:-4], before)  # offsets up to 3 of up to 7

@@ -186,7 +186,7 @@ def test_settings_rebuild_the_same_network(make_vit, randomise) -> None:
     backbone.prepare_for_finetuning(drop_path_rate=0.0)
     randomise(backbone)
     settings = dict(backbone.settings)
-    assert settings.pop("_target_") == "unmask.backbones.timm_vit.TimmViT"
+    assert settings.pop("kind") == "TimmViT"
     rebuilt = TimmViT(**settings)
     rebuilt.load_state_dict(backbone.state_dict())
     assert str(rebuilt) == str(backbone.train())
@@ -219,6 +219,6 @@ def test_what_timm_cannot_say_is_refused(make_vit) -> None:
 def test_oblong_patches_come_back_from_the_settings(make_vit) -> None:
     settings = make_vit(patch_size=[16, 4]).settings
     assert settings["patch_size"] == [16, 4]
-    again = TimmViT(**{name: value for name, value in settings.items() if name != "_target_"})
+    again = TimmViT(**{name: value for name, value in settings.items() if name != "kind"})
     assert again.patch_size == again.stages[0].stride == (16, 4)
     assert again.grid == (2, 8)

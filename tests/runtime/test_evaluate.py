@@ -160,7 +160,7 @@ def test_a_vit_is_fine_tuned_at_twice_the_size_with_its_positions_resized(
     torch.testing.assert_close(tuned.vit.pos_embed[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2), expected)
     assert torch.equal(tuned.vit.blocks[3].mlp.fc1.weight, backbone.vit.blocks[3].mlp.fc1.weight)
     saved = torch.load(tmp_path / "checkpoints" / "checkpoint" / "last.ckpt", weights_only=True)
-    assert saved["unmask"]["record"]["config"]["data"]["crop_pct"] == 0.5
+    assert saved["unmask"]["record"]["data"]["crop_pct"] == 0.5
 
 
 def test_a_swin_is_fine_tuned_with_larger_windows(

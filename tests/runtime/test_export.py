@@ -15,6 +15,7 @@ from unmask.data.sources.synthetic import CLASS_NAMES
 from unmask.runtime.builders import as_plain, build, build_method
 from unmask.runtime.config import compose_config
 from unmask.runtime.export import checkpoint_source, export
+from unmask.runtime.run_record import describe_run, remember_places
 
 MAE = ["method=mae", "model=vit_mini", "model.embed_dim=24", "model.depth=1", "method.decoder.embed_dim=24"]
 MAE += ["method.decoder.depth=1", "method.decoder.num_heads=3"]
@@ -25,6 +26,7 @@ DATA = ["data.num_train=10", "data.crop_pct=0.8", "paths.run_dir=/home/ada/runs/
 @pytest.fixture(autouse=True)
 def _folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def write_checkpoint(path: Path, overrides: list[str], **config: Any) -> tuple[Any, Path]:
@@ -32,12 +34,12 @@ def write_checkpoint(path: Path, overrides: list[str], **config: Any) -> tuple[A
     composed = compose_config("run", [*overrides, *DATA])
     data = build(composed.data)
     method = build_method(composed.method, data).eval()
+    plain = as_plain(composed) | config
+    record = describe_run(plain, num_classes=data.num_classes, class_names=data.class_names)
+    remember_places(record, plain)
     entry = {
-        "record": {
-            "config": as_plain(composed) | config,
-            "num_classes": data.num_classes,
-            "class_names": list(data.class_names),
-        },
+        "format": 1,
+        "record": record,
         "backbone": dict(method.backbone.settings),
         "versions": {"unmask": "0.1.0"},
         "git": {"commit": "abc123", "is_dirty": False},

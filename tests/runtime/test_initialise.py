@@ -110,7 +110,7 @@ def test_a_teacher_begins_as_the_student_that_was_loaded(
 def test_a_teacher_of_a_file_is_not_overwritten(tmp_path: Path) -> None:
     theirs = unmask.build_method(DDMIM)
     nn.init.ones_(theirs.teacher["backbone"].swin.norm.bias)
-    weights = {"unmask": {"backbone": dict(theirs.backbone.settings)}, "state_dict": theirs.state_dict()}
+    weights = {"unmask": {"format": 1, "backbone": dict(theirs.backbone.settings)}, "state_dict": theirs.state_dict()}
     torch.save(weights, tmp_path / "last.ckpt")
     ours = unmask.build_method([*DDMIM, f"method.init_from={tmp_path / 'last.ckpt'}"])
     assert (ours.teacher["backbone"].swin.norm.bias == 1).all()
@@ -123,7 +123,8 @@ def test_a_classifier_of_other_classes_is_left_out(tmp_path: Path, caplog: pytes
     theirs = unmask.build_method(["method=supervised", *VIT])
     weights = dict(theirs.state_dict())
     weights["head.linear.weight"], weights["head.linear.bias"] = torch.zeros(3, 24), torch.zeros(3)
-    torch.save({"unmask": {"backbone": dict(theirs.backbone.settings)}, "state_dict": weights}, tmp_path / "last.ckpt")
+    record = {"format": 1, "backbone": dict(theirs.backbone.settings)}
+    torch.save({"unmask": record, "state_dict": weights}, tmp_path / "last.ckpt")
     with caplog.at_level(logging.INFO, logger="unmask"):
         ours = unmask.build_method(["method=supervised", *VIT, f"method.init_from={tmp_path / 'last.ckpt'}"])
     assert "the configured head has other sizes (head.linear.weight: 3x24 there, 10x24 here)" in caplog.text

@@ -60,7 +60,7 @@ class MaskedBackbone(nn.Module, ABC):
     @property
     @abstractmethod
     def settings(self) -> Mapping[str, Any]:
-        """The constructor's arguments as plain values, with `_target_`: what rebuilds this backbone."""
+        """What rebuilds it: the `kind`, the name of the class, and the constructor's arguments as plain values."""
 
     @abstractmethod
     def layer_id(self, parameter_name: str) -> int:

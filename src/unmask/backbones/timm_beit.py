@@ -84,7 +84,7 @@ class TimmBeit(SequenceBackbone):
     ) -> None:
         super().__init__()
         self._settings: dict[str, Any] = {
-            "_target_": "unmask.backbones.timm_beit.TimmBeit",
+            "kind": "TimmBeit",
             "name": name,
             "image_size": image_size if isinstance(image_size, int) else list(image_size),
             "patch_size": patch_size,

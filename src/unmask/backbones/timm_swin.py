@@ -68,7 +68,7 @@ class TimmSwin(MaskedBackbone):
     ) -> None:
         super().__init__()
         self._settings = {
-            "_target_": "unmask.backbones.timm_swin.TimmSwin",
+            "kind": "TimmSwin",
             "name": name,
             "image_size": image_size if isinstance(image_size, int) else list(image_size),
             "patch_size": patch_size,

@@ -86,7 +86,7 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
     ) -> None:
         super().__init__()
         self._settings = {
-            "_target_": "unmask.backbones.timm_vit.TimmViT",
+            "kind": "TimmViT",
             "name": name,
             "image_size": image_size if isinstance(image_size, int) else list(image_size),
             "patch_size": patch_size if isinstance(patch_size, int) else list(patch_size),

@@ -9,9 +9,9 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from unmask.interchange.record import FORMAT, RECORD_KEY
 from unmask.types import ImageBatch
 
-CHECKPOINT_KEY = "unmask"
 _PACKAGES = ("unmask", "torch", "lightning", "timm")
 _CODE = (":(top)src", ":(top)conf", ":(top,glob)*.py")  # what a run is made of, from the top of the repository
 _GIT_TIMEOUT = 10.0  # seconds; a working tree on a slow network disk must not hold a run up
@@ -21,14 +21,15 @@ class Provenance(Callback):
     """Writes into every full checkpoint, under `unmask`, what made it; plain containers, numbers and strings only.
 
     The entry holds:
+        format: Of the entry, `unmask.interchange.record.FORMAT`.
         record: As given.
-        backbone: The exported backbone's settings, which rebuild it; None for a module that exports none.
+        backbone: The exported backbone's kind and settings, which rebuild it; None for a module that exports none.
         versions: Of the packages that decide what the weights mean; None where one is not installed.
         git: `commit` and `is_dirty` of the working directory as training began; None outside a repository.
         images_seen: Training images over all devices, earlier parts of a resumed run included.
 
     Args:
-        record: The run's resolved configuration, as plain containers.
+        record: What is known of the run, as plain containers.
 
     Raises:
         ValueError: The record holds something `torch.load(weights_only=True)` would refuse.
@@ -49,7 +50,8 @@ class Provenance(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         backbone: Any = pl_module.exported_backbone if hasattr(pl_module, "exported_backbone") else None
-        checkpoint[CHECKPOINT_KEY] = {
+        checkpoint[RECORD_KEY] = {
+            "format": FORMAT,
             "record": self.record,
             "backbone": None if backbone is None else as_plain(backbone.settings, "backbone.settings"),
             "versions": {package: _version(package) for package in _PACKAGES},
@@ -58,8 +60,8 @@ class Provenance(Callback):
         }
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if CHECKPOINT_KEY in checkpoint:
-            self.images_seen = int(checkpoint[CHECKPOINT_KEY]["images_seen"])
+        if RECORD_KEY in checkpoint:
+            self.images_seen = int(checkpoint[RECORD_KEY]["images_seen"])
 
 
 def as_plain(value: Any, name: str) -> Any:

@@ -83,6 +83,14 @@ class ImageDataModule(LightningDataModule, ABC):
             is larger than the data set.
     """
 
+    place_settings: ClassVar[tuple[str, ...]] = (
+        "root",
+        "train",
+        "val",
+        "test",
+        "slug",
+    )  # where images lie, if it has them
+    machine_settings: ClassVar[tuple[str, ...]] = ("cache_dir", "num_workers")  # no part of what was learned
     holds_images_in_memory: ClassVar[bool]  # then batches arrive uncropped: whole batches are faster to crop
 
     def __init__(

@@ -14,7 +14,7 @@ class Conversion:
     """The weights of a file under this package's names, at the file's own sizes."""
 
     source_format: str  # whose file it is, in a few words
-    settings: Mapping[str, Any]  # that build the backbone, with `_target_`
+    settings: Mapping[str, Any]  # that build the backbone, with its kind
     backbone: Mapping[str, Tensor]  # by the names of that backbone's `state_dict`
     averaged: Mapping[str, Tensor] = field(
         default_factory=dict

@@ -1,10 +1,12 @@
 """Reads files of weights without running anything they ask for."""
 
 import json
+import os
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
@@ -14,10 +16,26 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unmask.interchange.record import printable
+
 DESCRIPTION_KEY = "timm"  # in the header of a safetensors file: what timm's `config.json` says in a folder
 _WEIGHTS_OF_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face and timm, the safe one first
 _CONTAINERS = ("state_dict", "model", "module", "model_state_dict")  # keys under which checkpoints keep their weights
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_UNSAFE_LOADING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_MAX_JSON = 16_000_000  # characters
+_MAX_SAID = 200  # characters of a library's own sentence
+_DAMAGED = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    LookupError,
+    UnicodeDecodeError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+)
+_NONSENSE = (*_DAMAGED, AssertionError, MemoryError)  # also NotImplementedError and RecursionError, by their base
 _OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # of files by torch before 1.6
 _ZIP_START = b"PK"
 
@@ -78,6 +96,7 @@ class WeightFile:
 
     path: Path
     weights: Mapping[str, Tensor]  # by the names of the program that wrote them
+    num_bytes: int = 0  # the weights fill, counted once where they share memory
     content: Mapping[str, Any] = field(default_factory=dict)  # everything in a pickled checkpoint
     metadata: Mapping[str, str] = field(default_factory=dict)  # header of a safetensors file
     config: Mapping[str, Any] = field(default_factory=dict)  # config.json of a folder, or the same in a header
@@ -90,6 +109,9 @@ def read_weights(path: str | Path) -> WeightFile:
     Raises:
         ValueError: There is no such file, it is cut short, of another kind, or asks to run code.
     """
+    require_safe_loading()
+    if "://" in str(path):
+        raise ValueError(f"{path} is a URL, and nothing is fetched; download the file and name it on this machine")
     place = Path(path).expanduser()
     if not place.is_dir():
         return _read_file(_require_file(path))
@@ -103,11 +125,60 @@ def read_weights(path: str | Path) -> WeightFile:
     return WeightFile(
         path=place,
         weights=file.weights,
+        num_bytes=file.num_bytes,
         content=file.content,
         metadata=file.metadata,
         config=_read_json(place / "config.json") or file.config,
         preprocessing=_read_json(place / "preprocessor_config.json"),
     )
+
+
+def require_safe_loading() -> None:
+    """Refuses an environment that would let files run code.
+
+    Raises:
+        ValueError: The variable by which torch unpickles anything is set.
+    """
+    if os.environ.get(_UNSAFE_LOADING):
+        raise ValueError(
+            f"{_UNSAFE_LOADING} is set, by which a file of weights could run code when it is opened; unset it"
+        )
+
+
+@contextmanager
+def refusing_nonsense(path: str | Path) -> Iterator[None]:
+    """Turns what sizes and settings that fit nothing make constructors and torch raise into one sentence.
+
+    Raises:
+        ValueError: Something inside failed over what the file says.
+    """
+    try:
+        yield
+    except _NONSENSE as error:
+        said = printable(str(error).split("\n")[0])[:_MAX_SAID]
+        raise ValueError(f"{path} describes no network that can be built or filled: {said}") from error
+
+
+def parse_json(text: str, place: str) -> dict[str, Any]:
+    """Reads a JSON object; an empty one where the text holds something else.
+
+    Raises:
+        ValueError: The text is not valid JSON, names a key twice, or is nested or long beyond reason.
+    """
+    if len(text) > _MAX_JSON:
+        raise ValueError(f"{place} has {len(text):,} characters, more than a description has; refused")
+    try:
+        content = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is no valid JSON: {str(error)[:_MAX_SAID]}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return content
 
 
 def _read_file(file: Path) -> WeightFile:
@@ -116,7 +187,8 @@ def _read_file(file: Path) -> WeightFile:
     if file.suffix == ".safetensors" or start[8:9] == b"{":
         return _read_safetensors(file)
     content = _read_pickled(file, start)
-    return WeightFile(path=file, content=content, weights=_weights_in(content))
+    weights = _weights_in(content)
+    return WeightFile(path=file, content=content, weights=weights, num_bytes=_num_bytes(weights))
 
 
 def _read_safetensors(file: Path) -> WeightFile:
@@ -126,8 +198,8 @@ def _read_safetensors(file: Path) -> WeightFile:
             metadata = opened.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
-    described = _parse(metadata[DESCRIPTION_KEY], f"{file}'s header") if DESCRIPTION_KEY in metadata else {}
-    return WeightFile(path=file, weights=weights, metadata=metadata, config=described)
+    described = parse_json(metadata[DESCRIPTION_KEY], f"{file}'s header") if DESCRIPTION_KEY in metadata else {}
+    return WeightFile(path=file, weights=weights, num_bytes=_num_bytes(weights), metadata=metadata, config=described)
 
 
 def _read_pickled(file: Path, start: bytes) -> Mapping[str, Any]:
@@ -135,15 +207,34 @@ def _read_pickled(file: Path, start: bytes) -> Mapping[str, Any]:
         cut = "its closing index is missing: cut short, download or copy it again"
         reason = cut if start.startswith(_ZIP_START) else "it is another kind of file"
         raise ValueError(f"{file} is not a complete checkpoint ({reason})")
+    _require_stored(file)
     stand_ins = [(OrderedDict, name) for name in _MAPPINGS] + [(_LeftUnread, name) for name in _UNREAD]
     try:
         with torch.serialization.safe_globals(stand_ins):  # type: ignore[arg-type]
             content = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(_refusal(file, str(error))) from error
-    except (RuntimeError, EOFError, OSError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{file} cannot be read, it may be damaged: {error}".split("\n")[0]) from error
     return content if isinstance(content, Mapping) else {}
+
+
+def _require_stored(file: Path) -> None:
+    """Refuses a checkpoint that was compressed: torch writes none, and a small one could fill the memory."""
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise ValueError(f"{file} is not a complete checkpoint ({error})") from error
+    if unpacked > file.stat().st_size:
+        raise ValueError(f"{file} would unpack to {unpacked:,} bytes, which no checkpoint does; refused")
+
+
+def _num_bytes(weights: Mapping[str, Tensor]) -> int:
+    storages = {weight.untyped_storage().data_ptr(): weight.untyped_storage().nbytes() for weight in weights.values()}
+    return sum(storages.values())
 
 
 def _refusal(file: Path, reason: str) -> str:
@@ -174,15 +265,14 @@ def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    return _parse(file.read_text(), str(file)) if file.is_file() else {}
-
-
-def _parse(text: str, place: str) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    if file.stat().st_size > _MAX_JSON:
+        raise ValueError(f"{file} is larger than a description is; refused")
     try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{place} is no valid JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
+        return parse_json(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is no text: {error}") from error
 
 
 def _require_file(path: str | Path) -> Path:

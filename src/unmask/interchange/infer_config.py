@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.backbones.timm_beit import TimmBeit
+from unmask.backbones.timm_swin import TimmSwin
+from unmask.backbones.timm_vit import TimmViT
 from unmask.interchange.conversion import Conversion
+from unmask.interchange.record import KIND_KEY
 from unmask.positions import sincos_positions
 
 Weights = Mapping[str, Tensor]
@@ -69,7 +73,7 @@ def vit(
     return Conversion(
         source_format=source_format,
         settings={
-            "_target_": "unmask.backbones.timm_vit.TimmViT",
+            KIND_KEY: TimmViT.__name__,
             "name": f"vit_{_VIT_NAMES.get(width, 'base')}_patch16_224",
             "image_size": side * patch_size,
             "patch_size": patch_size,
@@ -124,7 +128,7 @@ def beit(
     return Conversion(
         source_format=source_format,
         settings={
-            "_target_": "unmask.backbones.timm_beit.TimmBeit",
+            KIND_KEY: TimmBeit.__name__,
             "name": "beit_base_patch16_224",
             "image_size": grid * patch_size,
             "patch_size": patch_size,
@@ -188,7 +192,7 @@ def swin(
     return Conversion(
         source_format=source_format,
         settings={
-            "_target_": "unmask.backbones.timm_swin.TimmSwin",
+            KIND_KEY: TimmSwin.__name__,
             "name": _swin_name(width, depths, is_v2=is_v2),
             "image_size": image_size,
             "patch_size": patch_size,

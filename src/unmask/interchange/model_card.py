@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 
 from unmask.interchange.exporters.base import Comparison, ExportSource
+from unmask.interchange.record import KIND_KEY
 
 CARD_NAME = "README.md"
 UNTOLD = "## Training\n\nWhat this was exported from says nothing of its training."
@@ -52,7 +53,7 @@ def _summary(source: ExportSource) -> str:
 def _network_table(source: ExportSource) -> str:
     backbone = source.backbone
     settings = {name: value for name, value in backbone.settings.items() if value is not None}
-    architecture = settings.pop("name", settings["_target_"].rpartition(".")[2])
+    architecture = settings.pop("name", settings[KIND_KEY])
     shown = {name: value for name, value in settings.items() if name not in _SHOWN_ELSEWHERE}
     height, width = backbone.image_size
     mean, std = _numbers(backbone.pixel_mean), _numbers(backbone.pixel_std)
@@ -96,4 +97,4 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
-_SHOWN_ELSEWHERE = ("_target_", "image_size", "in_channels", "pixel_mean", "pixel_std", "drop_path_rate", "num_stages")
+_SHOWN_ELSEWHERE = (KIND_KEY, "image_size", "in_channels", "pixel_mean", "pixel_std", "drop_path_rate", "num_stages")

@@ -1,23 +1,20 @@
 """Tells in Markdown how a checkpoint came about and what was measured of it."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unmask.interchange.model_card import markdown_table
+from unmask.interchange.record import KIND_KEY
 
-_RECIPE_KEYS = ("seed", "image_size", "global_batch_size", "base_lr", "base_batch_size", "method", "data", "trainer")
-_PRIVATE_KEYS = ("root", "cache_dir", "default_root_dir", "logger", "callbacks")
-_ABSOLUTE = re.compile(r"^(/|~|[A-Za-z]:[\\/])")
+_RECIPE_KEYS = ("seed", "image_size", "global_batch_size", "base_lr", "base_batch_size")
 
 
 class TrainingRun(NamedTuple):
-    """A training run as its checkpoint records it."""
+    """A training run as its checkpoint records it: plain values and kinds, no places on a machine."""
 
-    config: Mapping[str, Any]  # resolved
+    record: Mapping[str, Any]  # `method`, `data`, `training`
     origin: Mapping[str, Any]  # `versions`, `git`, `images_seen`, `steps`
-    epochs: int | float | None  # the run was to take
 
 
 class Measurement(NamedTuple):
@@ -33,8 +30,8 @@ class Measurement(NamedTuple):
 
 def training_section(run: TrainingRun, *, title: str) -> str:
     """Describes one run: its main settings in a table, all that decide the result beneath."""
-    config = run.config
-    method, data, trainer = (config.get(name) or {} for name in ("method", "data", "trainer"))
+    method, data, training = (_mapping(run.record.get(name)) for name in ("method", "data", "training"))
+    trainer = _mapping(training.get("trainer"))
     rows = {
         "method": _call(method, ("norm_pix_loss", "layer_decay", "mixup", "cutmix", "label_smoothing")),
         "masks": _call(method.get("mask_generator")),
@@ -42,13 +39,14 @@ def training_section(run: TrainingRun, *, title: str) -> str:
         "augmentation": _call(data.get("augmentation")),
         "optimizer": _call(method.get("optimizer")),
         "schedule": _call(method.get("schedule")),
-        "batch": _shown(config.get("global_batch_size")),
+        "batch": _shown(training.get("global_batch_size")),
         "length": _length(run),
         "precision": _shown(trainer.get("precision")),
-        "seed": _shown(config.get("seed")),
+        "seed": _shown(training.get("seed")),
         "program": _program(run.origin),
     }
-    recipe = {name: _public(config[name]) for name in _RECIPE_KEYS if name in config}
+    recipe = {name: training[name] for name in _RECIPE_KEYS if name in training}
+    recipe |= {"method": method, "data": data, "trainer": trainer}
     details = ["<details><summary>All settings</summary>", "", "```json", json.dumps(recipe, indent=1), "```", ""]
     known = {name: value for name, value in rows.items() if value}
     return "\n".join([f"## {title}", "", markdown_table(known), "", *details, "</details>"])
@@ -84,8 +82,10 @@ def _top1(metrics: Mapping[str, float]) -> str:
 
 
 def _length(run: TrainingRun) -> str:
+    epochs = _mapping(run.record.get("training")).get("epochs")
+    is_planned = isinstance(epochs, int | float) and epochs > 0
     parts = [
-        f"{run.epochs:g} epochs planned" if run.epochs else "",
+        f"{epochs:g} epochs planned" if is_planned else "",
         f"{run.origin['steps']:,} steps done" if run.origin.get("steps") else "",
         f"{run.origin['images_seen']:,} images seen" if run.origin.get("images_seen") else "",
     ]
@@ -102,12 +102,12 @@ def _program(origin: Mapping[str, Any]) -> str:
 
 def _call(node: Any, names: Sequence[str] | None = None) -> str:
     """Writes a configured object as `Name(key=value, ...)`; None shows every plain value."""
-    if not isinstance(node, Mapping) or "_target_" not in node:
+    if not isinstance(node, Mapping) or KIND_KEY not in node:
         return ""
-    plain = {name: value for name, value in node.items() if not isinstance(value, Mapping) and not name.startswith("_")}
+    plain = {name: value for name, value in node.items() if not isinstance(value, Mapping) and name != KIND_KEY}
     shown = {name: value for name, value in plain.items() if (names is None or name in names) and value is not None}
-    arguments = ", ".join(f"{name}={_shown(value)}" for name, value in shown.items() if not _is_private(name, value))
-    name = node["_target_"].rpartition(".")[2]
+    arguments = ", ".join(f"{name}={_shown(value)}" for name, value in shown.items())
+    name = str(node[KIND_KEY])
     return f"{name}({arguments})" if arguments else name
 
 
@@ -121,14 +121,5 @@ def _shown(value: Any) -> str:
     return str(value)
 
 
-def _public(value: Any) -> Any:
-    """Leaves out where things lie on the machine that trained."""
-    if isinstance(value, Mapping):
-        return {name: _public(item) for name, item in value.items() if not _is_private(name, item)}
-    if isinstance(value, list):
-        return [_public(item) for item in value]
-    return value
-
-
-def _is_private(name: str, value: Any) -> bool:
-    return name in _PRIVATE_KEYS or (isinstance(value, str) and bool(_ABSOLUTE.match(value)))
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.errors import HydraException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from lightning import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
@@ -17,34 +16,10 @@ from unmask.optim.accumulation import accumulated_batches
 
 AnyMethod = Method | Supervised
 
-_TRUSTED_TARGETS = (
-    "unmask.backbones.",
-    "unmask.data.",
-    "unmask.heads.",
-    "unmask.masking.",
-    "unmask.methods.",
-    "unmask.optim.",
-    "unmask.targets.",
-    "timm.optim.",
-    "torch.optim.",
-)
-
 
 def build(config: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:
     """Instantiates a node; plain containers reach the constructor, never a configuration."""
     return instantiate(config, _convert_="all", **arguments)
-
-
-def build_untrusted(config: Mapping[str, Any], **arguments: Any) -> Any:
-    """Instantiates a node that came with a checkpoint: only classes a checkpoint may name.
-
-    Raises:
-        ValueError: The node names anything else.
-    """
-    for target in _targets(config):
-        if not target.startswith(_TRUSTED_TARGETS) or not _defined_in(target).startswith(_TRUSTED_TARGETS):
-            raise ValueError(f"the checkpoint's configuration names {target!r}, which is not run from a file; refused")
-    return build(config, **arguments)
 
 
 def build_data(config: DictConfig) -> ImageDataModule:
@@ -105,23 +80,3 @@ def as_plain(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
-
-
-def _defined_in(target: str) -> str:
-    """The place a name leads to: a trusted module also holds what it imports."""
-    try:
-        found = get_object(target)
-    except (HydraException, ImportError, ValueError):
-        return ""
-    return f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
-
-
-def _targets(node: Any) -> list[str]:
-    if isinstance(node, str) and "${" in node:  # would be resolved while building, to a node not looked at here
-        return [node]
-    if isinstance(node, Mapping):
-        own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [target for value in node.values() for target in _targets(value)]
-    if isinstance(node, list | tuple):
-        return [target for value in node for target in _targets(value)]
-    return []

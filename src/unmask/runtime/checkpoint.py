@@ -7,31 +7,37 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from hydra.errors import HydraException
 from safetensors.torch import save_file
 
 from unmask.atomic_write import atomic_write
 from unmask.backbones.base import MaskedBackbone
 from unmask.interchange.detect_format import convert
-from unmask.interchange.files import WeightFile, read_weights
-from unmask.interchange.importers.unmask import RECORD_KEY
+from unmask.interchange.files import WeightFile, read_weights, refusing_nonsense
 from unmask.interchange.infer_config import with_changes
+from unmask.interchange.limits import bounded_networks
 from unmask.interchange.load_weights import load_backbone_weights
-from unmask.runtime.builders import AnyMethod, build_untrusted
+from unmask.interchange.record import FORMAT, RECORD_KEY, printable, require_format, require_plain, shown
+from unmask.runtime.builders import AnyMethod, build
+from unmask.runtime.kinds import BACKBONE, METHOD, from_record
 
 _log = logging.getLogger("unmask")
 EXPORT_NAME = "backbone.safetensors"
 _NUM_DIFFERENCES_SHOWN = 4
+_MAX_CLASSES = 10_000_000
+_MAX_NAME = 200  # characters of a class
 
 
 class SavedRun(NamedTuple):
-    """A training checkpoint read without running code."""
+    """A training checkpoint read without running code; every part is checked where it is used to build something."""
 
-    config: Mapping[str, Any]  # the run's, resolved
+    record: Mapping[str, Any]  # as `describe_run` writes it
     num_classes: int  # of the run's data; 0 without labels
-    class_names: tuple[str, ...]  # in the order of the labels; empty without labels, or where an older file names none
-    backbone: Mapping[str, Any]  # settings that rebuild it
+    class_names: tuple[str, ...]  # in the order of the labels; empty without labels
+    backbone: Mapping[str, Any]  # its kind and settings
     state_dict: Mapping[str, torch.Tensor]
     origin: Mapping[str, Any]  # `versions`, `git`, `images_seen` as `Provenance` writes them, and `steps`
+    num_bytes: int  # of all weights
 
 
 def read_checkpoint(path: str | Path) -> SavedRun:
@@ -51,22 +57,52 @@ def read_checkpoint(path: str | Path) -> SavedRun:
 
 
 def find_run(file: WeightFile) -> SavedRun | None:
-    """Finds the training run in a file that was read; None in an exported backbone or another program's file."""
+    """Finds the training run in a file that was read; None in an exported backbone or another program's file.
+
+    Raises:
+        ValueError: The record is of another format, or not as this package writes it.
+    """
     content = file.content
     if RECORD_KEY not in content or "state_dict" not in content:
         return None
-    written = content[RECORD_KEY]
-    run = written["record"]
-    origin = {name: written.get(name) for name in ("versions", "git", "images_seen")}
-    origin["steps"] = content.get("global_step")  # of the optimizer
+    written = require_format(content[RECORD_KEY], file.path)
+    record, weights = written.get("record"), content["state_dict"]
+    if not isinstance(record, Mapping) or not isinstance(weights, Mapping):
+        raise ValueError(f"{file.path} does not describe the run it is of; it is incomplete or was changed")
+    for name, part in written.items():
+        if name != "record":
+            require_plain(part, f"{file.path}: {name}")
+    for name, part in record.items():
+        if name != "class_names":
+            require_plain(part, f"{file.path}: {name}")
+    num_classes = record.get("num_classes")
+    if type(num_classes) is not int or not 0 <= num_classes <= _MAX_CLASSES:
+        raise ValueError(f"{file.path} says it has {shown(num_classes)} classes; refused")
     return SavedRun(
-        config=run["config"],
-        num_classes=run["num_classes"],
-        class_names=tuple(run.get("class_names", ())),
-        backbone=written["backbone"],
-        state_dict=content["state_dict"],
-        origin=origin,
+        record=record,
+        num_classes=num_classes,
+        class_names=_class_names(record, file.path),
+        backbone=written.get("backbone") or {},
+        state_dict=weights,
+        origin={
+            **{name: written.get(name) for name in ("versions", "git", "images_seen")},
+            "steps": _steps(content.get("global_step")),  # of the optimizer
+        },
+        num_bytes=file.num_bytes,
     )
+
+
+def _class_names(record: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    names = record.get("class_names", ())
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} names its classes by {shown(names)} and not by a list of names; refused")
+    if len(names) > _MAX_CLASSES:
+        raise ValueError(f"{path} names {len(names)} classes; refused")
+    return tuple(printable(name[:_MAX_NAME]) for name in names)
+
+
+def _steps(steps: Any) -> int | None:
+    return steps if type(steps) is int and 0 <= steps < 2**63 else None
 
 
 def load_method(path: str | Path) -> AnyMethod:
@@ -75,13 +111,18 @@ def load_method(path: str | Path) -> AnyMethod:
 
 
 def rebuild_method(saved: SavedRun, path: str | Path) -> AnyMethod:
-    """Rebuilds the method of a checkpoint already read from `path`, in eval mode."""
-    config = dict(saved.config["method"])
-    if config.pop("_partial_", False):
-        config["num_classes"] = saved.num_classes
-    config["backbone"] = saved.backbone  # as it was when saved: fine-tuning changes its form
-    method: AnyMethod = build_untrusted(config)
-    _load_weights(method, saved.state_dict, path)
+    """Rebuilds the method of a checkpoint already read from `path`, in eval mode.
+
+    Raises:
+        ValueError: The record names what is not installed, does not fit its weights, or would need far more memory.
+    """
+    with refusing_nonsense(path), bounded_networks(saved.num_bytes):
+        config = from_record(saved.record.get("method"), METHOD)
+        if config.pop("_partial_", False):
+            config["num_classes"] = saved.num_classes
+        config["backbone"] = from_record(saved.backbone, BACKBONE)  # as saved: fine-tuning changes its form
+        method: AnyMethod = _build(config)
+        _load_weights(method, saved.state_dict, path)
     return method.eval()
 
 
@@ -100,16 +141,19 @@ def load_backbone(
     Raises:
         ValueError: The file cannot be read safely, is of no known program, or does not fill the backbone.
     """
-    conversion = convert(read_weights(path), use_ema_weights=use_ema_weights)
-    backbone = build_backbone(with_changes(conversion, changes))
-    coverage = load_backbone_weights(backbone, conversion, allow_partial=allow_partial)
+    file = read_weights(path)
+    with refusing_nonsense(path):
+        conversion = convert(file, use_ema_weights=use_ema_weights)
+        with bounded_networks(file.num_bytes):
+            backbone = build_backbone(with_changes(conversion, changes))
+        coverage = load_backbone_weights(backbone, conversion, allow_partial=allow_partial)
     _log.info(f"{path}\n{coverage.describe()}")
     return backbone.eval()
 
 
 def build_backbone(settings: Mapping[str, Any]) -> MaskedBackbone:
-    """Builds a backbone with random weights from the settings it was saved with."""
-    backbone: MaskedBackbone = build_untrusted(settings)
+    """Builds a backbone with random weights from the kind and settings it was saved with."""
+    backbone: MaskedBackbone = _build(from_record(settings, BACKBONE))
     return backbone
 
 
@@ -117,7 +161,8 @@ def export_weights(backbone: MaskedBackbone, path: Path) -> Path:
     """Writes one self-contained safetensors file: the weights, and in its header what rebuilds the backbone."""
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     with atomic_write(path) as partial:
-        save_file(weights, partial, metadata={RECORD_KEY: json.dumps({"backbone": dict(backbone.settings)})})
+        described = {"format": FORMAT, "backbone": dict(backbone.settings)}
+        save_file(weights, partial, metadata={RECORD_KEY: json.dumps(described)})
     return path
 
 
@@ -126,7 +171,7 @@ def require_same_backbone(method: AnyMethod, path: str | Path) -> None:
     saved = read_checkpoint(path).backbone
     configured = method.exported_backbone.settings
     different = [
-        f"{name} {saved.get(name)!r} there, {configured.get(name)!r} here"
+        f"{name} {shown(saved.get(name))} there, {shown(configured.get(name))} here"
         for name in sorted({*saved, *configured})
         if saved.get(name) != configured.get(name)
     ]
@@ -135,6 +180,14 @@ def require_same_backbone(method: AnyMethod, path: str | Path) -> None:
             f"{path} was saved with another model than the configured one: "
             f"{'; '.join(different[:_NUM_DIFFERENCES_SHOWN])}. Resume with the run's own settings"
         )
+
+
+def _build(config: Mapping[str, Any]) -> Any:
+    """Builds a node; what a constructor raises comes as it is and not as Hydra wraps it."""
+    try:
+        return build(config)
+    except HydraException as error:
+        raise error.__cause__ or ValueError(str(error)) from None
 
 
 def _load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | Path) -> None:

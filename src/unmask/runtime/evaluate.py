@@ -31,11 +31,11 @@ from unmask.evaluation.report import (
 )
 from unmask.inference.base import Inference
 from unmask.interchange.files import read_weights
-from unmask.interchange.importers.unmask import RECORD_KEY
-from unmask.runtime.builders import as_plain, build, build_entries, build_trainer, build_untrusted
-from unmask.runtime.checkpoint import build_backbone, load_backbone, load_method, read_checkpoint
+from unmask.runtime.builders import as_plain, build, build_entries, build_trainer
+from unmask.runtime.checkpoint import build_backbone, find_run, load_backbone, load_method
 from unmask.runtime.console import describe_batch
 from unmask.runtime.inference import run_inference
+from unmask.runtime.run_record import describe_run, own_data, remember_places
 from unmask.runtime.secrets import redacted
 
 _log = logging.getLogger("unmask")
@@ -271,11 +271,11 @@ def _build_data(config: DictConfig, backbone: MaskedBackbone) -> tuple[ImageData
         "global_batch_size": config.global_batch_size,
         "seed": config.seed,
     }
-    own = _data_of_checkpoint(first)
     changes = as_plain(config.own_data)
+    own = _data_of_checkpoint(first, changes)
     _require_settings_of(own, changes, fixed=images)
     settings = own | changes | images
-    return build_untrusted(settings), settings
+    return build(settings), settings
 
 
 def _require_settings_of(own: Mapping[str, Any], changes: Mapping[str, Any], *, fixed: Collection[str]) -> None:
@@ -309,10 +309,11 @@ def _image_settings(config: DictConfig, backbone: MaskedBackbone) -> dict[str, A
     return images
 
 
-def _data_of_checkpoint(path: str) -> dict[str, Any]:
-    if RECORD_KEY not in read_weights(path).content:
+def _data_of_checkpoint(path: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    saved = find_run(read_weights(path))
+    if saved is None:
         raise ValueError(f"{path} does not remember the data it was trained on; add data=NAME data.root=DIR")
-    return dict(read_checkpoint(path).config["data"])
+    return own_data(saved.record, changes, path)
 
 
 def _trainers(
@@ -326,13 +327,14 @@ def _trainers(
         "data": data_settings,
         "ckpt_path": subject.ckpt_path,  # None where its weights started from nothing
     }
-    record = {"config": kept_config, "num_classes": data.num_classes, "class_names": list(data.class_names)}
+    record = describe_run(kept_config, num_classes=data.num_classes, class_names=data.class_names)
 
     def make_trainer(**arguments: Any) -> Trainer:
         kept = ModelCheckpoint(dirpath=folder, filename="last", enable_version_counter=False)
         callbacks = [Provenance(record=record), *build_entries(config.callbacks), kept]
         trainer = build_trainer(config, **{"callbacks": callbacks, **arguments})
         if "max_epochs" in arguments and trainer.is_global_zero:  # it will train
+            remember_places(record, kept_config)
             _log.info(f"batch  {describe_batch(config, trainer)}")
         return trainer
 

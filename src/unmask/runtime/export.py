@@ -22,8 +22,11 @@ from unmask.interchange.exporters.vitmae import ViTMAEExporter
 from unmask.interchange.files import read_weights
 from unmask.interchange.hub import HubUpload
 from unmask.interchange.model_card import UNTOLD
+from unmask.interchange.record import shown
 from unmask.interchange.training_record import Measurement, TrainingRun, accuracy_section, training_section
 from unmask.runtime.checkpoint import SavedRun, find_run, load_backbone, rebuild_method
+from unmask.runtime.kinds import DATA, from_record
+from unmask.runtime.run_record import recall_places
 
 _log = logging.getLogger("unmask")
 _REPORT_NAME = "report.json"
@@ -106,7 +109,7 @@ def checkpoint_source(
         backbone=module.exported_backbone,
         classifier=classifier,
         class_names=() if classifier is None else saved.class_names,
-        crop_pct=saved.config.get("data", {}).get("crop_pct", 1.0),
+        crop_pct=_crop_pct(saved),
         method=module,
         card="\n\n".join([*_training_sections(saved), accuracy]),
         tags=[type(module).__name__.lower()],
@@ -129,26 +132,29 @@ def _tell(exported: Export, directory: Path) -> None:
 
 def _training_sections(saved: SavedRun) -> list[str]:
     """Describes the run, and the one its weights started from where that checkpoint can still be read."""
-    config = saved.config
-    run = TrainingRun(config, saved.origin, _epochs(config))
-    if "eval" not in config:
+    run = TrainingRun(saved.record, saved.origin)
+    training = saved.record.get("training", {})
+    if not training.get("is_finetuning"):
         return [training_section(run, title="Training")]
     sections = [training_section(run, title="Fine-tuning")]
-    start = config.get("ckpt_path")
-    if start is None:
+    if not training.get("starts_from_file"):
         return [*sections, "The weights fine-tuning started from were random."]
+    start = recall_places(saved.record.get("run")).get("ckpt_path")
+    if start is None:
+        return [*sections, "Which checkpoint fine-tuning started from is not known on the machine that wrote this."]
     if not Path(start).exists():
         return [*sections, f"Fine-tuning started from `{_short(start)}`, which was not there to be described."]
     first = find_run(read_weights(start))
     if first is None:
         return [*sections, f"Fine-tuning started from `{_short(start)}`, which does not tell how it was trained."]
-    before = TrainingRun(first.config, first.origin, _epochs(first.config))
-    return [training_section(before, title="Pre-training"), *sections]
+    return [training_section(TrainingRun(first.record, first.origin), title="Pre-training"), *sections]
 
 
-def _epochs(config: Mapping[str, Any]) -> float | None:
-    planned = config["eval"].get("epochs") if "eval" in config else config.get("trainer", {}).get("max_epochs")
-    return None if planned is None or planned < 0 else planned
+def _crop_pct(saved: SavedRun) -> float:
+    crop_pct = from_record(saved.record.get("data"), DATA).get("crop_pct", 1.0)
+    if not 0.0 < crop_pct <= 1.0:
+        raise ValueError(f"the checkpoint's data have crop_pct={shown(crop_pct)}, which must lie in (0, 1]")
+    return float(crop_pct)
 
 
 def _found_measurements(path: Path, root: Path) -> list[Measurement]:

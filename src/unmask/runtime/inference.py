@@ -15,8 +15,10 @@ from unmask.data.files.splits import Split
 from unmask.data.sources.image_paths import ImagePaths
 from unmask.inference.base import Inference
 from unmask.inference.images import SelectedImages
+from unmask.interchange.files import read_weights
 from unmask.runtime.builders import AnyMethod, as_plain, build_trainer
-from unmask.runtime.checkpoint import load_backbone, load_method, read_checkpoint
+from unmask.runtime.checkpoint import find_run, load_backbone, load_method, read_checkpoint
+from unmask.runtime.kinds import DATA, from_record
 from unmask.runtime.resolvers import auto_workers
 
 _DECODING_KEYS = ("crop_pct", "pixel_scale", "background", "exif")  # how the data of a run reads its images
@@ -89,7 +91,5 @@ def _image_paths(config: DictConfig, path: str, backbone: MaskedBackbone) -> Ima
 
 def _data_of(checkpoint: str) -> dict[str, Any]:
     """The settings of the data a training checkpoint saw; none for weights of another kind."""
-    try:
-        return dict(read_checkpoint(checkpoint).config["data"])
-    except ValueError:  # it opened as something else: exported weights, or another program's
-        return {}
+    saved = find_run(read_weights(checkpoint))  # None of exported weights, or another program's
+    return {} if saved is None else from_record(saved.record.get("data"), DATA)

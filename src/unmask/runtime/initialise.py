@@ -3,7 +3,7 @@
 import logging
 
 from unmask.interchange.detect_format import convert
-from unmask.interchange.files import read_weights
+from unmask.interchange.files import read_weights, refusing_nonsense
 from unmask.interchange.load_weights import load_backbone_weights, load_head_weights
 from unmask.runtime.builders import AnyMethod
 
@@ -25,8 +25,10 @@ def initialise(method: AnyMethod, *, allow_partial: bool = False, use_ema_weight
     """
     if method.init_from is None:
         return
-    conversion = convert(read_weights(method.init_from), use_ema_weights=use_ema_weights)
-    coverage = load_backbone_weights(method.backbone, conversion, allow_partial=allow_partial)
-    coverage = load_head_weights(method, conversion, coverage)
+    file = read_weights(method.init_from)
+    with refusing_nonsense(method.init_from):
+        conversion = convert(file, use_ema_weights=use_ema_weights)
+        coverage = load_backbone_weights(method.backbone, conversion, allow_partial=allow_partial)
+        coverage = load_head_weights(method, conversion, coverage)
     method.on_weights_loaded(coverage.heads)
     _log.info(f"{method.init_from}\n{coverage.describe()}")

@@ -9,6 +9,7 @@ from lightning import Trainer, seed_everything
 from omegaconf import DictConfig
 
 from unmask.callbacks.provenance import Provenance
+from unmask.callbacks.restricted_state import RestrictedState
 from unmask.callbacks.run_status import RunStatus, write_status
 from unmask.callbacks.stopping import RunStopped, launched_processes
 from unmask.data.datamodule import ImageDataModule
@@ -16,6 +17,7 @@ from unmask.runtime.builders import AnyMethod, as_plain, build_data, build_entri
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
 from unmask.runtime.console import describe_learning_rate, print_plan
 from unmask.runtime.initialise import initialise
+from unmask.runtime.run_record import describe_run, remember_places
 from unmask.runtime.secrets import redacted
 
 _LONGEST_GOODBYE = 15.0  # seconds
@@ -38,21 +40,22 @@ def pretrain(config: DictConfig) -> float | None:
         require_same_backbone(method, config.ckpt_path)
     else:
         initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
-    record = {
-        "config": redacted(as_plain(config)),
-        "num_classes": data.num_classes,
-        "class_names": list(data.class_names),
-    }
+    plain = redacted(as_plain(config))
+    record = describe_run(plain, num_classes=data.num_classes, class_names=data.class_names)
     provenance = Provenance(record)
     run_dir = Path(config.paths.run_dir)
-    trainer = build_trainer(config, callbacks=[provenance, *build_entries(config.callbacks), RunStatus(folder=run_dir)])
+    callbacks = [provenance, RestrictedState(), *build_entries(config.callbacks), RunStatus(folder=run_dir)]
+    trainer = build_trainer(config, callbacks=callbacks)
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         print_plan(config, learning_rate, method, data, trainer)
     _log_settings(trainer, config)
 
+    if trainer.is_global_zero:
+        remember_places(record, plain)
+    resumed = None if config.ckpt_path is None else str(Path(config.ckpt_path).expanduser().absolute())
     try:
-        trainer.fit(method, datamodule=data, ckpt_path=config.ckpt_path)
+        trainer.fit(method, datamodule=data, ckpt_path=resumed, weights_only=True)
     except RunStopped:
         for process in launched_processes(trainer):  # they have stopped at the same step
             with contextlib.suppress(subprocess.TimeoutExpired):
