@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -28,13 +28,22 @@ OptimizerFactory = Callable[[ParameterGroups], Optimizer]
 ScheduleFactory = Callable[..., LRScheduler]
 """Called with `(optimizer, total_steps=..., steps_per_epoch=...)`; steps are optimizer steps."""
 
+FILLER_INDEX = -1
+
 
 class ImageBatch(NamedTuple):
     """What a data module serves and every method reads."""
 
     image: Images  # normalised by the data module, on device
     label: Int[Tensor, " b"]  # class index; -1 = unlabelled
-    index: Int[Tensor, " b"]  # type: ignore[assignment]  # the sample's number in its data set: the key of its randomness
+    index: Int[Tensor, " b"]  # type: ignore[assignment]
+    """The sample's number in its data set: the key of its randomness. `FILLER_INDEX` in place of it is a sample that
+    counts nowhere; in evaluation it gives a device as many batches as the others have."""
+
+    @property
+    def is_counted(self) -> Bool[Tensor, " b"]:
+        """Whether a row belongs to this device's share of the split."""
+        return self.index != FILLER_INDEX
 
 
 class View(NamedTuple):

@@ -2,9 +2,10 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 
-from unmask.backbones.drop_path import set_drop_path
+from unmask.backbones.drop_path import SharedDropPath, set_drop_path
 from unmask.backbones.timm_swin import TimmSwin
 from unmask.backbones.timm_vit import TimmViT
 
@@ -85,3 +86,25 @@ def test_a_rate_that_is_no_probability_is_refused_and_nothing_changed(make_vit, 
     with pytest.raises(ValueError, match=rf"drop_path_rate must lie in \[0, 1\), got {rate}"):
         set_drop_path(backbone.vit.blocks, rate)
     assert rates_of(backbone) == before
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_devices_drop_what_one_device_drops(monkeypatch, world_size) -> None:
+    """Each device has every n-th image; view of an image follows view where a method puts several into a batch."""
+    images = torch.ones(8, 3, 2)
+    torch.manual_seed(5)
+    alone = DropPath(0.4).train()(images)  # timm's own
+    found = torch.zeros_like(images)
+    for rank in range(world_size):
+        monkeypatch.setattr("unmask.backbones.drop_path._world", lambda rank=rank: (world_size, rank))
+        torch.manual_seed(5)
+        found[rank::world_size] = SharedDropPath(0.4).train()(images[rank::world_size])
+    assert torch.equal(found, alone)
+    assert 0 < (alone == 0).sum() < alone.numel()
+
+
+def test_depth_that_timm_builds_is_shared_as_well(make) -> None:
+    backbone = make(drop_path_rate=0.3)
+    branches = [part for part in backbone.modules() if isinstance(part, DropPath)]
+    assert len(branches) == 6
+    assert all(isinstance(branch, SharedDropPath) for branch in branches)

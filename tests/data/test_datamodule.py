@@ -112,7 +112,11 @@ def test_an_evaluation_loader_reads_every_sample_once_in_order(split: Split, dev
     shares = []
     for rank in range(devices):
         attach_trainer(data, rank=rank, devices=devices, epoch=5, done=2)
-        batches = list(data.evaluation_loader(split))
+        read = list(data.evaluation_loader(split))
+        assert len(read) == 5  # on every device
+        served = [data.to_model_input(batch, augmented=False).is_counted for batch in read]
+        batches = [batch for batch, counted in zip(read, served, strict=True) if counted.all()]
+        assert all(len(counted) == 1 for counted in served if not counted.all())  # a filler stands alone
         shares.append([index for batch in batches for index in batch.index.tolist()])
         assert all(batch.epoch.eq(0).all() for batch in batches)
         assert torch.equal(torch.cat([batch.image for batch in batches]), data.images[shares[-1]])

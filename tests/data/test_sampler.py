@@ -1,6 +1,6 @@
 import pytest
 
-from unmask.data.dataset import SampleKey
+from unmask.data.dataset import FILLER_EPOCH, SampleKey
 from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
 
 
@@ -29,7 +29,7 @@ def make_sampler(
 
 
 def visited(sampler: KeyedBatchSampler) -> list[int]:
-    return [key.index for batch in sampler for key in batch]
+    return [key.index for batch in sampler for key in batch if key.epoch != FILLER_EPOCH]
 
 
 @pytest.mark.parametrize("seed", [0, None])
@@ -44,7 +44,7 @@ def test_devices_share_the_batches_of_a_single_process(seed, world_size, drop_la
     ]
     for step, batch in enumerate(alone):
         parts = [device[step] for device in shared if step < len(device)]
-        assert sorted(key for part in parts for key in part) == sorted(batch)
+        assert sorted(key for part in parts for key in part if key.epoch != FILLER_EPOCH) == sorted(batch)
         assert max(map(len, parts)) <= 12 // world_size
 
 
@@ -76,6 +76,19 @@ def test_length_is_the_number_of_batches(num_samples, drop_last, rank) -> None:
     batches = list(sampler)
     assert len(sampler) == len(batches)
     assert all(batches)  # none is empty
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 12, 13, 14, 23])
+def test_every_device_takes_equally_many_batches_and_counts_a_sample_once(num_samples) -> None:
+    settings = {"num_samples": num_samples, "world_size": 3, "seed": None, "drop_last": False}
+    devices = [list(make_sampler(rank=rank, **settings)) for rank in range(3)]
+    assert {len(batches) for batches in devices} == {-(-num_samples // 12)}
+    keys = [key for batches in devices for batch in batches for key in batch]
+    assert sorted(key.index for key in keys if key.epoch != FILLER_EPOCH) == list(range(num_samples))
+    assert all(0 <= key.index < num_samples for key in keys)
+    fillers = [batch for batches in devices for batch in batches if batch[0].epoch == FILLER_EPOCH]
+    assert all(len(batch) == 1 for batch in fillers)
+    assert len(fillers) == max(0, 3 - (num_samples - 1) % 12 - 1)  # devices without an image of the last step
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 11])

@@ -6,6 +6,8 @@ from typing import Any
 import timm
 from torch import nn
 
+from unmask.backbones.drop_path import share_drop_path
+
 
 def create_timm_model(name: str, *, family: str, norm_eps: float | None = None, **arguments: Any) -> Any:
     """Creates a timm model, an untyped `nn.Module`, without its classifier and without weights.
@@ -28,4 +30,5 @@ def create_timm_model(name: str, *, family: str, norm_eps: float | None = None, 
     if norm_eps is not None:
         for norm in (part for part in model.modules() if isinstance(part, nn.LayerNorm)):
             norm.eps = norm_eps
+    share_drop_path(model)
     return model

@@ -9,12 +9,14 @@ from lightning import Callback, LightningModule, Trainer
 
 from unmask.randomness import stream_key
 
+_RANK = 0  # all devices draw as the first
+
 
 class StepSeeding(Callback):
-    """Reseeds every generator before each training batch with a key of (seed, epoch, batch, rank).
+    """Reseeds every generator before each training batch with a key of (seed, epoch, batch).
 
     What still draws from a stream (drop-path, dropout, mixup) is thereby the same after an interruption as without
-    one, and no generator's state has to enter checkpoints. Ranks draw independently of each other.
+    one, and no generator's state has to enter checkpoints. All devices draw the same, as `SharedDropPath` needs.
 
     Args:
         seed: The run's seed.
@@ -24,7 +26,7 @@ class StepSeeding(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        key = stream_key(self.seed, "step", trainer.current_epoch, batch_idx, trainer.global_rank)
+        key = stream_key(self.seed, "step", trainer.current_epoch, batch_idx, _RANK)
         torch.default_generator.manual_seed(key)
         if pl_module.device.type != "cpu":
             # Only this process's device: torch.manual_seed would visit every one of the machine.

@@ -27,7 +27,7 @@ from unmask.data.bad_images import (
     RaiseOnBadImage,
     ReplaceBadImage,
 )
-from unmask.data.dataset import BadImage, ImageDataset, LoaderCrop, LoaderDataset, RawBatch, SampleKey
+from unmask.data.dataset import FILLER_EPOCH, BadImage, ImageDataset, LoaderCrop, LoaderDataset, RawBatch, SampleKey
 from unmask.data.files.decoding import ImageDecoder
 from unmask.data.files.splits import Split
 from unmask.data.loader import DeferredDataLoader
@@ -46,7 +46,7 @@ from unmask.data.statistics import (
     save_cached,
 )
 from unmask.data.worker_signals import leave_signals_to_main
-from unmask.types import ImageBatch, Images
+from unmask.types import FILLER_INDEX, ImageBatch, Images
 
 Statistics = Literal["given", "auto"]
 
@@ -316,7 +316,7 @@ class ImageDataModule(LightningDataModule, ABC):
             images = self.normalise(images)
         if augmented:
             images = self.augmentation.erase_batch(images, keys)
-        return ImageBatch(images, batch.label, batch.index)
+        return ImageBatch(images, batch.label, batch.index.masked_fill(batch.epoch == FILLER_EPOCH, FILLER_INDEX))
 
     def _cut(
         self,

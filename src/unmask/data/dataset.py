@@ -18,6 +18,7 @@ from unmask.data.files.paths import PathList
 from unmask.data.files.pixels import OpenFile, Pixels
 
 UNLABELLED = -1
+FILLER_EPOCH = -1  # of a sample that only keeps the batches of all devices equally many
 
 _FINGERPRINT_BYTES = 8
 _IMAGES_HASHED_AT_ONCE = 4096

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.utils.data import Sampler
 
-from unmask.data.dataset import SampleKey
+from unmask.data.dataset import FILLER_EPOCH, SampleKey
 from unmask.randomness import keyed_permutation, stream_key
 
 
@@ -14,7 +14,8 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
     """Cuts each epoch's permutation into batches and hands this device its slice of each.
 
     The permutation is a function of (seed, epoch), so the order of samples depends neither on the number of devices
-    and workers nor on interruptions. No sample is repeated to fill a batch.
+    and workers nor on interruptions. No sample is repeated to fill a batch; only a device that gets none of the last
+    ones reads one that is another's, of the epoch `FILLER_EPOCH`, since all devices must take equally many batches.
 
     Args:
         num_samples: Size of the split.
@@ -54,8 +55,7 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
     def __len__(self) -> int:
         if self.drop_last:
             return self.num_samples // (self.step_size * self.accumulated) * self.accumulated
-        full, rest = divmod(self.num_samples, self.step_size)
-        return full + self._has_fraction_of(rest) if rest else full
+        return math.ceil(self.num_samples / self.step_size)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         epoch, done = self.position()
@@ -64,16 +64,13 @@ class KeyedBatchSampler(Sampler[list[SampleKey]]):
         order = self._order(epoch)
         for step in range(done, len(self)):
             step_indices = order[step * self.step_size : (step + 1) * self.step_size]
-            own = step_indices[self.rank :: self.world_size]
-            yield [SampleKey(epoch, index) for index in own.tolist()]
+            own = step_indices[self.rank :: self.world_size].tolist()
+            yield [SampleKey(epoch, index) for index in own] or [SampleKey(FILLER_EPOCH, int(step_indices[-1]))]
 
     def _order(self, epoch: int) -> torch.Tensor:
         if self.seed is None:
             return torch.arange(self.num_samples)
         return keyed_permutation(stream_key(self.seed, "order", epoch), self.num_samples)
-
-    def _has_fraction_of(self, rest: int) -> bool:
-        return self.rank < rest
 
 
 class PartOfBatches(Sampler[list[SampleKey]]):

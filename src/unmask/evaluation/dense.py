@@ -118,7 +118,7 @@ class Dense(BackboneEvaluator):
                 f"with inverse strength of {', '.join(f'{c:g}' for c in grid)} by hits on val patches "
                 f"({len(val.labels)}), and "
                 f"cosine k-NN with k={self.k}, temperature {self.temperature:g}, train ({num_train} images, "
-                f"{len(train.labels)} patches of seed {self.seed}), test ({num_test}), {num_classes} classes, "
+                f"{len(train.labels)} patches), test ({num_test}), {num_classes} classes, "
                 f"{describe_images(data)}"
             ),
             metrics={
@@ -131,6 +131,7 @@ class Dense(BackboneEvaluator):
                 "selected_on": f"val ({len(val.labels)} patches)",
                 "is_at_edge_of_grid": "yes" if choice.inverse_strength in (grid[0], grid[-1]) else "no",
                 "has_converged": "yes" if choice.has_converged else "no",
+                "seed": self.seed,
             },
             headline=("miou_linear", "miou_knn"),
         )

@@ -1,14 +1,18 @@
 """Batch normalisation of features."""
 
+import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 
 
 class FeatureNorm(nn.BatchNorm1d):
-    """torch's batch normalisation, which says what to do about a batch of one image.
+    """torch's batch normalisation, in training over the images of all devices, so that their number changes nothing.
+
+    Differs: torch's `SyncBatchNorm` does not compute on a CPU.
 
     Raises:
-        ValueError: A single image is to be normalised in training.
+        ValueError: A device has a single image in training.
     """
 
     def forward(self, input: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:  # noqa: A002 (torch's name)
@@ -17,5 +21,31 @@ class FeatureNorm(nn.BatchNorm1d):
                 "batch normalisation has nothing to compare a single image with; "
                 "set global_batch_size to 2 images or more for each device"
             )
+        if self.training and _num_devices() > 1:
+            return self._over_all_devices(input)
         normalised: Tensor = super().forward(input)
         return normalised
+
+    def _over_all_devices(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """Normalises in training; all devices have equally many images."""
+        count = len(features) * _num_devices()
+        mean: Tensor = all_reduce(features.sum(dim=0)) / count
+        centred = features - mean
+        variance: Tensor = all_reduce(centred.square().sum(dim=0)) / count
+        self._track(mean.detach(), variance.detach() * count / (count - 1))
+        normalised = centred * (variance + self.eps).rsqrt()
+        return normalised if self.weight is None else normalised * self.weight + self.bias
+
+    @torch.no_grad()
+    def _track(self, mean: Float[Tensor, " d"], unbiased_variance: Float[Tensor, " d"]) -> None:
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
+        self.running_var.lerp_(unbiased_variance.to(self.running_var), self.momentum)
+
+
+def _num_devices() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unmask.backbones.attention import prefer_fast_attention
 from unmask.backbones.base import MaskedBackbone
 from unmask.masking.base import MaskGenerator
+from unmask.methods.split_means import SplitMeans
 from unmask.optim.configure import configure_optimizer
 from unmask.optim.param_groups import WEIGHT_DECAY_POLICIES, decay_groups
 from unmask.patches import PatchMask
@@ -64,6 +65,7 @@ class Method(LightningModule, ABC):
         self.shared_masks = shared_masks
         self.weight_decay_policy = weight_decay_policy
         self.init_from = init_from
+        self._held_out_means = SplitMeans()
 
     @abstractmethod
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
@@ -102,6 +104,12 @@ class Method(LightningModule, ABC):
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         self._log_held_out("test", batch)
 
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self._held_out_means.take())
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self._held_out_means.take())
+
     @final
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         return configure_optimizer(
@@ -129,4 +137,4 @@ class Method(LightningModule, ABC):
         output = self(batch.image, self.held_out_mask(batch.image, batch.index))
         readings = {**output.terms, **output.monitors}
         logged = {f"{split}/{name}": reading for name, reading in readings.items()}
-        self.log_dict({f"{split}/loss": output.loss, **logged}, batch_size=len(batch.image), sync_dist=True)
+        self._held_out_means.add({f"{split}/loss": output.loss, **logged}, batch.is_counted.sum())

@@ -1,6 +1,6 @@
 """Supervised training: from scratch as the baseline of every comparison, or from pre-trained weights as fine-tuning."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics.classification import MulticlassAccuracy
 
 from unmask.backbones.attention import prefer_fast_attention
 from unmask.backbones.base import MaskedBackbone
+from unmask.methods.split_means import SplitMeans
 from unmask.optim.configure import configure_optimizer
 from unmask.optim.param_groups import layer_decay_groups
 from unmask.types import ImageBatch, Images, OptimizerFactory, ScheduleFactory
@@ -77,9 +77,7 @@ class Supervised(LightningModule):
         )
         self.training_loss = SoftTargetCrossEntropy()
         self.held_out_loss = torch.nn.CrossEntropyLoss()
-        self.val_top1 = MulticlassAccuracy(num_classes, average="micro")
-        self.test_top1 = MulticlassAccuracy(num_classes, average="micro")
-        self.test_top5 = MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes))
+        self._held_out_means = SplitMeans()
 
     def forward(self, images: Images) -> Float[Tensor, "b classes"]:
         logits: Tensor = self.head(self.backbone.forward_pooled(images))
@@ -110,17 +108,25 @@ class Supervised(LightningModule):
         return loss
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        logits = self(batch.image)
-        self.val_top1(logits, batch.label)
-        self.log("val/loss", self.held_out_loss(logits, batch.label), batch_size=len(logits), sync_dist=True)
-        self.log("val/top1", self.val_top1, batch_size=len(logits))
+        self._add_held_out("val", batch, ranks=(1,))
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        self._add_held_out("test", batch, ranks=(1, 5))
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self._held_out_means.take())
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self._held_out_means.take())
+
+    def _add_held_out(self, split: str, batch: ImageBatch, *, ranks: Sequence[int]) -> None:
+        """Adds the loss and, for each rank, the fraction of images whose class is among the likeliest so many."""
         logits = self(batch.image)
-        self.test_top1(logits, batch.label)
-        self.test_top5(logits, batch.label)
-        self.log("test/loss", self.held_out_loss(logits, batch.label), batch_size=len(logits), sync_dist=True)
-        self.log_dict({"test/top1": self.test_top1, "test/top5": self.test_top5}, batch_size=len(logits))
+        readings = {f"{split}/loss": self.held_out_loss(logits, batch.label)}
+        for rank in ranks:
+            likeliest = logits.topk(min(rank, logits.shape[1]), dim=1).indices
+            readings[f"{split}/top{rank}"] = (likeliest == batch.label[:, None]).any(dim=1).double().mean()
+        self._held_out_means.add(readings, batch.is_counted.sum())
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         optimizer = self.optimizer_factory
