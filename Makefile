@@ -10,7 +10,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /	/'
 
 demo: .venv/installed  ## pre-train on generated pictures and measure what was learned, 3 minutes on 2 cores
-	$(BIN)/python -m unmask.runtime.demo
+	$(BIN)/python -m unmask.runtime.quickstart
 
 test: check test-bolts  ## check, then all tests
 	$(BIN)/python -m pytest

@@ -1,6 +1,7 @@
-"""What CIFAR-10 gives away without any network: k-NN of raw pixels, a linear layer on colour statistics.
+"""What images give away without any network: k-NN and a linear layer on raw pixels and on colour statistics.
 
-    python benchmarks/floors.py --data-root DIR
+    python benchmarks/floors.py --data-root DIR   # CIFAR-10
+    python benchmarks/floors.py                   # the quickstart's generated pictures
 
 Both on the program's own splits and with its own evaluators, so that they stand beside `eval=knn` and `eval=linear`.
 """
@@ -9,7 +10,7 @@ import argparse
 
 import torch
 
-from unmask.data.sources.cifar10 import CIFAR10
+from unmask.data.datamodule import ImageDataModule
 from unmask.evaluation.features import Features
 from unmask.evaluation.knn import KNN
 from unmask.evaluation.linear import LinearProbe
@@ -21,18 +22,23 @@ BINS = 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", required=True, help="CIFAR-10, as data.root takes it")
+    parser.add_argument("--data-root", help="CIFAR-10, as data.root takes it; left out: the generated pictures")
     settings = parser.parse_args()
-    overrides = ["data=cifar10", f"data.root={settings.data_root}", "data.verify=false"]
-    data: CIFAR10 = build(compose_config("run", overrides).data)
+    root = settings.data_root
+    overrides = ["data=cifar10", f"data.root={root}", "data.verify=false"] if root else ["data=synthetic"]
+    data: ImageDataModule = build(compose_config("run", overrides).data)
     samples = [data.dataset(split) for split in ("train", "val", "test")]
     images = [split.images.float() / 255.0 for split in samples]
 
     pixels = [Features(image.flatten(1), split.labels) for image, split in zip(images, samples, strict=True)]
-    print(f"k-NN of raw pixels in 0..1: {_describe(KNN().score(pixels[0], pixels[2], data.num_classes))}")
     colours = [Features(colour_statistics(image), split.labels) for image, split in zip(images, samples, strict=True)]
-    metrics = LinearProbe().score(*colours, data.num_classes).metrics
-    print(f"linear layer on mean, deviation and {BINS}-bin histogram of each channel: {_describe(metrics)}")
+    names = {
+        "raw pixels in 0..1": pixels,
+        f"mean, deviation and {BINS}-bin histogram of each channel": colours,
+    }
+    for name, (train, val, test) in names.items():
+        print(f"k-NN of {name}: {_describe(KNN().score(train, test, data.num_classes))}")
+        print(f"linear layer on {name}: {_describe(LinearProbe().score(train, val, test, data.num_classes).metrics)}")
 
 
 def colour_statistics(images: torch.Tensor) -> torch.Tensor:

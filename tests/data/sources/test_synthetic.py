@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from unmask.data.augmentation.transforms import Augmentation
-from unmask.data.sources.synthetic import CLASS_NAMES, Synthetic, object_coverage, render
+from unmask.data.sources.synthetic import CLASS_NAMES, EASY, HARD, Scene, Synthetic, object_coverage, render
 from unmask.randomness import sample_keys
+
+both_scenes = pytest.mark.parametrize("scene", [EASY, HARD], ids=["easy", "hard"])
 
 
 def make_data(**settings: Any) -> Synthetic:
@@ -48,20 +50,22 @@ def central_moments(coverage: Tensor, order_x: int, order_y: int) -> Tensor:
     return (coverage * offset).sum((1, 2)) / area ** (1 + (order_x + order_y) / 2)
 
 
+@both_scenes
 @pytest.mark.parametrize("size", [(16, 16), (21, 35)])
-def test_a_picture_does_not_depend_on_the_batch_it_is_rendered_in(size: tuple[int, int]) -> None:
+def test_a_picture_does_not_depend_on_the_batch_it_is_rendered_in(size: tuple[int, int], scene: Scene) -> None:
     keys, labels = make_keys(12), torch.arange(12) % 10
-    together = render(keys, labels, size)
-    alone = torch.cat([render(keys[i : i + 1], labels[i : i + 1], size) for i in range(12)])
-    backwards = render(keys.flip(0), labels.flip(0), size).flip(0)
+    together = render(keys, labels, size, scene)
+    alone = torch.cat([render(keys[i : i + 1], labels[i : i + 1], size, scene) for i in range(12)])
+    backwards = render(keys.flip(0), labels.flip(0), size, scene).flip(0)
     assert torch.equal(together, alone)
     assert torch.equal(together, backwards)
 
 
-def test_a_split_is_rendered_in_chunks_without_a_seam() -> None:
-    samples = make_data(num_train=150).load_split("train")  # more than two chunks
+@pytest.mark.parametrize(("difficulty", "scene"), [("easy", EASY), ("hard", HARD)])
+def test_a_split_is_rendered_in_chunks_without_a_seam(difficulty: str, scene: Scene) -> None:
+    samples = make_data(num_train=150, difficulty=difficulty).load_split("train")  # more than two chunks
     index = torch.arange(150)
-    together = render(sample_keys(0, "synthetic-train", 0, index), samples.labels, (32, 32))
+    together = render(sample_keys(0, "synthetic-train", 0, index), samples.labels, (32, 32), scene)
     assert torch.equal(samples.images, together)
     assert torch.equal(samples.labels, index % 10)
 
@@ -80,8 +84,9 @@ def test_classes_are_balanced_in_every_split() -> None:
         assert torch.equal(labels.bincount(), torch.full((10,), len(labels) // 10))
 
 
-def test_colours_do_not_tell_the_class() -> None:
-    samples = make_data(num_train=1000, render_size=20).load_split("train")
+@pytest.mark.parametrize("difficulty", ["easy", "hard"])
+def test_colours_do_not_tell_the_class(difficulty: str) -> None:
+    samples = make_data(num_train=1000, render_size=20, difficulty=difficulty).load_split("train")
     pixels = samples.images.float().flatten(2)
     levels = torch.quantile(pixels, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]), dim=2).permute(1, 2, 0).flatten(1)
     statistics = torch.cat([pixels.mean(2), pixels.std(2), levels], dim=1)
@@ -90,7 +95,7 @@ def test_colours_do_not_tell_the_class() -> None:
 
 def test_the_outline_tells_the_class() -> None:
     keys, labels = make_keys(400), torch.arange(400) % 10
-    coverage = object_coverage(keys, labels, (48, 48))
+    coverage = object_coverage(keys, labels, (48, 48), HARD)
     moment = {(p, q): central_moments(coverage, p, q) for p in range(5) for q in range(5 - p)}
     spread = moment[2, 0] + moment[0, 2]
     stretch = ((moment[2, 0] - moment[0, 2]) ** 2 + 4 * moment[1, 1] ** 2).sqrt()
@@ -105,7 +110,7 @@ def test_the_outline_tells_the_class() -> None:
 def test_objects_of_all_shapes_have_the_same_area() -> None:
     keys = make_keys(20)
     areas = torch.stack(
-        [object_coverage(keys, torch.full((20,), label), (96, 160)).sum((1, 2)) for label in range(10)], dim=1
+        [object_coverage(keys, torch.full((20,), label), (96, 160), HARD).sum((1, 2)) for label in range(10)], dim=1
     )
     # A wide picture leaves little beyond the border; the median forgives the few points that are.
     ratios = (areas / areas[:, :1]).median(dim=0).values
@@ -115,34 +120,35 @@ def test_objects_of_all_shapes_have_the_same_area() -> None:
 def test_the_label_changes_the_object_and_nothing_else() -> None:
     keys, size = make_keys(60), (32, 32)
     labels = [torch.full((60,), label) for label in range(10)]
-    pictures = torch.stack([render(keys, label, size).int() for label in labels])
-    coverage = torch.stack([object_coverage(keys, label, size) for label in labels])
+    pictures = torch.stack([render(keys, label, size, HARD).int() for label in labels])
+    coverage = torch.stack([object_coverage(keys, label, size, HARD) for label in labels])
     corners = pictures[..., [0, 0, -1, -1], [0, -1, 0, -1]]  # no object or shadow reaches a corner
     assert (corners == corners[:1]).float().mean() > 0.99
     changed = (pictures - pictures[:1]).abs().amax(dim=2) > 8
     assert changed[(coverage - coverage[:1]).abs() == 1.0].float().mean() > 0.8
 
 
-def test_a_key_shows_the_same_scene_at_every_size() -> None:
+@both_scenes
+def test_a_key_shows_the_same_scene_at_every_size(scene: Scene) -> None:
     keys, labels = make_keys(30), torch.arange(30) % 10
-    small = object_coverage(keys, labels, (32, 32))
-    large = object_coverage(keys, labels, (96, 96))
+    small = object_coverage(keys, labels, (32, 32), scene)
+    large = object_coverage(keys, labels, (96, 96), scene)
     reduced = torch.nn.functional.avg_pool2d(large[:, None], 3)[:, 0]
     assert (small - reduced).abs().mean() < 0.01
-    whole = render(keys, labels, (96, 96)).float()
-    difference = render(keys, labels, (32, 32)).float() - torch.nn.functional.avg_pool2d(whole, 3)
+    whole = render(keys, labels, (96, 96), scene).float()
+    difference = render(keys, labels, (32, 32), scene).float() - torch.nn.functional.avg_pool2d(whole, 3)
     assert difference.abs().mean() < 40.0  # grain alone; unrelated scenes differ by about 80
 
 
 def test_shapes_stay_round_in_pictures_that_are_not_square() -> None:
-    coverage = object_coverage(make_keys(20), torch.zeros(20, dtype=torch.int64), (32, 64))
+    coverage = object_coverage(make_keys(20), torch.zeros(20, dtype=torch.int64), (32, 64), HARD)
     across, down = central_moments(coverage, 2, 0), central_moments(coverage, 0, 2)
     torch.testing.assert_close(across, down, rtol=0.02, atol=0.0)
     torch.testing.assert_close(across.median(), torch.tensor(0.25 / math.pi).double(), rtol=0.05, atol=0.0)
 
 
 def test_objects_go_to_all_sides_and_turn_freely() -> None:
-    coverage = object_coverage(make_keys(400), torch.full((400,), CLASS_NAMES.index("bar")), (32, 48))
+    coverage = object_coverage(make_keys(400), torch.full((400,), CLASS_NAMES.index("bar")), (32, 48), HARD)
     weights = coverage / coverage.sum((1, 2), keepdim=True)
     place_x, place_y = torch.arange(48) + 0.5 - 24.0, torch.arange(32) + 0.5 - 16.0
     cols, rows = (weights * place_x).sum((1, 2)), (weights * place_y[:, None]).sum((1, 2))
@@ -155,6 +161,32 @@ def test_objects_go_to_all_sides_and_turn_freely() -> None:
     angle = torch.atan2(slant, central_moments(coverage, 2, 0) - central_moments(coverage, 0, 2))
     quadrants = torch.histc(angle.float(), bins=4, min=-math.pi, max=math.pi)
     assert quadrants.min() > 60  # 100 expected, deviation 9
+
+
+@both_scenes
+def test_the_easy_scenes_surface_belongs_to_the_shape_and_goes_with_it(scene: Scene) -> None:
+    """The edges inside an object say which it is only where its surface is its own."""
+    keys, labels = make_keys(400), torch.arange(400) % 10
+    size = (64, 64)
+    inside = object_coverage(keys, labels, size, scene) == 1.0
+    lightness = render(keys, labels, size, scene).float().mean(dim=1)
+    across, down = (lightness.diff(dim=2)[:, 1:].abs() > 25), (lightness.diff(dim=1)[:, :, 1:].abs() > 25)
+    is_edge = (across | down) & inside[:, 1:, 1:]
+    amount = is_edge.sum((1, 2)) / inside.sum((1, 2))
+    finest = torch.isin(labels, torch.tensor([CLASS_NAMES.index("square"), CLASS_NAMES.index("crescent")]))
+    is_finer = amount[finest].median() > 2.0 * amount[~finest].median()
+    assert bool(is_finer) == scene.has_own_surfaces
+
+
+def test_the_default_is_the_easy_scene_and_the_difficulty_is_checked() -> None:
+    default, easy, hard = (
+        make_data(**settings).load_split("val").images
+        for settings in ({}, {"difficulty": "easy"}, {"difficulty": "hard"})
+    )
+    assert torch.equal(default, easy)
+    assert not torch.equal(default, hard)
+    with pytest.raises(ValueError, match=r"data\.difficulty must be one of easy, hard, got 'harder'"):
+        make_data(difficulty="harder")
 
 
 def test_render_size_is_that_of_the_stored_pictures() -> None:

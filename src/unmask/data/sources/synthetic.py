@@ -1,4 +1,4 @@
-"""Pictures made by rule: one object of ten shapes, everything else drawn without regard to the shape.
+"""Pictures made by rule: one object of ten shapes, everything but its surface drawn without regard to the shape.
 
 A picture is a function of its key and label, whatever the batch it is rendered in: pixels are computed with
 operations that IEEE 754 rounds exactly (+ - * / sqrt floor min max) and never with a matrix product or a library's
@@ -10,6 +10,7 @@ and the grain belong to the pixels.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -34,22 +35,66 @@ _LATTICE = 8  # random values a side of a noise field, repeated beyond
 _POSE, _EDGE, _COLOURS, _GROUND, _LATTICE_VALUES, _SURFACE = range(1, 7)
 _DISTRACTORS, _SHADOW, _LIGHT, _GRAIN, _PIXELS = range(7, 12)
 
-# The ranges are our own, tuned until the figures in `Synthetic`'s docstring came out.
-_RADIUS = (0.17, 0.26)  # of the disc with the object's area
-_FREEDOM = 0.5  # fraction of the way to the border that the object may go
-_EDGE_WIDTH = (0.0, 0.08)  # blur of every outline, at least one pixel
-_CONTRAST = 0.3  # least difference in lightness between ground and object; black to white is 1
-_TINT = 0.2  # largest difference between a channel and the lightness
-_RELIEF = 0.4  # largest difference in lightness between the two colours of ground or surface
-_GROUND_CELLS = (3.0, 8.0)  # of the noise field along the short side
-_PERIODS = (3.5, 7.0)  # of the surface's texture along the short side
 _NUM_DISTRACTORS = 5
-_DISTRACTOR_FRACTION = 0.7  # of the pictures show any one of them
 _DISTRACTOR_SIDES = (0.015, 0.09)  # half of them
 _SHADOW_REACH = (0.03, 0.1)
-_SHADOW_DEPTH = 0.5  # largest fraction of the light taken away
-_RAMP = 0.6  # largest change of the light over one short side
-_GRAIN_DEPTH = (0.02, 0.18)  # largest deviation of a channel
+_PERIODS = (3.5, 7.0)  # of a drawn texture along the short side
+_OWN_PERIODS = 1.2  # of a shape's own texture along the radius
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """The ranges a picture is drawn from; all are ours, tuned until the figures in `Synthetic`'s docstring came out."""
+
+    radius: tuple[float, float]  # of the disc with the object's area
+    freedom: float  # fraction of the way to the border that the object may go
+    turns: tuple[float, float]  # of the object, in whole turns
+    edge_width: tuple[float, float]  # blur of every outline, at least one pixel
+    contrast: float  # least difference in lightness between ground and object; black to white is 1
+    tint: float  # largest difference between a channel and the lightness
+    ground_relief: tuple[float, float]  # least and largest difference in lightness between the ground's two colours
+    surface_relief: tuple[float, float]  # and between the surface's
+    ground_cells: tuple[float, float]  # of the noise field along the short side
+    distractor_fraction: float  # of the pictures show any one of them
+    shadow_depth: float  # largest fraction of the light taken away
+    ramp: float  # largest change of the light over one short side
+    grain_depth: tuple[float, float]  # largest deviation of a channel
+    has_own_surfaces: bool  # each shape its own, turned with it; else one of six, drawn and turned apart
+
+
+HARD = Scene(
+    radius=(0.17, 0.26),
+    freedom=0.5,
+    turns=(0.0, 1.0),
+    edge_width=(0.0, 0.08),
+    contrast=0.3,
+    tint=0.2,
+    ground_relief=(0.0, 0.4),
+    surface_relief=(0.0, 0.4),
+    ground_cells=(3.0, 8.0),
+    distractor_fraction=0.7,
+    shadow_depth=0.5,
+    ramp=0.6,
+    grain_depth=(0.02, 0.18),
+    has_own_surfaces=False,
+)
+EASY = Scene(
+    radius=(0.24, 0.38),
+    freedom=0.8,
+    turns=(-0.125, 0.125),
+    edge_width=(0.0, 0.03),
+    contrast=0.3,
+    tint=0.2,
+    ground_relief=(0.0, 0.15),
+    surface_relief=(0.3, 0.6),
+    ground_cells=(2.0, 4.0),
+    distractor_fraction=0.0,
+    shadow_depth=0.0,
+    ramp=0.2,
+    grain_depth=(0.0, 0.0),
+    has_own_surfaces=True,
+)
+_SCENES = {"easy": EASY, "hard": HARD}
 
 
 class Synthetic(ImageDataModule):
@@ -58,21 +103,27 @@ class Synthetic(ImageDataModule):
     Picture i of a split shows shape i % 10. A picture is a function of (picture_seed, split, i), so a larger split
     begins with the pictures of a smaller one, and no two splits share a picture.
 
-    Size, place, turn, colours, texture, distractors, shadow, light, blur and grain are drawn without regard to the
-    shape, and all shapes of one size have one area. Measured once, at 32 px, seed 0, 4,000
-    training and 1,000 test pictures: logistic regression on mean, deviation and five quantiles of each channel 10.4 %
-    (chance is 10 %); 10 nearest neighbours by cosine of pixels less the picture's mean 34.9 %; a CNN of three 3x3
-    convolutions (24, 48, 96 channels; batch norm, ReLU, max pooling) after 15 epochs of AdamW, one-cycle rate up to
-    0.002, batches of 64, mirrored half the time, 67.1 %.
+    Size, place, turn, colours, light and blur are drawn without regard to the shape, and all shapes of one size have
+    one area, so that colours do not tell the class (`benchmarks/floors.py`).
+
+    Easy pictures show a large object on a smooth ground, turned by up to an eighth either way, and each shape has a
+    surface of its own that goes with it: what is visible of an object tells how the rest continues, which is what
+    masked modelling learns from. Hard pictures turn the object freely and draw its surface, distractors, a shadow and
+    grain without regard to the shape, so that the outline alone tells it. Of hard ones was measured once, at 32 px,
+    seed 0, 4,000 training and 1,000 test pictures: logistic regression on mean, deviation and five quantiles of each
+    channel 10.4 % (chance is 10 %); 10 nearest neighbours by cosine of pixels less the picture's mean 34.9 %; a CNN of
+    three 3x3 convolutions (24, 48, 96 channels; batch norm, ReLU, max pooling) after 15 epochs of AdamW, one-cycle
+    rate up to 0.002, batches of 64, mirrored half the time, 67.1 %.
 
     Args:
         num_train, num_val, num_test: Pictures in each split.
         render_size: Side, or (height, width), of the stored pictures, in pixels; None renders at `image_size`.
         picture_seed: Key of all pictures; not the run's seed, so that runs of any seed and their evaluation agree.
+        difficulty: "easy" or "hard".
         shared: See `ImageDataModule`.
 
     Raises:
-        ValueError: A split is empty or a side is shorter than 16 px.
+        ValueError: A split is empty, a side is shorter than 16 px, or the difficulty is unknown.
     """
 
     holds_images_in_memory = True
@@ -85,10 +136,14 @@ class Synthetic(ImageDataModule):
         num_test: int = 1000,
         render_size: int | Sequence[int] | None = None,
         picture_seed: int = 0,
+        difficulty: str = "easy",
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
         self.picture_seed = picture_seed
+        if difficulty not in _SCENES:
+            raise ValueError(f"data.difficulty must be one of {', '.join(_SCENES)}, got {difficulty!r}")
+        self.scene = _SCENES[difficulty]
         self.num_images: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
         for split, count in self.num_images.items():
             if count < 1:
@@ -114,12 +169,12 @@ class Synthetic(ImageDataModule):
         images = torch.empty(len(index), 3, height, width, dtype=torch.uint8)
         for start in range(0, len(index), chunk):
             part = slice(start, start + chunk)
-            images[part] = render(keys[part], labels[part], self.render_size)
+            images[part] = render(keys[part], labels[part], self.render_size, self.scene)
         return InMemoryDataset(images, labels, CLASS_NAMES)
 
 
 def render(
-    keys: Int[Tensor, " b"], labels: Int[Tensor, " b"], size: tuple[int, int]
+    keys: Int[Tensor, " b"], labels: Int[Tensor, " b"], size: tuple[int, int], scene: Scene
 ) -> UInt8[Tensor, "b 3 height width"]:
     """Draws ground, distractors, shadow, object, one distractor before it, light and grain, in this order.
 
@@ -127,30 +182,35 @@ def render(
         keys: One hash a picture, as `sample_keys` makes them; every factor but the shape depends on it alone.
         labels: The shapes' places in `CLASS_NAMES`.
         size: (height, width) in pixels.
+        scene: The ranges the scene is drawn from: `EASY` or `HARD`.
     """
     canvas = _Canvas(size, keys.device)
-    colours = _draw_colours(keys)
-    nearest, *scattered = _distractors(keys, canvas)
-    picture = _mix(*colours.ground, _ground_pattern(keys, canvas)[:, None])
+    colours = _draw_colours(keys, scene)
+    nearest, *scattered = _distractors(keys, canvas, scene)
+    picture = _mix(*colours.ground, _ground_pattern(keys, canvas, scene)[:, None])
     for colour, coverage in scattered:
         picture = _mix(picture, colour, coverage[:, None])
-    picture = picture * (1.0 - _shadow(keys, labels, canvas))[:, None]
-    surface = _mix(*colours.surface, _surface_pattern(keys, canvas)[:, None])
-    picture = _mix(picture, surface, object_coverage(keys, labels, size)[:, None])
+    picture = picture * (1.0 - _shadow(keys, labels, canvas, scene))[:, None]
+    if scene.has_own_surfaces:
+        pattern = _own_surface_pattern(keys, labels, canvas, scene)
+    else:
+        pattern = _drawn_surface_pattern(keys, canvas, scene)
+    surface = _mix(*colours.surface, pattern[:, None])
+    picture = _mix(picture, surface, object_coverage(keys, labels, size, scene)[:, None])
     picture = _mix(picture, nearest.colour, nearest.coverage[:, None])
-    picture = picture * _lighting(keys, canvas)[:, None] + _grain(keys, size)
+    picture = picture * _lighting(keys, canvas, scene)[:, None] + _grain(keys, size, scene)
     return (picture.clamp(0.0, 1.0) * 255.0 + 0.5).floor().to(torch.uint8)
 
 
 def object_coverage(
-    keys: Int[Tensor, " b"], labels: Int[Tensor, " b"], size: tuple[int, int]
+    keys: Int[Tensor, " b"], labels: Int[Tensor, " b"], size: tuple[int, int], scene: Scene
 ) -> Float[Tensor, "b height width"]:
     """Tells the fraction of each pixel, in 0..1, that the object of `render`'s picture takes.
 
     The distractor that may lie before the object is not taken off.
     """
     canvas = _Canvas(size, keys.device)
-    return _covered(_object_distance(keys, labels, canvas), _edge_width(keys, canvas))
+    return _covered(_object_distance(keys, labels, canvas, scene), _edge_width(keys, canvas, scene))
 
 
 class _Canvas:
@@ -179,15 +239,71 @@ class _Draws:
     def colour(self, low: float, high: float) -> Color:
         return torch.stack([self.between(low, high) for _ in range(3)], dim=1)
 
-    def direction(self) -> tuple[PerPicture, PerPicture]:
-        """Cosine and sine of a free angle; taken in float64, so that rounding hides the library's last bit."""
-        angle = self.between(0.0, 1.0).double() * math.tau
+    def direction(self, low: float = 0.0, high: float = 1.0) -> tuple[PerPicture, PerPicture]:
+        """Cosine and sine of an angle in turns; taken in float64, so that rounding hides the library's last bit."""
+        angle = self.between(low, high).double() * math.tau
         return angle.cos().float(), angle.sin().float()
 
     def point(self, canvas: _Canvas, *, margin: PerPicture | float, freedom: float) -> tuple[PerPicture, PerPicture]:
         """A place at least `margin` from the border; `freedom` is the fraction of the way there that is used."""
         reach_x, reach_y = (canvas.half_width - margin) * freedom, (canvas.half_height - margin) * freedom
         return self.between(-1.0, 1.0) * reach_x, self.between(-1.0, 1.0) * reach_y
+
+
+# Surfaces. Each function maps points, in periods of the texture, to a signed distance from the edge between the
+# surface's two colours.
+
+
+def _plain(u: Plane, _: Plane) -> Plane:
+    return torch.full_like(u, math.inf)
+
+
+def _stripes(u: Plane, _: Plane) -> Plane:
+    return _wave(u)
+
+
+def _layers(_: Plane, v: Plane) -> Plane:
+    return _wave(v)
+
+
+def _checks(u: Plane, v: Plane) -> Plane:
+    """Inside where exactly one of two stripes is."""
+    u, v = _wave(u), _wave(v)
+    return torch.maximum(torch.minimum(u, -v), torch.minimum(-u, v))
+
+
+def _dots(u: Plane, v: Plane) -> Plane:
+    return 0.3 - _length(_wave(u) + 0.25, _wave(v) + 0.25)
+
+
+def _rings(u: Plane, v: Plane) -> Plane:
+    return _wave(_length(u, v))
+
+
+def _zigzag(u: Plane, v: Plane) -> Plane:
+    return _wave(u + 2.0 * _wave(v)) * math.sqrt(0.2)
+
+
+def _sectors(u: Plane, v: Plane) -> Plane:
+    """Eight sectors about the middle, every second one inside."""
+    nearest, side = torch.full_like(u, math.inf), torch.ones_like(u)
+    for line in range(4):
+        turn = math.pi * (line + 0.5) / 4
+        distance = u * math.cos(turn) + v * math.sin(turn)
+        nearest = torch.minimum(nearest, distance.abs())
+        side = torch.where(distance < 0, -side, side)
+    return nearest * side
+
+
+def _halves(u: Plane, _: Plane) -> Plane:
+    return u
+
+
+def _middle(u: Plane, v: Plane) -> Plane:
+    return 0.75 - _length(u, v)
+
+
+_TEXTURES = (_plain, _stripes, _checks, _dots, _rings, _zigzag)
 
 
 # Shapes. Each function gives the distance to the outline, negative inside, for points in the shape's own unit; off
@@ -261,19 +377,20 @@ def _box(x: Plane, y: Plane, half_width: float | Tensor, half_height: float | Te
 class _Shape(NamedTuple):
     distance: Callable[[Plane, Plane], Plane]
     area: float  # in the shape's own unit; all objects of one size are scaled to the same area
+    surface: Callable[[Plane, Plane], Plane]  # its own, of points along and across it
 
 
 _SHAPES = {
-    "disc": _Shape(_disc, math.pi),
-    "ring": _Shape(_ring, 0.64 * math.pi),
-    "square": _Shape(_square, 4.0),
-    "bar": _Shape(_bar, 1.2),
-    "cross": _Shape(_cross, 2.04),
-    "triangle": _Shape(_triangle, 3.0 * math.sqrt(3.0)),
-    "star": _Shape(_star, 11.7557),
-    "heart": _Shape(_heart, 4.0 + math.pi),
-    "crescent": _Shape(_crescent, 1.5295),
-    "bow tie": _Shape(_bow_tie, 2.6),
+    "disc": _Shape(_disc, math.pi, _rings),
+    "ring": _Shape(_ring, 0.64 * math.pi, _sectors),
+    "square": _Shape(_square, 4.0, _checks),
+    "bar": _Shape(_bar, 1.2, _stripes),
+    "cross": _Shape(_cross, 2.04, _middle),
+    "triangle": _Shape(_triangle, 3.0 * math.sqrt(3.0), _layers),
+    "star": _Shape(_star, 11.7557, _sectors),
+    "heart": _Shape(_heart, 4.0 + math.pi, _dots),
+    "crescent": _Shape(_crescent, 1.5295, _zigzag),
+    "bow tie": _Shape(_bow_tie, 2.6, _halves),
 }
 CLASS_NAMES = tuple(_SHAPES)
 
@@ -282,13 +399,11 @@ def _object_distance(
     keys: Int[Tensor, " b"],
     labels: Int[Tensor, " b"],
     canvas: _Canvas,
+    scene: Scene,
     shift: tuple[PerPicture, PerPicture] | tuple[float, float] = (0.0, 0.0),
 ) -> Plane:
     """The distance to the outline of the object after it was moved by `shift`, negative inside."""
-    pose = _Draws(keys, _POSE)
-    radius = pose.between(*_RADIUS)
-    centre_x, centre_y = pose.point(canvas, margin=radius, freedom=_FREEDOM)
-    along, across = _turned(canvas.x - (centre_x + shift[0]), canvas.y - (centre_y + shift[1]), pose.direction())
+    radius, along, across = _object_axes(keys, canvas, scene, shift)
     distance = torch.empty_like(along)
     for number, shape in enumerate(_SHAPES.values()):
         members = (labels == number).nonzero().squeeze(1)
@@ -297,50 +412,43 @@ def _object_distance(
     return distance
 
 
-def _shadow(keys: Int[Tensor, " b"], labels: Int[Tensor, " b"], canvas: _Canvas) -> Plane:
+def _object_axes(
+    keys: Int[Tensor, " b"],
+    canvas: _Canvas,
+    scene: Scene,
+    shift: tuple[PerPicture, PerPicture] | tuple[float, float] = (0.0, 0.0),
+) -> tuple[PerPicture, Plane, Plane]:
+    """The radius of the object's disc and each pixel's place along and across the object, from its middle."""
+    pose = _Draws(keys, _POSE)
+    radius = pose.between(*scene.radius)
+    centre_x, centre_y = pose.point(canvas, margin=radius, freedom=scene.freedom)
+    shifted = canvas.x - (centre_x + shift[0]), canvas.y - (centre_y + shift[1])
+    return radius, *_turned(*shifted, pose.direction(*scene.turns))
+
+
+def _shadow(keys: Int[Tensor, " b"], labels: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> Plane:
     """The fraction of its light that the ground beside the object loses."""
     draws = _Draws(keys, _SHADOW)
     reach = draws.between(*_SHADOW_REACH)
     away_x, away_y = draws.direction()
-    distance = _object_distance(keys, labels, canvas, shift=(away_x * reach, away_y * reach))
-    return _covered(distance, _edge_width(keys, canvas) + reach) * draws.between(0.0, _SHADOW_DEPTH)
+    distance = _object_distance(keys, labels, canvas, scene, shift=(away_x * reach, away_y * reach))
+    return _covered(distance, _edge_width(keys, canvas, scene) + reach) * draws.between(0.0, scene.shadow_depth)
 
 
-# Surfaces. Each function maps points, in periods of the texture, to a signed distance from the edge between the
-# surface's two colours.
+def _own_surface_pattern(keys: Int[Tensor, " b"], labels: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> Plane:
+    """The fraction of the surface's second colour in each pixel; the texture is the shape's own and goes with it."""
+    radius, along, across = _object_axes(keys, canvas, scene)
+    period = radius / _OWN_PERIODS
+    u, v = along / period, across / period
+    distance = torch.empty_like(u)
+    for number, shape in enumerate(_SHAPES.values()):
+        members = (labels == number).nonzero().squeeze(1)
+        distance[members] = shape.surface(u[members], v[members])
+    return _covered(distance * period, _edge_width(keys, canvas, scene))
 
 
-def _plain(u: Plane, _: Plane) -> Plane:
-    return torch.full_like(u, math.inf)
-
-
-def _stripes(u: Plane, _: Plane) -> Plane:
-    return _wave(u)
-
-
-def _checks(u: Plane, v: Plane) -> Plane:
-    """Inside where exactly one of two stripes is."""
-    u, v = _wave(u), _wave(v)
-    return torch.maximum(torch.minimum(u, -v), torch.minimum(-u, v))
-
-
-def _dots(u: Plane, v: Plane) -> Plane:
-    return 0.3 - _length(_wave(u) + 0.25, _wave(v) + 0.25)
-
-
-def _rings(u: Plane, v: Plane) -> Plane:
-    return _wave(_length(u, v))
-
-
-def _zigzag(u: Plane, v: Plane) -> Plane:
-    return _wave(u + 2.0 * _wave(v)) * math.sqrt(0.2)
-
-
-_TEXTURES = (_plain, _stripes, _checks, _dots, _rings, _zigzag)
-
-
-def _surface_pattern(keys: Int[Tensor, " b"], canvas: _Canvas) -> Plane:
-    """The fraction of the surface's second colour in each pixel; the texture is turned apart from the object."""
+def _drawn_surface_pattern(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> Plane:
+    """As `_own_surface_pattern`, of a texture that is drawn and turned without regard to the object."""
     draws = _Draws(keys, _SURFACE)
     kind = draws.between(0.0, float(len(_TEXTURES))).long().flatten()
     periods = draws.between(*_PERIODS)
@@ -350,13 +458,13 @@ def _surface_pattern(keys: Int[Tensor, " b"], canvas: _Canvas) -> Plane:
     for number, texture in enumerate(_TEXTURES):
         members = (kind == number).nonzero().squeeze(1)
         distance[members] = texture(u[members], v[members])
-    return _covered(distance, _edge_width(keys, canvas) * periods)
+    return _covered(distance, _edge_width(keys, canvas, scene) * periods)
 
 
-def _ground_pattern(keys: Int[Tensor, " b"], canvas: _Canvas) -> Plane:
+def _ground_pattern(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> Plane:
     """The fraction of the ground's second colour in each pixel: smooth noise between random values on a lattice."""
     draws = _Draws(keys, _GROUND)
-    cells = draws.between(*_GROUND_CELLS)
+    cells = draws.between(*scene.ground_cells)
     left, way_x = _lattice_place(canvas.x * cells + draws.between(0.0, float(_LATTICE)))
     top, way_y = _lattice_place(canvas.y * cells + draws.between(0.0, float(_LATTICE)))
     values = keyed_uniform(keys ^ _LATTICE_VALUES, _LATTICE**2)
@@ -382,13 +490,13 @@ class _Distractor(NamedTuple):
     coverage: Plane
 
 
-def _distractors(keys: Int[Tensor, " b"], canvas: _Canvas) -> list[_Distractor]:
+def _distractors(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> list[_Distractor]:
     """Rounded boxes, from bars to discs, anywhere in the picture."""
     draws = _Draws(keys, _DISTRACTORS)
-    edge = _edge_width(keys, canvas)
+    edge = _edge_width(keys, canvas, scene)
     distractors = []
     for _ in range(_NUM_DISTRACTORS):
-        is_there = draws.between(0.0, 1.0) < _DISTRACTOR_FRACTION
+        is_there = draws.between(0.0, 1.0) < scene.distractor_fraction
         centre_x, centre_y = draws.point(canvas, margin=0.0, freedom=1.0)
         along, across = _turned(canvas.x - centre_x, canvas.y - centre_y, draws.direction())
         half_width, half_height = draws.between(*_DISTRACTOR_SIDES), draws.between(*_DISTRACTOR_SIDES)
@@ -403,40 +511,45 @@ class _Colours(NamedTuple):
     surface: tuple[Color, Color]
 
 
-def _draw_colours(keys: Int[Tensor, " b"]) -> _Colours:
+def _draw_colours(keys: Int[Tensor, " b"], scene: Scene) -> _Colours:
     """Two colours each for ground and object; which is the lighter of the two is a matter of chance."""
     draws = _Draws(keys, _COLOURS)
     ground = draws.between(0.0, 1.0)
     # On a circle of lightnesses, a step of at least c and at most 1 - c leaves a difference of at least c.
-    surface = ground + draws.between(_CONTRAST, 1.0 - _CONTRAST)
+    surface = ground + draws.between(scene.contrast, 1.0 - scene.contrast)
     surface = surface - surface.floor()
-    return _Colours(_draw_pair(draws, ground), _draw_pair(draws, surface))
+    return _Colours(
+        _draw_pair(draws, ground, scene.ground_relief, scene.tint),
+        _draw_pair(draws, surface, scene.surface_relief, scene.tint),
+    )
 
 
-def _draw_pair(draws: _Draws, lightness: PerPicture) -> tuple[Color, Color]:
-    relief = draws.between(-_RELIEF, _RELIEF) / 2
+def _draw_pair(draws: _Draws, lightness: PerPicture, reliefs: tuple[float, float], tint: float) -> tuple[Color, Color]:
+    least, largest = reliefs
+    beyond_least = draws.between(least - largest, largest - least)
+    relief = (beyond_least + beyond_least.sign() * least) / 2
     first, second = lightness + relief, lightness - relief
-    return first[:, None] + draws.colour(-_TINT, _TINT), second[:, None] + draws.colour(-_TINT, _TINT)
+    return first[:, None] + draws.colour(-tint, tint), second[:, None] + draws.colour(-tint, tint)
 
 
-def _lighting(keys: Int[Tensor, " b"], canvas: _Canvas) -> Plane:
+def _lighting(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> Plane:
     """What the light multiplies each pixel by: a ramp in a free direction, 1 in the middle of the picture."""
     draws = _Draws(keys, _LIGHT)
     along, _ = _turned(canvas.x, canvas.y, draws.direction())
-    return along * draws.between(0.0, _RAMP) + 1.0
+    return along * draws.between(0.0, scene.ramp) + 1.0
 
 
-def _grain(keys: Int[Tensor, " b"], size: tuple[int, int]) -> Float[Tensor, "b 3 height width"]:
+def _grain(keys: Int[Tensor, " b"], size: tuple[int, int], scene: Scene) -> Float[Tensor, "b 3 height width"]:
     """Uniform noise in each pixel and channel."""
     height, width = size
-    depth = _Draws(keys, _GRAIN).between(*_GRAIN_DEPTH)
+    depth = _Draws(keys, _GRAIN).between(*scene.grain_depth)
     noise = keyed_uniform(keys ^ _PIXELS, 3 * height * width).view(-1, 3, height, width)
     return (noise * 2.0 - 1.0) * depth[:, None]
 
 
-def _edge_width(keys: Int[Tensor, " b"], canvas: _Canvas) -> PerPicture:
+def _edge_width(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> PerPicture:
     """The picture's blur: how far every outline is smeared, at least one pixel."""
-    return _Draws(keys, _EDGE).between(*_EDGE_WIDTH).clamp(min=canvas.pixel)
+    return _Draws(keys, _EDGE).between(*scene.edge_width).clamp(min=canvas.pixel)
 
 
 def _covered(distance: Plane, edge: PerPicture) -> Plane:
