@@ -54,6 +54,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = 0.0  # seconds, of the monotonic clock
         self._validation_batches = 0  # during which all processes can still agree
         self._repeats_validation = False
+        self._unlogged: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._install_signals(trainer)
@@ -61,12 +62,25 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._install_signals(trainer)  # Lightning has set its own in between
         self._saved_at_step, self._saved_at = None, time.monotonic()
+        if self._unlogged is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(**self._unlogged)
+            self._unlogged = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"unlogged": self._unlogged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._unlogged = state_dict["unlogged"]
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         if completes_step(trainer, batch_idx) and not precedes_validation(trainer, batch_idx):
-            self._act(trainer, self._agree(trainer))
+            request = self._agree(trainer)
+            self._unlogged = _readings_to_come(trainer) if request else None
+            self._act(trainer, request)
+            self._unlogged = None
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         counts = [torch.tensor(sum(trainer.num_val_batches), device=trainer.strategy.root_device)]
@@ -137,6 +151,19 @@ class LastCheckpoint(Checkpoint):
 def _reason_to_stop(trainer: Trainer) -> RunStopped | None:
     writer = trainer.strategy.checkpoint_io
     return writer.reason_to_stop if isinstance(writer, DurableCheckpointIO) else None
+
+
+def _readings_to_come(trainer: Trainer) -> dict[str, Any] | None:
+    """What Lightning will log of the step just done, only after the callbacks; None where it is no logged step.
+
+    A run that continues from a file written in between would never log it.
+    """
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return None
+    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+    step = trainer.fit_loop.epoch_loop._batches_that_stepped
+    return {"metrics": {**metrics, "epoch": trainer.current_epoch}, "step": step}
 
 
 def _begin_validation_anew(checkpoint: dict[str, Any]) -> None:

@@ -61,9 +61,10 @@ class LossCurve(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.train = list(state_dict["train"])
-        self.val = list(state_dict["val"])
-        self.learning_rate = list(state_dict["learning_rate"])
+        self.train, self.val, self.learning_rate = (
+            [(int(step), float(value)) for step, value in state_dict[name]]
+            for name in ("train", "val", "learning_rate")
+        )
         self._loss.load_state_dict(state_dict["unfinished"])
 
     def _record_training(self, trainer: Trainer) -> None:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from unmask.callbacks.provenance import Provenance
 from unmask.callbacks.restricted_state import RestrictedState
+from unmask.callbacks.run_settings import RunSettings
 from unmask.callbacks.run_status import RunStatus, write_status
 from unmask.callbacks.stopping import RunStopped, launched_processes
 from unmask.data.datamodule import ImageDataModule
@@ -17,6 +18,14 @@ from unmask.runtime.builders import AnyMethod, as_plain, build_data, build_entri
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
 from unmask.runtime.console import describe_learning_rate, print_plan
 from unmask.runtime.initialise import initialise
+from unmask.runtime.resume import (
+    find_resume_point,
+    is_complete,
+    require_same_images,
+    require_same_run,
+    settings_of_run,
+)
+from unmask.runtime.run_folder import locked
 from unmask.runtime.run_record import describe_run, remember_places
 from unmask.runtime.secrets import redacted
 
@@ -30,30 +39,47 @@ def pretrain(config: DictConfig) -> float | None:
     Returns:
         The last loss on held-out images, which a sweep may minimise; None where there was no validation.
     """
+    with locked(Path(config.paths.run_dir)):
+        return _pretrain(config)
+
+
+def _pretrain(config: DictConfig) -> float | None:
     learning_rate = describe_learning_rate(config)
+    settings = settings_of_run(redacted(as_plain(config)))
+    point = find_resume_point(config)
+    changes = [] if point is None else require_same_run(point, settings)
+    if point is not None and is_complete(point, config):
+        _log.info(f"already complete at step {point.step:,}: {config.paths.run_dir}")
+        return None
+    config.resumed_step = None if point is None else point.step
     seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     method = build_method(config.method, data)
     if config.method.get("_partial_"):  # it learns from labels
         _require_labels(data)
-    if config.ckpt_path is not None:
-        require_same_backbone(method, config.ckpt_path)
+    fingerprints = {split: data.dataset(split).fingerprint for split in ("train", "val")}
+    if point is not None:
+        require_same_backbone(method, point.path)
+        require_same_images(point, fingerprints)
     else:
         initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
     plain = redacted(as_plain(config))
     record = describe_run(plain, num_classes=data.num_classes, class_names=data.class_names)
     provenance = Provenance(record)
     run_dir = Path(config.paths.run_dir)
-    callbacks = [provenance, RestrictedState(), *build_entries(config.callbacks), RunStatus(folder=run_dir)]
+    kept = RunSettings(settings=settings, fingerprints=fingerprints)
+    callbacks = [provenance, RestrictedState(), kept, *build_entries(config.callbacks), RunStatus(folder=run_dir)]
     trainer = build_trainer(config, callbacks=callbacks)
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:
         print_plan(config, learning_rate, method, data, trainer)
+        for line in [] if point is None else [point.describe(), *(f"changed: {change}" for change in changes)]:
+            _log.info(line)
     _log_settings(trainer, config)
 
     if trainer.is_global_zero:
         remember_places(record, plain)
-    resumed = None if config.ckpt_path is None else str(Path(config.ckpt_path).expanduser().absolute())
+    resumed = None if point is None else str(point.path.absolute())
     try:
         trainer.fit(method, datamodule=data, ckpt_path=resumed, weights_only=True)
     except RunStopped:

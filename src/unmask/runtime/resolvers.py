@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ def register_resolvers() -> None:
         "fit_window": fit_window,
         "auto_precision": auto_precision,
         "auto_workers": auto_workers,
+        "run_folder": run_folder,
+        "wandb_run": wandb_run,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -71,6 +74,19 @@ def auto_precision(accelerator: str) -> str:
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     has_bfloat16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_computes_in_bfloat16()
     return "bf16-mixed" if has_bfloat16 and accelerator != "mps" else "32-true"
+
+
+def run_folder(resume: str, now: str) -> str:
+    """Names a run's folder by the time, but always the same where a run is to be found again by its name."""
+    return now if resume == "never" else "auto"
+
+
+def wandb_run(run_dir: str, resumed_step: int | None) -> str | None:
+    """Finds the id of the W&B run whose folder lies in that of a run which is continued; None for a new one."""
+    if resumed_step is None:
+        return None
+    folders = sorted((Path(run_dir) / "wandb").glob("*run-*-*"), key=lambda folder: folder.name.partition("run-")[2])
+    return folders[-1].name.rpartition("-")[2] if folders else None
 
 
 def auto_workers() -> int:

@@ -1,0 +1,61 @@
+"""A run has its folder to itself."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from lightning.pytorch.utilities import rank_zero_only
+
+from unmask.atomic_write import atomic_write, remove_partial
+
+LOCK_NAME, HOLDER_NAME = "run.lock", "running.json"
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, and removes what a killed one left half written in it.
+
+    The system gives the lock back when the process ends, however it does. Of the processes of one run the first alone
+    holds it.
+
+    Raises:
+        ValueError: Another run holds it.
+    """
+    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+        yield
+        return
+    lock = FileLock(run_dir / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{run_dir} is in use by {_holder(run_dir)}; wait for its end, or choose another folder by "
+            "hydra.run.dir=DIR"
+        ) from None
+    try:
+        _write_holder(run_dir)
+        for folder in (run_dir, run_dir / "checkpoints"):
+            remove_partial(folder)
+        yield
+    finally:
+        (run_dir / HOLDER_NAME).unlink(missing_ok=True)
+        lock.release()
+
+
+def _write_holder(run_dir: Path) -> None:
+    content = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    with atomic_write(run_dir / HOLDER_NAME) as partial:
+        partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def _holder(run_dir: Path) -> str:
+    try:
+        holder = json.loads((run_dir / HOLDER_NAME).read_text(encoding="utf-8"))
+        return f"a run of process {holder['pid']} on {holder['host']}, since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it has only just begun
+        return "another run"

@@ -1,0 +1,149 @@
+"""A run's CSV file holds every reading once, over any number of interruptions."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+import csv
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "csv" / "metrics.csv").open(newline="") as file:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Callable[..., Any]:
+    from unmask.callbacks.csv_history import CSVHistory
+
+    return lambda resumed_step=None: CSVHistory(save_dir=tmp_path, resumed_step=resumed_step)
+
+
+def test_rows_of_steps_that_are_made_again_are_dropped_and_the_others_stay(
+    history: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = history()
+    for step in range(6):
+        first.log_metrics({"loss": 1.0 / (step + 1)}, step)
+        first.save()
+    first.log_metrics({"val/loss": 0.5}, 3)
+    first.save()
+    second = history(resumed_step=4)
+    second.log_hyperparams({"seed": 0})  # opens it
+    assert [row["step"] for row in rows(tmp_path)] == ["0", "1", "2", "3", "3"]
+    second.log_metrics({"loss": 7.0, "new": 1.0}, 4)
+    second.save()
+
+    assert [(row["step"], row.get("loss")) for row in rows(tmp_path)][-2:] == [("3", None), ("4", "7.0")]
+    assert rows(tmp_path)[2]["loss"] == str(1.0 / 3)
+    assert rows(tmp_path)[4] == {"step": "3", "val/loss": "0.5"}
+
+
+def test_half_a_row_of_a_killed_process_is_dropped(history: Callable[..., Any], tmp_path: Path) -> None:
+    first = history()
+    first.log_metrics({"a": 1.0, "b": 2.0}, 0)
+    first.save()
+    with (tmp_path / "csv" / "metrics.csv").open("a") as file:
+        file.write("3.0,4.")
+    history(resumed_step=9).log_hyperparams({})
+
+    assert rows(tmp_path) == [{"a": "1.0", "b": "2.0", "step": "0"}]
+
+
+def test_a_new_run_begins_a_new_file(history: Callable[..., Any], tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        logger = history()
+        logger.log_metrics({"a": value}, 0)
+        logger.save()
+
+    assert rows(tmp_path) == [{"a": "2.0", "step": "0"}]
+
+
+def test_a_full_disk_costs_no_row_and_no_training(
+    history: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+    logger = history()
+    logger.log_metrics({"a": 0.0}, 0)
+    logger.save()
+
+    def fail(writer: Any) -> None:
+        with Path(writer.metrics_file_path).open("a") as file:
+            file.write("1.0,")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(ExperimentWriter, "save", fail)
+        for step in (1, 2):
+            logger.log_metrics({"a": float(step)}, step)
+            logger.save()
+    logger.log_metrics({"a": 3.0}, 3)
+    logger.save()
+
+    assert [(row["step"], row["a"]) for row in rows(tmp_path)] == [(str(i), f"{i}.0") for i in range(4)]
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1  # said once
+
+
+class _EndAt(Callback):
+    """Ends a run as a killed process does, some steps after the last file was written; or asks for its end."""
+
+    def __init__(self, step: int, *, is_killed: bool) -> None:
+        self.step, self.is_killed = step, is_killed
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            if self.is_killed:
+                raise KeyboardInterrupt
+            import os
+            import signal
+
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_five_interruptions_leave_the_rows_of_an_uninterrupted_run(
+    make_mae: Callable[..., LightningModule],
+    make_data: Callable[..., Any],
+    make_trainer: Callable[..., Trainer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lightning.pytorch.callbacks import LearningRateMonitor
+
+    from unmask.callbacks.csv_history import CSVHistory
+    from unmask.callbacks.durable_checkpoint import DurableCheckpointIO
+    from unmask.callbacks.last_checkpoint import LastCheckpoint
+    from unmask.callbacks.step_seeding import StepSeeding
+    from unmask.callbacks.stopping import Preempted
+
+    seconds = iter(range(10**9))
+    monkeypatch.setattr("unmask.callbacks.last_checkpoint.time.monotonic", lambda: next(seconds))
+
+    def train(folder: Path, *extra: Callback) -> None:
+        last = folder / "checkpoints" / "last.ckpt"
+        step = torch.load(last, weights_only=True)["global_step"] if last.exists() else None
+        torch.manual_seed(0)
+        callbacks = [StepSeeding(seed=0), LearningRateMonitor(logging_interval="step"), *extra]
+        callbacks.append(LastCheckpoint(dirpath=last.parent, every_minutes=4 / 60))  # every second to fourth step
+        logger = CSVHistory(save_dir=folder, resumed_step=step)
+        settings = {"enable_checkpointing": True, "plugins": [DurableCheckpointIO()], "log_every_n_steps": 1}
+        trainer = make_trainer(*callbacks, max_epochs=4, logger=logger, default_root_dir=folder, **settings)
+        trainer.fit(make_mae(), datamodule=make_data(), ckpt_path=last if last.exists() else None)
+
+    train(tmp_path / "whole")
+    for step, is_killed in [(4, True), (9, True), (10, False), (15, False), (20, True)]:
+        with pytest.raises(Preempted if not is_killed else SystemExit):
+            train(tmp_path / "parts", _EndAt(step, is_killed=is_killed))
+    train(tmp_path / "parts")
+
+    def readings(folder: Path) -> list[tuple[int, str, str]]:
+        return sorted((int(row["step"]), key, value) for row in rows(folder) for key, value in row.items())
+
+    assert readings(tmp_path / "parts") == readings(tmp_path / "whole")
+    assert len({(step, key) for step, key, _ in readings(tmp_path / "parts") if key not in {"step", "epoch"}}) > 90

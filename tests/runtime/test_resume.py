@@ -1,0 +1,265 @@
+"""Which checkpoint a run continues from, and with which settings it may."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TINY = ["model=vit_mini", "model.embed_dim=24", "model.depth=2", "trainer.accelerator=cpu", "logger=csv"]
+TINY += [
+    "method.decoder.embed_dim=24",
+    "method.decoder.depth=1",
+    "method.decoder.num_heads=3",
+    "callbacks.reconstruction=null",
+]
+TINY += ["data.num_train=16", "data.num_val=4", "data.num_test=4", "global_batch_size=8", "trainer.precision=32-true"]
+TINY += ["callbacks.terminal_progress=null", "schedule=constant", "trainer.log_every_n_steps=1"]
+
+
+def configure(folder: Path, *overrides: str) -> Any:
+    from unmask.runtime.config import compose_config
+
+    return compose_config("run", ["method=mae", *TINY, f"paths.run_dir={folder}", "name=x", *overrides])
+
+
+def run(folder: Path, *overrides: str) -> float | None:
+    from unmask.runtime.pretrain import pretrain
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return pretrain(configure(folder, *overrides))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two of two epochs of a run, which tests continue copies of."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    run(folder, "trainer.max_epochs=2")
+    return folder
+
+
+@pytest.fixture
+def copied(begun: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(begun, tmp_path / "run"))
+
+
+def point_of(folder: Path, *overrides: str) -> Any:
+    from unmask.runtime.resume import find_resume_point
+
+    return find_resume_point(configure(folder, *overrides))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def dangle(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("gone.ckpt")
+
+
+def replace_by_other(path: Path) -> None:
+    torch.save({"weights": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip, dangle, replace_by_other])
+def test_a_damaged_newest_file_falls_back_to_the_one_before_with_one_warning(
+    damage: Callable[[Path], None], copied: Path, caplog: Any
+) -> None:
+    assert point_of(copied, "resume=auto").step == 4
+    damage(copied / "checkpoints" / "last.ckpt")
+    point = point_of(copied, "resume=auto")
+
+    assert (point.path.name, point.step, point.epochs_done) == ("last-previous.ckpt", 2, 1)
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert "last.ckpt " in warning
+    assert warning.endswith("last-previous.ckpt is taken in its place")
+
+
+def test_a_run_without_any_whole_file_is_refused(copied: Path) -> None:
+    for path in (copied / "checkpoints").iterdir():
+        flip(path)
+    with pytest.raises(
+        ValueError, match=r"no checkpoint can be continued from: .*last.ckpt is damaged.*best.ckpt is dam"
+    ):
+        point_of(copied, "resume=auto")
+
+
+def test_an_older_file_is_found_where_the_last_ones_are_gone(copied: Path) -> None:
+    for name in ("last.ckpt", "last-previous.ckpt"):
+        (copied / "checkpoints" / name).unlink()
+    assert point_of(copied, "resume=must").path.name == "best.ckpt"
+
+
+def test_what_each_choice_does_with_an_empty_folder_and_a_used_one(copied: Path, tmp_path: Path) -> None:
+    file = f"ckpt_path={copied / 'checkpoints' / 'best.ckpt'}"
+    fresh = tmp_path / "fresh"
+    assert point_of(fresh, "resume=auto") is None
+    assert point_of(fresh, "resume=never") is None
+    assert point_of(fresh, "resume=auto", file).path.name == "best.ckpt"
+    assert point_of(copied, "resume=auto", file).path.name == "last.ckpt"  # its own is newer
+    assert point_of(copied, "resume=never", file).path.name == "best.ckpt"
+    with pytest.raises(ValueError, match=r"resume=must, but .* holds no checkpoint"):
+        point_of(fresh, "resume=must")
+    with pytest.raises(ValueError, match="holds the checkpoints of an earlier run, which this one would replace"):
+        point_of(copied, "resume=never")
+    with pytest.raises(ValueError, match="resume must be auto, never or must, got 'always'"):
+        point_of(fresh, "resume=always")
+
+
+def test_a_file_from_elsewhere_does_not_replace_another_run(copied: Path, begun: Path) -> None:
+    with pytest.raises(ValueError, match="holds the checkpoints of an earlier run"):
+        point_of(copied, f"ckpt_path={begun / 'checkpoints' / 'last.ckpt'}")
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(copied: Path, caplog: Any) -> None:
+    before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.name != "run.lock"}
+    assert json.loads((copied / "status.json").read_text())["state"] == "complete"
+    caplog.set_level(logging.INFO)
+    assert run(copied, "trainer.max_epochs=2", "resume=auto") is None
+
+    assert f"already complete at step 4: {copied}" in caplog.text
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(tmp_path: Path, caplog: Any) -> None:
+    caplog.set_level(logging.INFO)
+    run(copied := tmp_path / "parts", "trainer.max_epochs=2")
+    run(tmp_path / "whole", "trainer.max_epochs=3")
+    run(copied, "trainer.max_epochs=3", "resume=auto")
+
+    assert "resumed from " in caplog.text
+    assert "last.ckpt (step 4, 2 epochs done, 32 images seen)" in caplog.text
+    assert "changed: trainer.max_epochs 2 there, 3 here" in caplog.text
+    loads = [
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (tmp_path / "whole", copied)
+    ]
+    assert [content["global_step"] for content in loads] == [6, 6]
+    for name, weight in loads[0]["state_dict"].items():
+        assert torch.equal(weight, loads[1]["state_dict"][name]), name
+    losses = [
+        [line.split(",") for line in (folder / "csv" / "metrics.csv").read_text().splitlines()]
+        for folder in (tmp_path / "whole", copied)
+    ]
+    names = [rows[0] for rows in losses]
+    wanted = [
+        [[row[name.index(key)] for key in ("step", "train/loss", "val/loss")] for row in rows]
+        for name, rows in zip(names, losses, strict=True)
+    ]
+    assert wanted[0] == wanted[1]
+
+
+REFUSED = {
+    "base_lr=0.5": "base_lr 0.00015 there, 0.5 here",
+    "optimizer.weight_decay=0.3": "optimizer.weight_decay",
+    "betas=[0.9,0.9]": "betas [0.9, 0.95] there, [0.9, 0.9] here",
+    "seed=7": "seed 0 there, 7 here",
+    "global_batch_size=4": "global_batch_size 8 there, 4 here",
+    "method.mask_generator.ratio=0.5": "method.mask_generator.ratio 0.75 there, 0.5 here",
+    "method.decoder.depth=2": "method.decoder.depth 1 there, 2 here",
+    "model.depth=3": "depth 2 there, 3 here",
+    "data.num_train=24": "data.num_train 16 there, 24 here",
+    "augmentation.hflip_prob=0": "augmentation.hflip_prob",
+    "optimizer=sgd": "optimizer._target_",
+    "+trainer.limit_train_batches=1": "trainer.limit_train_batches None there, 1 here",
+}
+TAKING_EFFECT = {
+    "trainer.max_epochs=4": "trainer.max_epochs 2 there, 4 here",
+    "trainer.gradient_clip_val=1": "trainer.gradient_clip_val None there, 1 here",
+    "images_per_device=2": "images_per_device None there, 2 here",
+    "trainer.precision=bf16-mixed": "trainer.precision '32-true' there, 'bf16-mixed' here",
+    "checkpoint_every_minutes=1": "checkpoint_every_minutes 10 there, 1 here",
+}
+WITHOUT_EFFECT = [
+    "logger=none",
+    "callbacks.plain_progress.every_n_steps=3",
+    "name=another",
+    "callbacks.loss_curve=null",
+]
+
+
+@pytest.mark.parametrize("change", REFUSED)
+def test_a_setting_that_makes_the_run_what_it_is_is_refused_with_both_values(change: str, begun: Path) -> None:
+    with pytest.raises(ValueError, match="was trained with other settings") as refusal:
+        verdict(begun, change)
+    assert REFUSED[change] in str(refusal.value)
+    assert "method.init_from=FILE" in str(refusal.value)
+
+
+@pytest.mark.parametrize("change", TAKING_EFFECT)
+def test_a_setting_that_takes_effect_is_listed(change: str, begun: Path) -> None:
+    assert verdict(begun, change) == [TAKING_EFFECT[change]]
+
+
+@pytest.mark.parametrize("change", WITHOUT_EFFECT)
+def test_where_things_are_written_may_change_silently(change: str, begun: Path) -> None:
+    assert verdict(begun, change) == []
+
+
+def verdict(folder: Path, change: str) -> list[str]:
+    from unmask.runtime.builders import as_plain
+    from unmask.runtime.resume import find_resume_point, require_same_run, settings_of_run
+
+    config = configure(folder, "trainer.max_epochs=2", "resume=auto", change)
+    point = find_resume_point(config)
+    assert point is not None
+    return require_same_run(point, settings_of_run(as_plain(config)))
+
+
+def test_other_images_under_the_same_name_are_refused(copied: Path) -> None:
+    from unmask.runtime.resume import require_same_images
+
+    point = point_of(copied, "resume=auto")
+    require_same_images(point, point.fingerprints)
+    with pytest.raises(ValueError, match="those of the train split have changed since"):
+        require_same_images(point, {**point.fingerprints, "train": "0"})
+    assert set(point.fingerprints) == {"train", "val"}
+
+
+def test_a_folder_in_use_is_refused_with_the_process_that_uses_it(tmp_path: Path) -> None:
+    from unmask.runtime.run_folder import locked
+
+    with locked(tmp_path), pytest.raises(ValueError, match=rf"is in use by a run of process {os.getpid()} on "):
+        run(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["run.lock"], [])
+    with locked(tmp_path):
+        pass
+
+
+def test_the_lock_of_a_killed_run_is_free_again_although_its_workers_live(tmp_path: Path) -> None:
+    from unmask.runtime.run_folder import locked
+
+    for _ in range(3):
+        ready, answer = os.pipe()
+        holder = os.fork()
+        if holder == 0:
+            with locked(tmp_path):
+                worker = os.fork()
+                if worker == 0:
+                    os.write(answer, f"{os.getpid()}\n".encode())
+                os.read(os.pipe()[0], 1)
+        worker = int(os.read(ready, 20))
+        os.kill(holder, 9)
+        os.waitpid(holder, 0)
+        try:
+            with locked(tmp_path):
+                pass
+        finally:
+            os.kill(worker, 9)
