@@ -321,7 +321,7 @@ class Comparison:
         lengths = REHEARSED_STEPS if kind == "cpu_minutes" else (1,)
         seconds = []
         for length in lengths:
-            short = ["trainer.max_epochs=1", f"+trainer.max_steps={length}"]
+            short = ["trainer.max_epochs=1", f"trainer.max_steps={length}"]
             overrides = self._training_overrides(variant, short, self.plan.seeds[0])
             folder = home / f"rehearsal_{length}"
             record = self.commands.finish(folder, self.commands.run, overrides, "backbone.safetensors")
@@ -332,7 +332,7 @@ class Comparison:
         else:
             steps = int(amount) if kind == "steps" else math.ceil(amount / batch_size)
         epochs = [f"trainer.max_epochs={math.ceil(steps / steps_per_epoch)}"]  # the warm-up is a fraction of it
-        return epochs if steps % steps_per_epoch == 0 else [*epochs, f"+trainer.max_steps={steps}"]
+        return epochs if steps % steps_per_epoch == 0 else [*epochs, f"trainer.max_steps={steps}"]
 
     def _training_overrides(self, variant: str, budget: Sequence[str], seed: int) -> list[str]:
         return [*self.plan.variants[variant], *self.plan.run, *budget, f"seed={seed}"]
@@ -456,7 +456,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and tables")
     parser.add_argument("--jobs", type=int, default=1, help="commands at a time, each on one core")
     parser.add_argument("overrides", nargs="*", help="of every run, such as data.root=DIR")
-    settings = parser.parse_args()
+    settings = parser.parse_intermixed_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from turns import ratios, spread, take_turns
 
 from unmask.backbones.attention import prefer_fast_attention
 from unmask.methods.base import Method
@@ -39,22 +40,17 @@ def main() -> None:
 
     memory = {name: peak_memory(name, settings) for name in METHODS}
     steps = {name: make_step(name, settings) for name in METHODS}
-    seconds: dict[str, list[float]] = {name: [] for name in METHODS}
-    for turn in range(settings.rounds + 1):
-        for name in METHODS if turn % 2 else reversed(METHODS):
-            elapsed = timed(steps[name], settings)
-            if turn:  # the first warms up
-                seconds[name].append(elapsed)
+    milliseconds = take_turns(steps, functools.partial(timed, settings=settings), rounds=settings.rounds)
 
     print(f"{settings.model}, {settings.image_size} px, batch {settings.batch}, {settings.device}, bfloat16 autocast")
     print("| method | ms a step (median) | fastest | peak memory, MiB |\n|---|---|---|---|")
     for name in METHODS:
-        times = seconds[name]
+        times = milliseconds[name]
         print(f"| {name} | {statistics.median(times):.1f} | {min(times):.1f} | {memory[name]:.0f} |")
-    ratios = [ddmim / simmim for simmim, ddmim in zip(*(seconds[name] for name in METHODS), strict=True)]
+    simmim, ddmim = (milliseconds[name] for name in METHODS)
     print(
-        f"| ratio | {statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}] | "
-        f"{min(seconds['ddmim']) / min(seconds['simmim']):.2f} | {memory['ddmim'] / memory['simmim']:.2f} |"
+        f"| ratio | {spread(ratios(ddmim, simmim))} | {min(ddmim) / min(simmim):.2f} | "
+        f"{memory['ddmim'] / memory['simmim']:.2f} |"
     )
 
 

@@ -24,6 +24,7 @@ import torchvision.transforms as T
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder as TorchvisionFolder
 from torchvision.transforms import InterpolationMode
+from turns import ratios, spread, take_turns
 
 from unmask.data.datamodule import ImageDataModule
 from unmask.runtime.builders import build
@@ -95,7 +96,7 @@ def compare_photos(root: Path, settings: argparse.Namespace) -> None:
         "data=folder, as workers hand over (normalised on the device)": lambda: (batch.image for batch in ours),
     }
     print(f"{settings.images} photos, {settings.image_size} px, {settings.workers} workers, batch {settings.batch}")
-    report(take_turns(sides, settings.rounds))
+    report(take_turns(sides, images_per_second, rounds=settings.rounds))
 
 
 def compare_cifar10(settings: argparse.Namespace) -> None:
@@ -129,7 +130,7 @@ def compare_cifar10(settings: argparse.Namespace) -> None:
         "data=cifar10, until normalised": lambda: (data.to_model_input(batch, augmented=True).image for batch in ours),
     }
     print(f"CIFAR-10, an epoch of {len(images)}, batch {settings.batch}, 1 thread")
-    report(take_turns(sides, settings.rounds))
+    report(take_turns(sides, images_per_second, rounds=settings.rounds))
 
 
 def our_data(overrides: list[str], settings: argparse.Namespace) -> ImageDataModule:
@@ -141,27 +142,23 @@ def our_data(overrides: list[str], settings: argparse.Namespace) -> ImageDataMod
     return data
 
 
-def take_turns(sides: dict[str, Callable[[], Iterable[torch.Tensor]]], rounds: int) -> dict[str, list[float]]:
-    """Images per second of each side in each round, the first of which warms up and is left out."""
-    rates: dict[str, list[float]] = {name: [] for name in sides}
-    for turn in range(rounds + 1):
-        for name in list(sides) if turn % 2 else reversed(list(sides)):
-            start, count = time.perf_counter(), 0
-            for images in sides[name]():
-                count += len(images)
-            if turn:
-                rates[name].append(count / (time.perf_counter() - start))
-    return rates
+def images_per_second(side: Callable[[], Iterable[torch.Tensor]]) -> float:
+    """Of one pass over all that a side serves."""
+    start = time.perf_counter()
+    count = count_images(side)
+    return count / (time.perf_counter() - start)
+
+
+def count_images(side: Callable[[], Iterable[torch.Tensor]]) -> int:
+    return sum(len(images) for images in side())
 
 
 def report(rates: dict[str, list[float]]) -> None:
     """Prints each side's median and its ratio to the first side, paired by round."""
-    reference = next(iter(rates))
+    reference = next(iter(rates.values()))
     print("| side | images/s (median) | ratio, paired: median [least, most] |\n|---|---|---|")
     for name, values in rates.items():
-        ratios = [ours / theirs for ours, theirs in zip(values, rates[reference], strict=True)]
-        spread = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-        print(f"| {name} | {statistics.median(values):.0f} | {spread} |")
+        print(f"| {name} | {statistics.median(values):.0f} | {spread(ratios(values, reference))} |")
 
 
 if __name__ == "__main__":

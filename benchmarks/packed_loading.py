@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from loading import our_data, repeat_photos, usual_photo_loader
+from loading import count_images, our_data, repeat_photos, usual_photo_loader
+from turns import ratios, spread, take_turns
 
 from unmask.data.packing import Packing, write_packed
 from unmask.runtime.memory import keep_freed_memory
@@ -49,8 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         sides = prepare(Path(folder), settings)
         print(f"{settings.images} photos, {settings.image_size} px, {settings.workers} workers, batch {settings.batch}")
-        take_turns(sides, 1)  # warms up the page cache
-        report(take_turns(sides, settings.rounds))
+        report(take_turns(sides, measure, rounds=settings.rounds))  # the first round fills the page cache
 
 
 def prepare(folder: Path, settings: argparse.Namespace) -> dict[str, Callable[[], Iterable[torch.Tensor]]]:
@@ -76,23 +76,14 @@ def prepare(folder: Path, settings: argparse.Namespace) -> dict[str, Callable[[]
     }
 
 
-def take_turns(sides: dict[str, Callable[[], Iterable[torch.Tensor]]], rounds: int) -> dict[str, list[Cost]]:
-    costs: dict[str, list[Cost]] = {name: [] for name in sides}
-    for turn in range(rounds):
-        for name in list(sides) if turn % 2 else reversed(list(sides)):
-            costs[name].append(measure(sides[name]))
-    return costs
-
-
 def measure(side: Callable[[], Iterable[torch.Tensor]]) -> Cost:
     """Reads one epoch in a process of its own, whose workers have ended when their time is counted."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
 
     def run() -> None:
-        count, start, used = 0, time.perf_counter(), cpu_seconds()
-        for images in side():
-            count += len(images)
+        start, used = time.perf_counter(), cpu_seconds()
+        count = count_images(side)
         wall = time.perf_counter() - start
         gc.collect()  # ends persistent workers
         sender.send(Cost(wall / count, (cpu_seconds() - used) / count))
@@ -117,13 +108,11 @@ def report(costs: dict[str, list[Cost]]) -> None:
     for name, measured in costs.items():
         rate = 1 / statistics.median(cost.wall for cost in measured)
         cpu = 1000 * statistics.median(cost.cpu for cost in measured)
-        pairs = list(zip(reference, measured, strict=True))
-        ratios = [spread([before[place] / after[place] for before, after in pairs]) for place in range(2)]
-        print(f"| {name} | {rate:.0f} | {ratios[0]} | {cpu:.2f} | {ratios[1]} |")
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+        faster, cheaper = (
+            spread(ratios([cost[place] for cost in reference], [cost[place] for cost in measured]))
+            for place in range(2)
+        )
+        print(f"| {name} | {rate:.0f} | {faster} | {cpu:.2f} | {cheaper} |")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ sys.path.insert(0, str(BENCHMARKS))  # as Python does for a script
 import compare as tool  # noqa: E402
 import comparison_report as report  # noqa: E402
 
+from unmask.runtime.config import compose_config  # noqa: E402
+
 # The stand-ins note each call; a training costs nothing and has 4 steps of 16 images an epoch.
 RUN = """
 import pathlib, shutil, sys
@@ -228,9 +230,9 @@ def test_random_weights_are_measured_once_a_seed(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("budget", "overrides"),
     [
-        ({"steps": 6}, "trainer.max_epochs=2 +trainer.max_steps=6"),
+        ({"steps": 6}, "trainer.max_epochs=2 trainer.max_steps=6"),
         ({"steps": 8}, "trainer.max_epochs=2"),
-        ({"images": 81}, "trainer.max_epochs=2 +trainer.max_steps=6"),  # 16 a step
+        ({"images": 81}, "trainer.max_epochs=2 trainer.max_steps=6"),  # 16 a step
     ],
 )
 def test_steps_and_images_end_the_schedule_with_the_run(bench: Bench, budget: dict[str, int], overrides: str) -> None:
@@ -240,6 +242,7 @@ def test_steps_and_images_end_the_schedule_with_the_run(bench: Bench, budget: di
 
     trained = [call for call in bench.calls() if call.startswith("run method=b") and "rehearsal" not in call]
     assert [call.split(" data.root=D ")[1].split(" seed=")[0] for call in trained] == [overrides]
+    compose_config("run", overrides.split())  # they are keys
 
 
 def test_cpu_minutes_become_steps_by_what_two_short_runs_took() -> None:
@@ -297,7 +300,6 @@ TINY = [
 @pytest.mark.slow
 def test_a_table_of_two_variants_and_two_seeds(tmp_path: Path) -> None:
     plan = {
-        "run": TINY,
         "variants": {
             "SimMIM": ["method=simmim"],
             "supervised, all labels": ["method=supervised", "recipe=supervised_small"],
@@ -308,7 +310,7 @@ def test_a_table_of_two_variants_and_two_seeds(tmp_path: Path) -> None:
         "seeds": [0, 1],
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
-    command = [str(BENCHMARKS / "compare.py"), "plan.yaml", "--out", "out", "--jobs", "2"]
+    command = [str(BENCHMARKS / "compare.py"), "plan.yaml", "--out", "out", "--jobs", "2", *TINY]
 
     done = _python(command, tmp_path)
 
