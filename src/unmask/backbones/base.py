@@ -1,7 +1,7 @@
 """What a method and an evaluation may ask of a backbone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int
@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import PatchSize
 from unmask.types import FeatureStage, Images, StageEdit
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Pooling = Literal["mean", "max", "cls"]  # over the patches; "cls" takes the class token instead
 
@@ -103,34 +100,3 @@ class VisibleTokenBackbone(MaskedBackbone):
     @abstractmethod
     def initialise_as_mae(self) -> None:
         """Draws all weights afresh as MAE does (A.1: Xavier uniform)."""
-
-
-def as_size(size: int | Sequence[int]) -> tuple[int, int]:
-    """Reads a side length or a (height, width) pair."""
-    if isinstance(size, int):
-        return size, size
-    height, width = size
-    return height, width
-
-
-def as_statistic(values: Sequence[float], in_channels: int) -> tuple[float, ...]:
-    """Reads one number a channel.
-
-    Raises:
-        ValueError: There are more or fewer.
-    """
-    if len(values) != in_channels:
-        raise ValueError(
-            f"model.in_channels={in_channels}, but the statistics of its pixels have {len(values)} number(s); "
-            "give one a channel"
-        )
-    return tuple(values)
-
-
-def require_square_patch(patch_size: Any) -> None:
-    """Refuses a patch given as a pair, where windows or tables of relative positions count tokens by one side."""
-    if not isinstance(patch_size, int):
-        raise ValueError(
-            f"this backbone has square patches; model.patch_size must be one number of pixels, got {patch_size}; "
-            "model=vit_* takes [height, width]"
-        )

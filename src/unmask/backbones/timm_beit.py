@@ -1,21 +1,16 @@
 """BEiT's transformer of timm, which SimMIM pre-trains as its ViT."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from timm.models.beit import Beit
 from torch import Tensor
 
-from unmask.backbones.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Pooling,
-    as_size,
-    as_statistic,
-    require_square_patch,
-)
+from unmask.backbones.base import Pooling
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.backbones.sequence import (
@@ -25,11 +20,44 @@ from unmask.backbones.sequence import (
     pool_blocks,
     run_stages,
 )
+from unmask.backbones.settings import TimmSettings, require_square_patch, takes
 from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import patch_grid, require_whole_patches
 from unmask.types import FeatureStage, Images, StageEdit
 
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeitSettings(TimmSettings):
+    """Settings of `TimmBeit`."""
+
+    patch_size: int = 16
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    relative_bias: str = "shared"
+    layer_scale: float = 0.1
+    num_stages: int | None = None
+    norm_after_pooling: bool = False
+
+    def __post_init__(self) -> None:
+        require_square_patch(self.patch_size)
+        super().__post_init__()
+        require_whole_patches(*self.size, self.patch_size)
+        self.require_few_tokens(self.patch_size)
+        if self.relative_bias not in ("shared", "per_block"):
+            raise ValueError(f"relative_bias must be 'shared' or 'per_block', got {self.relative_bias!r}")
+
+    def timm_sizes(self) -> Mapping[str, Any]:
+        is_shared = self.relative_bias == "shared"
+        return {
+            **super().timm_sizes(),
+            "use_abs_pos_emb": False,
+            "use_shared_rel_pos_bias": is_shared,
+            "use_rel_pos_bias": not is_shared,
+            "init_values": self.layer_scale,
+        }
 
 
 class TimmBeit(SequenceBackbone):
@@ -63,62 +91,25 @@ class TimmBeit(SequenceBackbone):
     default_layer_decay = 0.65  # SimMIM's recipe of ViT-B
     beit: Any  # timm's model
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        image_size: int | Sequence[int],
-        patch_size: int = 16,
-        embed_dim: int | None = None,
-        depth: int | None = None,
-        num_heads: int | None = None,
-        mlp_ratio: float | None = None,
-        relative_bias: str = "shared",
-        layer_scale: float = 0.1,
-        num_stages: int | None = None,
-        drop_path_rate: float = 0.0,
-        norm_after_pooling: bool = False,
-        in_channels: int = 3,
-        pixel_mean: Sequence[float] = IMAGENET_MEAN,
-        pixel_std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
+    @takes(BeitSettings)
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self._settings: dict[str, Any] = {
-            "kind": "TimmBeit",
-            "name": name,
-            "image_size": image_size if isinstance(image_size, int) else list(image_size),
-            "patch_size": patch_size,
-            "embed_dim": embed_dim,
-            "depth": depth,
-            "num_heads": num_heads,
-            "mlp_ratio": mlp_ratio,
-            "relative_bias": relative_bias,
-            "layer_scale": layer_scale,
-            "num_stages": num_stages,
-            "drop_path_rate": drop_path_rate,
-            "norm_after_pooling": norm_after_pooling,
-            "in_channels": in_channels,
-            "pixel_mean": list(pixel_mean),
-            "pixel_std": list(pixel_std),
-        }
-        require_square_patch(patch_size)
-        self.image_size = as_size(image_size)
-        require_whole_patches(*self.image_size, patch_size)
-        if relative_bias not in ("shared", "per_block"):
-            raise ValueError(f"relative_bias must be 'shared' or 'per_block', got {relative_bias!r}")
+        self._settings = chosen = BeitSettings(**settings)
+        self.image_size = chosen.size
         self.beit = self._create()
         self.num_blocks = len(self.beit.blocks)
-        self._blocks_per_stage = blocks_per_stage(self.num_blocks, num_stages)
-        self.patch_size = patch_size
-        self.grid = patch_grid(self.image_size, patch_size)
-        self.stages = (FeatureStage(self.beit.embed_dim, patch_size),) * (self.num_blocks // self._blocks_per_stage)
-        self.norm_after_pooling = norm_after_pooling
-        self.in_channels = in_channels
-        self.pixel_mean, self.pixel_std = (as_statistic(values, in_channels) for values in (pixel_mean, pixel_std))
+        self._blocks_per_stage = blocks_per_stage(self.num_blocks, chosen.num_stages)
+        self.patch_size = chosen.patch_size
+        self.grid = patch_grid(self.image_size, self.patch_size)
+        stage = FeatureStage(self.beit.embed_dim, self.patch_size)
+        self.stages = (stage,) * (self.num_blocks // self._blocks_per_stage)
+        self.norm_after_pooling = chosen.norm_after_pooling
+        self.in_channels = chosen.in_channels
+        self.pixel_mean, self.pixel_std = chosen.means, chosen.deviations
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return self._settings
+        return {"kind": type(self).__name__, **self._settings.as_record()}
 
     @property
     def transformer(self) -> Any:
@@ -136,58 +127,33 @@ class TimmBeit(SequenceBackbone):
 
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Gives each block its own copy of the shared table and puts a fresh norm behind the pooling (`fc_norm`)."""
-        if self._settings["relative_bias"] == "shared":
+        if self._settings.relative_bias == "shared":
             self._spread_relative_bias()
         self.beit.norm.reset_parameters()
         self.norm_after_pooling = True
         set_drop_path(self.beit.blocks, drop_path_rate)
-        self._settings |= {"drop_path_rate": drop_path_rate, "norm_after_pooling": True}
+        self._settings = replace(self._settings, drop_path_rate=drop_path_rate, norm_after_pooling=True)
 
     def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm, which averages the patches before or behind the norm as this one does."""
-        settings = self._settings
-        is_shared = settings["relative_bias"] == "shared"
-        sizes = ("embed_dim", "depth", "num_heads", "mlp_ratio")
         arguments = {
-            "img_size": settings["image_size"],
-            "patch_size": self.patch_size,
-            "in_chans": self.in_channels,
-            **{name: settings[name] for name in sizes if settings[name] is not None},
-            "use_abs_pos_emb": False,
-            "use_shared_rel_pos_bias": is_shared,
-            "use_rel_pos_bias": not is_shared,
-            "init_values": settings["layer_scale"],
+            **self._settings.timm_sizes(),
             "global_pool": "avg",
             "use_fc_norm": self.norm_after_pooling,
         }
-        return TimmSpec(settings["name"], arguments, self._weights_for_timm(), classifier="head")
+        return TimmSpec(self._settings.name, arguments, self._weights_for_timm(), classifier="head")
 
     def _create(self) -> Any:
-        settings = self._settings
-        is_shared = settings["relative_bias"] == "shared"
+        chosen = self._settings
         return create_timm_model(
-            settings["name"],
-            family="beit",
-            img_size=self.image_size,
-            patch_size=settings["patch_size"],
-            embed_dim=settings["embed_dim"],
-            depth=settings["depth"],
-            num_heads=settings["num_heads"],
-            mlp_ratio=settings["mlp_ratio"],
-            use_abs_pos_emb=False,
-            use_shared_rel_pos_bias=is_shared,
-            use_rel_pos_bias=not is_shared,
-            use_fc_norm=False,
-            init_values=settings["layer_scale"],
-            drop_path_rate=settings["drop_path_rate"],
-            in_chans=settings["in_channels"],
+            chosen.name, family="beit", classes=(Beit,), use_fc_norm=False, **chosen.timm_arguments()
         )
 
     def _spread_relative_bias(self) -> None:
         weights = self.beit.state_dict()
         table = weights.pop(_SHARED_TABLE)
         weights |= {f"blocks.{block}.attn.relative_position_bias_table": table for block in range(self.num_blocks)}
-        self._settings["relative_bias"] = "per_block"
+        self._settings = replace(self._settings, relative_bias="per_block")
         per_block = self._create()
         per_block.load_state_dict(weights)
         self.beit = per_block.to(table.device).train(self.beit.training)

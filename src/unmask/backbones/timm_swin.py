@@ -2,23 +2,56 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor
 
-from unmask.backbones.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    MaskedBackbone,
-    as_size,
-    as_statistic,
-    require_square_patch,
-)
+from unmask.backbones.base import MaskedBackbone
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
+from unmask.backbones.settings import TimmSettings, require_square_patch, takes
 from unmask.backbones.timm_spec import TimmSpec
+from unmask.patches import patch_grid
 from unmask.types import FeatureStage, Images, StageEdit
+
+_MAX_STAGES = 8
+_MAX_PAIRS = 2**28  # of tokens that share a window: a GiB of masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinSettings(TimmSettings):
+    """Settings of `TimmSwin`."""
+
+    patch_size: int = 4
+    window_size: int = 7
+    embed_dim: int | None = None
+    depths: Sequence[int] | None = None
+    num_heads: Sequence[int] | None = None
+    pretrained_window_sizes: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        require_square_patch(self.patch_size)
+        super().__post_init__()
+        num_stages = 4 if self.depths is None else len(self.depths)
+        if num_stages > _MAX_STAGES:
+            raise ValueError(f"model.depths has {num_stages} stages; each halves the grid, and {_MAX_STAGES} are most")
+        self.require_few_tokens(self.patch_size)
+        rows, cols = patch_grid(self.size, self.patch_size)
+        if rows * cols * self.window_size**2 > _MAX_PAIRS:
+            raise ValueError(
+                f"{rows} x {cols} tokens in windows of {self.window_size} are beyond any network; use smaller windows"
+            )
+        _require_whole_windows(self.size, self.patch_size, self.window_size, num_stages)
+        windows = self.pretrained_window_sizes
+        if windows is not None and not (self.name.startswith("swinv2_") and len(windows) == num_stages):
+            raise ValueError(
+                f"pretrained_window_sizes={list(windows)} must be one window for each of {num_stages} "
+                f"stages of a Swin V2; the model is {self.name}"
+            )
 
 
 class TimmSwin(MaskedBackbone):
@@ -49,74 +82,26 @@ class TimmSwin(MaskedBackbone):
     default_layer_decay = 0.9  # SimMIM's 100-epoch recipe of Swin-B
     swin: Any  # timm's model
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        image_size: int | Sequence[int],
-        patch_size: int = 4,
-        window_size: int = 7,
-        embed_dim: int | None = None,
-        depths: Sequence[int] | None = None,
-        num_heads: Sequence[int] | None = None,
-        mlp_ratio: float | None = None,
-        pretrained_window_sizes: Sequence[int] | None = None,
-        drop_path_rate: float = 0.0,
-        in_channels: int = 3,
-        pixel_mean: Sequence[float] = IMAGENET_MEAN,
-        pixel_std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
+    @takes(SwinSettings)
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self._settings = {
-            "kind": "TimmSwin",
-            "name": name,
-            "image_size": image_size if isinstance(image_size, int) else list(image_size),
-            "patch_size": patch_size,
-            "window_size": window_size,
-            "embed_dim": embed_dim,
-            "depths": None if depths is None else list(depths),
-            "num_heads": None if num_heads is None else list(num_heads),
-            "mlp_ratio": mlp_ratio,
-            "pretrained_window_sizes": None if pretrained_window_sizes is None else list(pretrained_window_sizes),
-            "drop_path_rate": drop_path_rate,
-            "in_channels": in_channels,
-            "pixel_mean": list(pixel_mean),
-            "pixel_std": list(pixel_std),
-        }
-        require_square_patch(patch_size)
-        self.image_size = as_size(image_size)
-        num_stages = 4 if depths is None else len(depths)
-        _require_whole_windows(self.image_size, patch_size, window_size, num_stages)
-        if pretrained_window_sizes is not None and not (
-            name.startswith("swinv2_") and len(pretrained_window_sizes) == num_stages
-        ):
-            raise ValueError(
-                f"pretrained_window_sizes={list(pretrained_window_sizes)} must be one window for each of {num_stages} "
-                f"stages of a Swin V2; the model is {name}"
-            )
+        self._settings = chosen = SwinSettings(**settings)
+        self.image_size = chosen.size
         self.swin = create_timm_model(
-            name,
+            chosen.name,
             family="swin",
-            img_size=self.image_size,
-            patch_size=patch_size,
-            window_size=window_size,
-            embed_dim=embed_dim,
-            depths=None if depths is None else tuple(depths),
-            num_heads=None if num_heads is None else tuple(num_heads),
-            mlp_ratio=mlp_ratio,
-            pretrained_window_sizes=None if pretrained_window_sizes is None else tuple(pretrained_window_sizes),
-            drop_path_rate=drop_path_rate,
-            in_chans=in_channels,
+            classes=(SwinTransformer, SwinTransformerV2),
+            **chosen.timm_arguments(),
         )
         self.depths = [len(stage.blocks) for stage in self.swin.layers]
         self.num_blocks = sum(self.depths)
         self.stages = tuple(FeatureStage(info["num_chs"], info["reduction"]) for info in self.swin.feature_info)
-        self.in_channels = in_channels
-        self.pixel_mean, self.pixel_std = (as_statistic(values, in_channels) for values in (pixel_mean, pixel_std))
+        self.in_channels = chosen.in_channels
+        self.pixel_mean, self.pixel_std = chosen.means, chosen.deviations
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return self._settings
+        return {"kind": type(self).__name__, **self._settings.as_record()}
 
     def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
         tokens = self.swin.patch_embed(images)  # b h w c throughout
@@ -140,20 +125,12 @@ class TimmSwin(MaskedBackbone):
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Sets stochastic depth; SimMIM fine-tunes Swin in the form it pre-trains."""
         set_drop_path([block for stage in self.swin.layers for block in stage.blocks], drop_path_rate)
-        self._settings["drop_path_rate"] = drop_path_rate
+        self._settings = replace(self._settings, drop_path_rate=drop_path_rate)
 
     def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm, which averages the tokens of the final norm as this one does."""
-        sizes = ("embed_dim", "depths", "num_heads", "mlp_ratio", "pretrained_window_sizes")
-        arguments = {
-            "img_size": self._settings["image_size"],
-            "patch_size": self._settings["patch_size"],
-            "window_size": self._settings["window_size"],
-            "in_chans": self.in_channels,
-            **{name: self._settings[name] for name in sizes if self._settings[name] is not None},
-            "global_pool": "avg",
-        }
-        return TimmSpec(str(self._settings["name"]), arguments, self.swin.state_dict(), classifier="head.fc")
+        arguments = {**self._settings.timm_sizes(), "global_pool": "avg"}
+        return TimmSpec(self._settings.name, arguments, self.swin.state_dict(), classifier="head.fc")
 
     def layer_id(self, parameter_name: str) -> int:
         name = parameter_name.removeprefix("swin.")

@@ -1,20 +1,15 @@
 """ViT of timm, editable in groups of blocks and able to skip masked tokens."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from unmask.backbones.base import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    Pooling,
-    VisibleTokenBackbone,
-    as_size,
-    as_statistic,
-)
+from unmask.backbones.base import Pooling, VisibleTokenBackbone
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.backbones.sequence import (
@@ -25,6 +20,7 @@ from unmask.backbones.sequence import (
     pool_blocks,
     run_stages,
 )
+from unmask.backbones.settings import TimmSettings, takes
 from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import as_patch_size, patch_grid, patch_sides, require_whole_patches
 from unmask.positions import sincos_positions, sinusoid_positions
@@ -32,6 +28,27 @@ from unmask.types import FeatureStage, Images, StageEdit
 
 _PLAIN = "vit_tiny_patch16_224"
 _TIMM_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTSettings(TimmSettings):
+    """Settings of `TimmViT`."""
+
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    norm_eps: float | None = None
+    positions: Literal["sincos", "sinusoid", "learned"] = "sincos"
+    num_stages: int | None = None
+    norm_after_pooling: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        patch_size = as_patch_size(self.patch_size)
+        require_whole_patches(*self.size, patch_size)
+        self.require_few_tokens(patch_size)
+        if self.positions not in ("sincos", "sinusoid", "learned"):
+            raise ValueError(f"positions must be 'sincos', 'sinusoid' or 'learned', got {self.positions!r}")
 
 
 class TimmViT(SequenceBackbone, VisibleTokenBackbone):
@@ -65,81 +82,39 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
     default_layer_decay = 0.65  # MAE's code for ViT-B
     vit: Any  # timm's model
 
-    def __init__(
-        self,
-        *,
-        name: str,
-        image_size: int | Sequence[int],
-        patch_size: int | Sequence[int] = 16,
-        embed_dim: int | None = None,
-        depth: int | None = None,
-        num_heads: int | None = None,
-        mlp_ratio: float | None = None,
-        norm_eps: float | None = None,
-        positions: Literal["sincos", "sinusoid", "learned"] = "sincos",
-        num_stages: int | None = None,
-        drop_path_rate: float = 0.0,
-        norm_after_pooling: bool = False,
-        in_channels: int = 3,
-        pixel_mean: Sequence[float] = IMAGENET_MEAN,
-        pixel_std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
+    @takes(ViTSettings)
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self._settings = {
-            "kind": "TimmViT",
-            "name": name,
-            "image_size": image_size if isinstance(image_size, int) else list(image_size),
-            "patch_size": patch_size if isinstance(patch_size, int) else list(patch_size),
-            "embed_dim": embed_dim,
-            "depth": depth,
-            "num_heads": num_heads,
-            "mlp_ratio": mlp_ratio,
-            "norm_eps": norm_eps,
-            "positions": positions,
-            "num_stages": num_stages,
-            "drop_path_rate": drop_path_rate,
-            "in_channels": in_channels,
-            "pixel_mean": list(pixel_mean),
-            "pixel_std": list(pixel_std),
-        }
-        self.patch_size = as_patch_size(patch_size)
-        self.image_size = as_size(image_size)
-        require_whole_patches(*self.image_size, self.patch_size)
-        if positions not in ("sincos", "sinusoid", "learned"):
-            raise ValueError(f"positions must be 'sincos', 'sinusoid' or 'learned', got {positions!r}")
+        self._settings = chosen = ViTSettings(**settings)
+        self.image_size = chosen.size
+        self.patch_size = as_patch_size(chosen.patch_size)
         self.vit = create_timm_model(
-            name,
+            chosen.name,
             family="vit",
-            img_size=self.image_size,
-            patch_size=self.patch_size,
-            embed_dim=embed_dim,
-            depth=depth,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            norm_eps=norm_eps,
-            drop_path_rate=drop_path_rate,
-            in_chans=in_channels,
+            classes=(VisionTransformer,),
+            norm_eps=chosen.norm_eps,
+            **chosen.timm_arguments(),
         )
         if self.vit.cls_token is None or self.vit.num_prefix_tokens != NUM_PREFIX_TOKENS:
             raise ValueError(
-                f"{name} has no class token alone in front of its patches; use a plain ViT such as {_PLAIN}"
+                f"{chosen.name} has no class token alone in front of its patches; use a plain ViT such as {_PLAIN}"
             )
         self.num_blocks = len(self.vit.blocks)
-        self._blocks_per_stage = blocks_per_stage(self.num_blocks, num_stages)
+        self._blocks_per_stage = blocks_per_stage(self.num_blocks, chosen.num_stages)
         self.num_prefix_tokens = NUM_PREFIX_TOKENS
         self.grid = patch_grid(self.image_size, self.patch_size)
         self.stages = (FeatureStage(self.vit.embed_dim, self.patch_size),) * (self.num_blocks // self._blocks_per_stage)
-        self.norm_after_pooling = norm_after_pooling
-        self.in_channels = in_channels
-        self.pixel_mean, self.pixel_std = (as_statistic(values, in_channels) for values in (pixel_mean, pixel_std))
-        if positions == "sincos":
+        self.norm_after_pooling = chosen.norm_after_pooling
+        self.in_channels = chosen.in_channels
+        self.pixel_mean, self.pixel_std = chosen.means, chosen.deviations
+        if chosen.positions == "sincos":
             self._fix_positions(sincos_positions(self.vit.embed_dim, self.grid, num_prefix_tokens=NUM_PREFIX_TOKENS))
-        elif positions == "sinusoid":
+        elif chosen.positions == "sinusoid":
             self._fix_positions(sinusoid_positions(self.vit.embed_dim, self.vit.pos_embed.shape[1]))
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        return {**self._settings, "norm_after_pooling": self.norm_after_pooling}
+        return {"kind": type(self).__name__, **self._settings.as_record()}
 
     @property
     def transformer(self) -> Any:
@@ -170,28 +145,20 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
         self.vit.norm.reset_parameters()
         self.norm_after_pooling = True
         set_drop_path(self.vit.blocks, drop_path_rate)
-        self._settings["drop_path_rate"] = drop_path_rate
+        self._settings = replace(self._settings, drop_path_rate=drop_path_rate, norm_after_pooling=True)
 
     def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm, which averages the patches before or behind the norm as this one does.
 
         Its positions can be trained, also where they are fixed here.
         """
-        if self._settings["norm_eps"] not in (None, _TIMM_NORM_EPS):
+        if self._settings.norm_eps not in (None, _TIMM_NORM_EPS):
             raise ValueError(
-                f"timm's ViT adds {_TIMM_NORM_EPS:g} to variances, this one norm_eps={self._settings['norm_eps']:g}; "
+                f"timm's ViT adds {_TIMM_NORM_EPS:g} to variances, this one norm_eps={self._settings.norm_eps:g}; "
                 "export it by format=torch_export or format=onnx, which keep the computation itself"
             )
-        sizes = ("embed_dim", "depth", "num_heads", "mlp_ratio")
-        arguments = {
-            "img_size": self._settings["image_size"],
-            "patch_size": self._settings["patch_size"],
-            "in_chans": self.in_channels,
-            **{name: self._settings[name] for name in sizes if self._settings[name] is not None},
-            "global_pool": "avg",
-            "fc_norm": self.norm_after_pooling,
-        }
-        return TimmSpec(str(self._settings["name"]), arguments, self._weights_for_timm(), classifier="head")
+        arguments = {**self._settings.timm_sizes(), "global_pool": "avg", "fc_norm": self.norm_after_pooling}
+        return TimmSpec(self._settings.name, arguments, self._weights_for_timm(), classifier="head")
 
     def initialise_as_mae(self) -> None:
         for module in self.vit.modules():

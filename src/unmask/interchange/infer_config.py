@@ -20,6 +20,7 @@ Weights = Mapping[str, Tensor]
 _CLASSIFIERS = ("head.", "head_dist.", "pre_logits.", "class_head.", "classifier.")
 _HEAD_WIDTH = 64  # channels of an attention head in the published ViTs
 _HEADS_OF_WIDE = {1280: 16, 1408: 16, 1664: 16}  # but of ViT-H (arXiv:2010.11929), -g and -G (arXiv:2106.04560)
+_MAX_BLOCKS = 1024  # the deepest networks have some 50
 _NUM_BEIT_EXTRA = 3  # rows of a table that belong to the class token
 _PUBLISHED_SWINV2 = 8, 256  # window and image size in arXiv:2111.09883
 _VIT_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
@@ -303,6 +304,8 @@ def _num_blocks(weights: Weights, source_format: str) -> int:
     numbers = {int(found[1]) for found in (re.match(r"blocks\.(\d+)\.", name) for name in weights) if found}
     if not numbers:
         raise ValueError(f"{source_format}: the weights hold no blocks of a transformer")
+    if max(numbers) >= _MAX_BLOCKS:
+        raise ValueError(f"{source_format}: the weights name a block number {max(numbers)}; no network is that deep")
     return max(numbers) + 1
 
 
@@ -311,6 +314,8 @@ def _depths(weights: Weights, source_format: str) -> list[int]:
     blocks = {(int(match[1]), int(match[2])) for match in found if match}
     if not blocks:
         raise ValueError(f"{source_format}: the weights hold no stages of a Swin")
+    if max(max(block) for block in blocks) >= _MAX_BLOCKS:
+        raise ValueError(f"{source_format}: the weights name a block of a number no network has")
     num_stages = max(stage for stage, _ in blocks) + 1
     return [1 + max((block for stage, block in blocks if stage == wanted), default=-1) for wanted in range(num_stages)]
 

@@ -12,7 +12,7 @@ from torch.nn.modules.module import (
 )
 
 _SPARE_BYTES = 2**30  # for buffers that a network computes, and for a larger image than the file's
-_MAX_MODULES = 50_000  # ViT-H has some 700
+_MAX_MODULES = 10_000  # ViT-H has some 700
 
 
 @contextmanager

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from hydra.errors import HydraException
 from jaxtyping import Float
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from unmask.backbones.base import MaskedBackbone
@@ -12,7 +14,8 @@ from unmask.callbacks.panel import Reconstruction, reconstruction_pixels
 from unmask.methods.base import Method
 from unmask.runtime.builders import AnyMethod, build_data
 from unmask.runtime.builders import build_method as build_configured
-from unmask.runtime.config import compose_config
+from unmask.runtime.config import compose_config, configuration_names
+from unmask.runtime.console import one_sentence
 from unmask.runtime.initialise import initialise
 from unmask.types import Images
 
@@ -24,11 +27,17 @@ def build_method(overrides: Sequence[str]) -> AnyMethod:
 
     Args:
         overrides: Such as `["method=mae", "model=vit_tiny", "image_size=224"]`.
+
+    Raises:
+        ValueError: A name or a value is not one that the command takes; the sentence says what to write instead.
     """
-    config = compose_config("run", overrides)
-    data = build_data(config)
-    method = build_configured(config.method, data)
-    initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
+    try:
+        config = compose_config("run", overrides)
+        data = build_data(config)
+        method = build_configured(config.method, data)
+        initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ValueError(one_sentence(error, *configuration_names("run"))) from error
     return method
 
 

@@ -75,6 +75,7 @@ def find_run(file: WeightFile) -> SavedRun | None:
     for name, part in record.items():
         if name != "class_names":
             require_plain(part, f"{file.path}: {name}")
+    _require_shapes(written, record, file.path)
     num_classes = record.get("num_classes")
     if type(num_classes) is not int or not 0 <= num_classes <= _MAX_CLASSES:
         raise ValueError(f"{file.path} says it has {shown(num_classes)} classes; refused")
@@ -90,6 +91,19 @@ def find_run(file: WeightFile) -> SavedRun | None:
         },
         num_bytes=file.num_bytes,
     )
+
+
+def _require_shapes(written: Mapping[str, Any], record: Mapping[str, Any], path: Path) -> None:
+    """Refuses facts of another kind than this program writes; what is built is checked by its own classes."""
+    mappings = {"backbone": written, "versions": written, "git": written, "data": record, "training": record}
+    for name, part in mappings.items():
+        if not isinstance(part.get(name), Mapping | None):
+            raise ValueError(
+                f"{path} gives {name} as {shown(part[name])}, and it is a list of names and values; refused"
+            )
+    images_seen = written.get("images_seen")
+    if images_seen is not None and (type(images_seen) is not int or images_seen < 0):
+        raise ValueError(f"{path} was trained on {shown(images_seen)} images, which is no number of images; refused")
 
 
 def _class_names(record: Mapping[str, Any], path: Path) -> tuple[str, ...]:

@@ -82,6 +82,7 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     register_resolvers()
     show_constructor_defaults()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
+    _require_safe_loading()
     main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))
     if os.environ.get(_TRACEBACK_SWITCH) == "1":
         main()
@@ -101,6 +102,7 @@ def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     calm_libraries()
+    _require_safe_loading()
     overrides = sys.argv[1:]
     if any(override in _ABOUT for override in overrides):
         sys.stdout.write((config_directory() / f"{config_name}.yaml").read_text(encoding="utf-8"))
@@ -111,6 +113,15 @@ def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if os.environ.get(_TRACEBACK_SWITCH) == "1":
             raise
         sys.exit(_explain(error, *configuration_names(config_name)))
+
+
+def _require_safe_loading() -> None:
+    from unmask.interchange.files import require_safe_loading
+
+    try:
+        require_safe_loading()
+    except ValueError as error:
+        sys.exit(_explain(error))
 
 
 def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -133,7 +133,7 @@ def _tell(exported: Export, directory: Path) -> None:
 def _training_sections(saved: SavedRun) -> list[str]:
     """Describes the run, and the one its weights started from where that checkpoint can still be read."""
     run = TrainingRun(saved.record, saved.origin)
-    training = saved.record.get("training", {})
+    training = saved.record.get("training") or {}
     if not training.get("is_finetuning"):
         return [training_section(run, title="Training")]
     sections = [training_section(run, title="Fine-tuning")]

@@ -59,6 +59,6 @@ def _kind(name: str, weight: Tensor) -> str:
 def _told_by(file: WeightFile) -> dict[str, Any]:
     """Reads the image size off the configuration in the file's `meta`; weights with padded windows do not tell it."""
     meta = file.content.get("meta")
-    text = str(meta.get("cfg", meta.get("config", ""))) if isinstance(meta, dict) else ""
-    found = re.search(r"img_size=(\d+)", text)
+    text = meta.get("cfg", meta.get("config")) if isinstance(meta, dict) else None
+    found = re.search(r"img_size=(\d{1,5})\b", text) if isinstance(text, str) else None
     return {"image_size": int(found[1])} if found else {}

@@ -7,11 +7,17 @@ from typing import Any
 import timm
 import torch
 
+from unmask.backbones.create import is_model_name
 from unmask.interchange import infer_config
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
+from unmask.interchange.limits import bounded_networks
+from unmask.interchange.record import shown
 from unmask.interchange.renaming import without_buffers
 
+# The arguments of a model that decide what is read off it below; no others are taken from a file.
+_SIZES = ("img_size", "patch_size", "window_size", "in_chans", "embed_dim", "depth", "depths", "num_heads")
+_LARGEST = 16_384  # of any of them
 _WRAPPER = "timm_model."  # in front of all names where transformers wrote the folder
 
 
@@ -45,14 +51,18 @@ def _described_model(file: WeightFile) -> Any:
     Raises:
         ValueError: This timm has no such model.
     """
-    name = file.config.get("architecture")
+    name, arguments = file.config.get("architecture"), file.config.get("model_args", {})
     if name is None:
         return None
-    if not timm.is_model(name):
-        raise ValueError(f"{file.path}: config.json names {name!r}, which this version of timm does not have")
-    arguments = {**file.config.get("model_args", {}), "num_classes": 0}
-    with torch.device("meta"):
-        return timm.create_model(name, pretrained=False, **arguments)
+    if not isinstance(name, str) or not is_model_name(name) or not isinstance(arguments, Mapping):
+        raise ValueError(f"{file.path}: config.json names {shown(name)}, which this version of timm does not have")
+    sizes = {size: arguments[size] for size in _SIZES if arguments.get(size) is not None}
+    for size, value in sizes.items():
+        numbers = value if isinstance(value, list) else [value]
+        if not all(type(number) is int and 0 < number <= _LARGEST for number in numbers):
+            raise ValueError(f"{file.path}: config.json gives {size}={shown(value)}, which is no size of a model")
+    with torch.device("meta"), bounded_networks(file.num_bytes):
+        return timm.create_model(name, pretrained=False, num_classes=0, **sizes)
 
 
 def _sizes(swin: Any) -> Mapping[str, Any]:
@@ -64,7 +74,8 @@ def _sizes(swin: Any) -> Mapping[str, Any]:
 
 
 def _with_statistics(file: WeightFile, conversion: Conversion) -> Conversion:
-    described = file.config.get("pretrained_cfg", {})
+    described = file.config.get("pretrained_cfg")
+    described = described if isinstance(described, Mapping) else {}
     names = {"mean": "pixel_mean", "std": "pixel_std"}
     statistics = {ours: list(described[theirs]) for theirs, ours in names.items() if described.get(theirs)}
     return replace(conversion, settings={**conversion.settings, **statistics})
