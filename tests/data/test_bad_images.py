@@ -79,7 +79,8 @@ def trained_on(data: ImageFolder) -> dict[int, list[int]]:
 
 def test_a_bad_training_image_stops_the_run_with_its_path_and_reason(make_data: Callable[..., ImageFolder]) -> None:
     sentence = (
-        r"bad image .*train/(04|11|12)\.png: truncated or corrupt \(\d+ bytes; .*mend or remove it, or set data.on"
+        r"bad image .*train/(04|11|12)\.png: truncated or corrupt \(\d+ bytes; .*; "
+        r"repair or remove the file, or set data.on"
     )
     with pytest.raises(ValueError, match=sentence):
         trained_on(make_data(on_bad_image="raise"))
@@ -178,12 +179,12 @@ def test_where_nothing_can_be_read_the_run_stops(folder: Path, make_data: Callab
 def test_evaluation_replaces_nothing(folder: Path, make_data: Callable[..., ImageFolder], split: Any) -> None:
     (folder / "val" / "01.png").write_bytes(b"")
     data = make_data()
-    with pytest.raises(ValueError, match=r"bad image .*; mend or remove it: in evaluation no image is replaced"):
+    with pytest.raises(ValueError, match=r"bad image .*; repair or remove the file: evaluation replaces no image"):
         list(data.evaluation_loader(split))
-    with pytest.raises(ValueError, match=r"bad image .*val/01\.png: empty file; .*in evaluation"):
+    with pytest.raises(ValueError, match=r"bad image .*val/01\.png: empty file; .*evaluation replaces"):
         data.held_out_images(3)
 
 
 def test_a_share_out_of_range_is_refused(make_data: Callable[..., ImageFolder]) -> None:
-    with pytest.raises(ValueError, match=r"max_bad_fraction must be a share in 0..1, got 2"):
+    with pytest.raises(ValueError, match=r"max_bad_fraction must be a fraction in 0..1, got 2"):
         make_data(max_bad_fraction=2)

@@ -86,7 +86,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(
 ) -> None:
     data = make_data(global_batch_size=size)
     attach_trainer(data, devices=devices, accumulated=accumulated)
-    sentence = f"global_batch_size={size} does not divide by {devices} devices x {accumulated} .*; use {nearest}$"
+    sentence = f"global_batch_size={size} does not divide among {devices} devices.*; use {nearest}$"
     with pytest.raises(ValueError, match=sentence):
         data.train_dataloader()
     data.global_batch_size = nearest
@@ -159,7 +159,7 @@ def test_images_are_divided_by_255_and_normalised_channel_by_channel() -> None:
 def test_evaluation_sees_the_centred_crop_of_the_given_fraction(crop_pct: float) -> None:
     data = make_data(3, crop_pct=crop_pct)
     (batch,) = data.val_dataloader()
-    expected = data.normalise(resize_and_centre_crop(data.images, (16, 16), crop_pct))
+    expected = data.normalize(resize_and_centre_crop(data.images, (16, 16), crop_pct))
     assert torch.equal(data.to_model_input(batch, augmented=False).image, expected)
     assert torch.equal(data.held_out_images(3).image, expected)
 

@@ -10,6 +10,7 @@ import webdataset
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
+from unmask.data.bad_images import BadImagePolicy
 from unmask.data.dataset import SampleKey
 from unmask.data.packing import Packing, write_packed
 from unmask.data.sources.folder import ImageFolder
@@ -149,7 +150,7 @@ def test_nothing_is_left_of_a_packing_that_failed(folder, tmp_path: Path) -> Non
 
 def test_bad_images_are_left_out_where_the_source_skips_them(folder, reopen, tmp_path: Path) -> None:
     Path(folder.dataset("train").paths[4]).write_bytes(b"<html>")
-    folder.on_bad_image, folder.max_bad_fraction = "skip", 0.2
+    folder.bad_images = BadImagePolicy("skip", max_fraction=0.2, seed=0)
     packing = Packing(format="keep", size=None, images_per_shard=4)
     record = write_packed(folder, tmp_path / "out", packing)
     assert record["left_out"] == [folder.dataset("train").paths[4]]
@@ -159,7 +160,7 @@ def test_bad_images_are_left_out_where_the_source_skips_them(folder, reopen, tmp
     for image, index in zip(images(reopen(), "train"), sound, strict=True):
         kept = folder.dataset("train").read([SampleKey(0, index)], lambda image, key: image)
         assert torch.equal(image, kept.image[0])
-    folder.max_bad_fraction = 0.1  # of 8 images is none
+    folder.bad_images.max_fraction = 0.1  # of 8 images is none
     with pytest.raises(ValueError, match=r"content is HTML.*; 1 bad image\(s\) are more than data.max_bad_fraction"):
         write_packed(folder, tmp_path / "again", packing)
     assert not (tmp_path / "again").exists()

@@ -25,6 +25,7 @@ def make_data(tmp_path: Path) -> Callable[..., ImageFolder]:
             "global_batch_size": 2,
             "val_fraction": 0.25,
             "test_fraction": 0.0,
+            "crop_pct": 1.0,
             "statistics": "auto",
             "cache_dir": str(tmp_path / "cache"),
         }

@@ -1,9 +1,9 @@
-"""What becomes of images that cannot be read: the run stops, or another is trained on in their place."""
+"""How images that cannot be read are handled: the run stops, or another image is used in their place."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -16,8 +16,8 @@ OnBadImage = Literal["raise", "skip"]
 BAD_IMAGES_NAME = "bad_images.txt"
 """The file in a run's folder that lists them: path, reason and epoch, separated by tabs."""
 
-IN_TRAINING = "mend or remove it, or set data.on_bad_image=skip; python -m unmask.inspect looks for others"
-IN_EVALUATION = "mend or remove it: in evaluation no image is replaced"
+IN_TRAINING = "repair or remove the file, or set data.on_bad_image=skip; python -m unmask.inspect finds others"
+IN_EVALUATION = "repair or remove the file: evaluation replaces no image"
 
 _MAX_REPLACEMENTS = 10  # that may be bad themselves
 _NUM_NAMED = 3  # in the log; the file has them all
@@ -26,10 +26,10 @@ _log = logging.getLogger(__name__)
 
 
 class RaiseOnBadImage(LoaderDataset):
-    """Samples of which a bad one ends the reading; `advice` says what to do about it."""
+    """Raises on the first image that cannot be read; `advice` says what to do about it."""
 
-    def __init__(self, samples: ImageDataset, crop: LoaderCrop, *, advice: str) -> None:
-        super().__init__(samples, crop)
+    def __init__(self, dataset: ImageDataset, crop: LoaderCrop, *, advice: str) -> None:
+        super().__init__(dataset, crop)
         self.advice = advice
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:
@@ -40,20 +40,20 @@ class RaiseOnBadImage(LoaderDataset):
 
 
 class ReplaceBadImage(LoaderDataset):
-    """Samples of which a bad one is replaced by another of the split, drawn by (seed, epoch, sample).
+    """Replaces an image that cannot be read by another of the split, drawn by (seed, epoch, sample).
 
-    So the images of an epoch depend neither on workers nor on devices. A replacement may be bad too; after ten bad ones
-    in a row the reading ends. Batches say which images were bad (`RawBatch.bad`).
+    The images of an epoch therefore depend neither on workers nor on devices. A replacement may be bad too; after ten
+    bad ones in a row an error is raised. Batches say which images were bad (`RawBatch.bad`).
     """
 
-    def __init__(self, samples: ImageDataset, crop: LoaderCrop, *, seed: int) -> None:
-        super().__init__(samples, crop)
+    def __init__(self, dataset: ImageDataset, crop: LoaderCrop, *, seed: int) -> None:
+        super().__init__(dataset, crop)
         self.seed = seed
         self._errors: dict[int, BadImageError] = {}  # of samples known to be bad: each worker learns them once
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:
         skipped: list[BadImage] = []
-        chosen = [self._first_sound(key, skipped) for key in keys]
+        chosen = [self._first_readable(key, skipped) for key in keys]
         try:
             batch = super().__getitems__(chosen)
         except BadImageError:
@@ -66,7 +66,7 @@ class ReplaceBadImage(LoaderDataset):
     def _read_one(self, key: SampleKey, skipped: list[BadImage]) -> RawBatch:
         while True:
             known: list[BadImage] = []
-            chosen = self._first_sound(key, known)
+            chosen = self._first_readable(key, known)
             try:
                 batch = super().__getitems__([chosen])
             except BadImageError as error:
@@ -75,7 +75,7 @@ class ReplaceBadImage(LoaderDataset):
                 skipped += known
                 return batch
 
-    def _first_sound(self, key: SampleKey, skipped: list[BadImage]) -> SampleKey:
+    def _first_readable(self, key: SampleKey, skipped: list[BadImage]) -> SampleKey:
         """The sample, or the first in its place, that is not known to be bad; notes those that are."""
         for candidate in self._candidates(key):
             if candidate.index not in self._errors:
@@ -89,6 +89,64 @@ class ReplaceBadImage(LoaderDataset):
         keys = sample_keys(self.seed, "replacement", key.epoch, torch.tensor([key.index]))
         for draw in keyed_uniform(keys, _MAX_REPLACEMENTS)[0].double().mul(len(self.dataset)).long().tolist():
             yield SampleKey(key.epoch, draw)
+
+
+class BadImagePolicy:
+    """What training does about images that cannot be read.
+
+    Args:
+        on_bad_image: "raise" stops the run; "skip" uses another image and lists the bad one.
+        max_fraction: Fraction of the training images that may be bad with "skip", in 0..1; more stop the run.
+        seed: Key of the replacements.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    def __init__(self, on_bad_image: OnBadImage, *, max_fraction: float, seed: int) -> None:
+        if on_bad_image not in get_args(OnBadImage):
+            raise ValueError(f"data.on_bad_image must be 'raise' or 'skip', got {on_bad_image!r}")
+        if not 0.0 <= max_fraction <= 1.0:
+            raise ValueError(f"data.max_bad_fraction must be a fraction in 0..1, got {max_fraction}")
+        self.on_bad_image = on_bad_image
+        self.max_fraction = max_fraction
+        self.seed = seed
+        self._list: BadImageList | None = None
+
+    def guard(self, dataset: ImageDataset, crop: LoaderCrop) -> LoaderDataset:
+        """Puts the policy between a data set and its loader.
+
+        Raises:
+            ValueError: A stream cannot look up another image.
+        """
+        if self.on_bad_image == "raise":
+            return RaiseOnBadImage(dataset, crop, advice=IN_TRAINING)
+        if dataset.is_streamed:
+            raise ValueError(
+                "data.on_bad_image=skip uses another image in the place of a bad one, which a stream cannot look up; "
+                "set data.streaming=false or data.on_bad_image=raise"
+            )
+        return ReplaceBadImage(dataset, crop, seed=self.seed)
+
+    def record(self, bad: Sequence[BadImage], *, folder: Path, num_images: int) -> None:
+        """Lists images that were replaced in the run's folder.
+
+        Raises:
+            BadImageError: They are too many now.
+        """
+        if self._list is None:
+            self._list = BadImageList(folder, num_images=num_images, max_fraction=self.max_fraction)
+        self._list.add(bad)
+
+    def summarize(self) -> None:
+        """Logs how many images of the run were bad, if any."""
+        if self._list is not None:
+            _log.warning(
+                "%d of %d training images could not be read and were replaced; %s lists them",
+                len(self._list),
+                self._list.num_images,
+                self._list.path,
+            )
 
 
 class BadImageList:
@@ -140,15 +198,15 @@ class BadImageList:
 
     def _announce(self, image: BadImage) -> None:
         if len(self) <= _NUM_NAMED:
-            _log.warning("bad image %s: %s; another is trained on in its place", image.name, image.reason)
+            _log.warning("bad image %s: %s; another image takes its place", image.name, image.reason)
         elif len(self) == _NUM_NAMED + 1:
             _log.warning("more bad images are listed in %s", self.path)
 
     def _require_few(self, image: BadImage) -> None:
         if len(self) > self.max_fraction * self.num_images:
-            share = f"{len(self) / self.num_images:.2%}"
+            percentage = f"{len(self) / self.num_images:.2%}"
             raise BadImageError(
-                f"{len(self)} of {self.num_images:,} training images are bad ({share}), more than "
+                f"{len(self)} of {self.num_images:,} training images are bad ({percentage}), more than "
                 f"data.max_bad_fraction={self.max_fraction:g} allows, the last {image.name}: {image.reason}; "
-                f"{self.path} lists them; mend or remove them, or raise data.max_bad_fraction"
+                f"{self.path} lists them; repair or remove them, or raise data.max_bad_fraction"
             )

@@ -1,4 +1,4 @@
-"""Sets of images as a loader reads them: by (epoch, index), so that every draw is keyed."""
+"""Image data sets as a loader reads them: by (epoch, index), so that every draw is keyed."""
 
 import hashlib
 import io
@@ -7,18 +7,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float32, Int, Shaped, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
 from unmask.data.files.paths import PathList
 from unmask.data.files.pixels import OpenFile, Pixels
 
 UNLABELLED = -1
 FILLER_EPOCH = -1  # of a sample that only keeps the batches of all devices equally many
+IDLE = -1  # of a worker that reads no image
 
 _FINGERPRINT_BYTES = 8
 _IMAGES_HASHED_AT_ONCE = 4096
@@ -220,7 +221,13 @@ class ImageFileDataset(ImageDataset):
 
 
 class LoaderDataset(Dataset[RawBatch]):
-    """Samples with the crop a loader wants; fetched a batch at a time, so a loader needs no collation."""
+    """An image data set with the crop a loader wants; read a batch at a time, so a loader needs no collation.
+
+    Attributes:
+        held: In memory that workers share, the index of the image each of them is reading, or `IDLE`.
+    """
+
+    held: Int[Tensor, " workers"] | None = None
 
     def __init__(self, dataset: ImageDataset, crop: LoaderCrop) -> None:
         self.dataset = dataset
@@ -230,4 +237,24 @@ class LoaderDataset(Dataset[RawBatch]):
         return len(self.dataset)
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:
-        return self.dataset.read(keys, self.crop.prepared(keys))
+        crop, worker = self.crop.prepared(keys), get_worker_info()
+        if self.held is not None and worker is not None:
+            crop = _noting(crop, keys, self.held.numpy()[worker.id : worker.id + 1])
+        return self.dataset.read(keys, crop)
+
+
+def _noting(crop: ImageCrop, keys: Sequence[SampleKey], place: Any) -> ImageCrop:
+    """The same crop, which writes to `place` which image is read next: images are read in the order of their keys."""
+    following = iter(keys)
+
+    def note_next() -> None:
+        key = next(following, None)
+        place[0] = IDLE if key is None else key.index
+
+    def noted(image: Pixels, key: SampleKey) -> Pixels:
+        cropped = crop(image, key)
+        note_next()
+        return cropped
+
+    note_next()
+    return noted

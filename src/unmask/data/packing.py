@@ -181,7 +181,7 @@ def write_packed(
 
 def _write_split(data: ImageDataModule, samples: ImageDataset, prefix: Path, packing: Packing) -> _SplitRecord:
     left_out: list[BadImage] = []
-    images = _sound(_encoded(data, samples, packing), left_out, limit=int(data.max_bad_fraction * len(samples)))
+    images = _sound(_encoded(data, samples, packing), left_out, limit=int(data.bad_images.max_fraction * len(samples)))
     shards, moments, count = [], torch.zeros(()), 0
     for number, batch in enumerate(_batches(images, packing.images_per_shard)):
         path = prefix.with_name(f"{prefix.name}-{number:06d}.tar")
@@ -204,7 +204,7 @@ def _encoded(
     data: ImageDataModule, samples: ImageDataset, packing: Packing
 ) -> Iterator[tuple[int, _PackedImage | BadImage]]:
     loader = DataLoader(
-        _ImagesToPack(samples, packing, skips_bad=data.on_bad_image == "skip"),
+        _ImagesToPack(samples, packing, skips_bad=data.bad_images.on_bad_image == "skip"),
         batch_size=None,
         num_workers=data.num_workers,
         collate_fn=_as_fetched,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,9 @@ from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 
 from unmask.atomic_write import atomic_write
+from unmask.data.dataset import ImageDataset
 from unmask.randomness import keyed_permutation, stream_key
+from unmask.types import Images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -23,10 +25,44 @@ _log = logging.getLogger(__name__)
 
 
 class PixelStatistics(NamedTuple):
-    """Of each channel, on the scale 0..1."""
+    """Mean and standard deviation of each channel, on the scale 0..1."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def normalize_(self, images: Float32[Tensor, "b channels height width"]) -> Images:
+        """Divides values of 0..255 by 255, subtracts the mean and divides by the deviation, in place.
+
+        Each temporary would cost a CPU as much as the arithmetic.
+        """
+        mean = torch.tensor(self.mean, device=images.device)[:, None, None]
+        std = torch.tensor(self.std, device=images.device)[:, None, None]
+        return images.mul_(1.0 / (255.0 * std)).sub_(mean / std)
+
+
+def cached_statistics(
+    dataset: ImageDataset,
+    read_whole: Callable[[ImageDataset], Iterable[Tensor]],
+    *,
+    folder: Path,
+    num_channels: int,
+    **settings: Any,
+) -> PixelStatistics:
+    """Returns what an earlier run measured on these images, or measures and keeps it.
+
+    Args:
+        dataset: The training images.
+        read_whole: Reads images as batches, uncropped but of one size.
+        folder: Where statistics are kept.
+        num_channels: Of the images.
+        settings: Plain values that change what is read.
+    """
+    path = cache_path(folder, images=dataset.fingerprint, **settings, limit=MAX_IMAGES)
+    statistics = read_cached(path)
+    if statistics is None or len(statistics.mean) != num_channels:
+        statistics = measure_pixels(read_whole(dataset.subset(choose_images(len(dataset)))))
+        save_cached(path, statistics)
+    return statistics
 
 
 def choose_images(num_images: int, limit: int = MAX_IMAGES) -> Int[Tensor, " n"]:

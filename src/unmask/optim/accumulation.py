@@ -16,13 +16,25 @@ def accumulated_batches(global_batch_size: int, *, num_devices: int, images_per_
     """
     if images_per_device is not None and images_per_device < 1:
         raise ValueError(f"images_per_device must be at least 1, got {images_per_device}")
-    device_batch, rest = divmod(global_batch_size, num_devices)
-    if rest or not device_batch:
-        nearest = max(1, round(global_batch_size / num_devices)) * num_devices
-        raise ValueError(
-            f"global_batch_size={global_batch_size} does not divide among {num_devices} devices; use {nearest}"
-        )
+    device_batch = device_batch_size(global_batch_size, num_devices=num_devices)
     if images_per_device is None:
         return 1
     fewest = -(-device_batch // images_per_device)
     return next(parts for parts in range(fewest, device_batch + 1) if device_batch % parts == 0)
+
+
+def device_batch_size(global_batch_size: int, *, num_devices: int, accumulated: int = 1) -> int:
+    """Divides an optimizer step's images among devices and accumulated batches.
+
+    Raises:
+        ValueError: They do not divide evenly.
+    """
+    parts = num_devices * accumulated
+    batch_size, rest = divmod(global_batch_size, parts)
+    if rest or not batch_size:
+        nearest = max(1, round(global_batch_size / parts)) * parts
+        batches = f" x {accumulated} accumulated batches" if accumulated > 1 else ""
+        raise ValueError(
+            f"global_batch_size={global_batch_size} does not divide among {num_devices} devices{batches}; use {nearest}"
+        )
+    return batch_size

@@ -135,7 +135,7 @@ def test_what_a_stream_cannot_give_is_refused(make) -> None:
         ValueError, match=r"split train does not say how many images .* set data.num_images=.train:NUMB"
     ):
         make(num_images=None).dataset("train")
-    with pytest.raises(ValueError, match=r"data.on_bad_image=skip draws another image .* data.streaming=true cannot"):
+    with pytest.raises(ValueError, match=r"data.on_bad_image=skip uses another image .* data.streaming=true cannot"):
         make(on_bad_image="skip")
     with pytest.raises(ValueError, match=r"data.shuffle_buffer must be at least 1 image, got 0"):
         make(shuffle_buffer=0)

@@ -190,9 +190,9 @@ class Hub(AutoSplitDataModule):
 
     def _require_streamable(self, shuffle_buffer: int) -> None:
         self.shares = {}  # nothing is held out
-        if self.on_bad_image == "skip":
+        if self.bad_images.on_bad_image == "skip":
             raise ValueError(
-                "data.on_bad_image=skip draws another image in place of a bad one, which data.streaming=true cannot; "
+                "data.on_bad_image=skip uses another image in place of a bad one, which data.streaming=true cannot; "
                 "set one of them to its default"
             )
         if shuffle_buffer < 1:

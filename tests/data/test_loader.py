@@ -1,0 +1,78 @@
+import os
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from unmask.data.dataset import InMemoryDataset, LoaderCrop, LoaderDataset, RawBatch, SampleKey
+from unmask.data.files.pixels import Pixels
+from unmask.data.loader import DeferredDataLoader
+
+BATCHES = [[SampleKey(0, 0), SampleKey(0, 1), SampleKey(0, 2)], [SampleKey(0, 3), SampleKey(0, 4), SampleKey(0, 5)]]
+
+
+class _Sleepy(InMemoryDataset):
+    """Ends or stops its process at one image, and crops the others one by one, as files are read."""
+
+    def __init__(self, *, hangs_at: int = -1, dies_at: int = -1) -> None:
+        super().__init__(torch.zeros(6, 3, 4, 4, dtype=torch.uint8), torch.zeros(6, dtype=torch.long), ())
+        self.hangs_at, self.dies_at = hangs_at, dies_at
+
+    def read(self, keys: Sequence[SampleKey], crop: Any) -> RawBatch:
+        for key in keys:
+            if key.index == self.hangs_at:
+                time.sleep(60)
+            if key.index == self.dies_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            crop(self.images[key.index], key)
+        return super().read(keys, crop)
+
+
+class _AsItIs(LoaderCrop):
+    def __call__(self, image: Pixels, key: SampleKey) -> Pixels:
+        return image
+
+
+def make_loader(*, num_workers: int = 1, timeout: float = 0.0, **faults: int) -> DeferredDataLoader:
+    dataset = LoaderDataset(_Sleepy(**faults), _AsItIs())
+    return DeferredDataLoader(dataset, BATCHES, num_workers=num_workers, timeout=timeout)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_begins_with_its_first_batch_not_with_the_iterator(num_workers: int) -> None:
+    asked: list[str] = []
+
+    class Batches:
+        def __iter__(self) -> Any:
+            asked.append("begun")
+            yield from BATCHES
+
+    loader = DeferredDataLoader(LoaderDataset(_Sleepy(), _AsItIs()), Batches(), num_workers=num_workers)
+    batches = iter(loader)
+    assert not asked
+    assert [batch.index.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5]]
+    assert asked == ["begun"]
+
+
+@pytest.mark.slow
+def test_a_hanging_worker_ends_the_reading_in_time_and_its_image_is_named() -> None:
+    began = time.monotonic()
+    with pytest.raises(ValueError, match=r"nothing for 1 s while the workers were reading image 4; .*worker_timeout"):
+        list(make_loader(timeout=1.0, hangs_at=4))
+    assert time.monotonic() - began < 15
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies_at", [0, 5])
+def test_a_dead_worker_is_reported_with_its_image(dies_at: int) -> None:
+    with pytest.raises(
+        ValueError, match=rf"a loader worker died while .* reading image {dies_at}; .*num_workers below"
+    ):
+        list(make_loader(dies_at=dies_at))
+
+
+def test_other_errors_pass_as_they_are() -> None:
+    assert make_loader().explain(RuntimeError("out of memory")) is None
