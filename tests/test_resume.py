@@ -122,6 +122,33 @@ def test_a_resumed_run_is_the_uninterrupted_one(cell: Cell, tmp_path: Path) -> N
     require_equal(cell, write_data(cell.data, tmp_path), tmp_path)
 
 
+def test_each_epoch_has_its_own_order_crops_and_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.masking.random import RandomMaskGenerator
+
+    masks: list[list[bool]] = []
+    draw = RandomMaskGenerator.__call__
+
+    def draw_and_note(self: Any, images: torch.Tensor, keys: torch.Tensor | None = None) -> Any:
+        mask = draw(self, images, keys)
+        masks.extend(mask.masked.flatten(1).tolist())
+        return mask
+
+    monkeypatch.setattr(RandomMaskGenerator, "__call__", draw_and_note)
+    train(replace(Cell(), settings=("no validation",)), write_data("folder", tmp_path), Finish(tmp_path / "whole"))
+    batches = torch.load(tmp_path / "whole.0", weights_only=True)["batches"].values()
+    seen = [entry for batch in batches for entry in zip(batch["samples"], batch["images"], strict=True)]
+    per_epoch = len(seen) // EPOCHS
+    masks = masks[-len(seen) :]  # those before the first step only look at sizes
+    epochs = [range(start, start + per_epoch) for start in range(0, len(seen), per_epoch)]
+    for first, second in itertools.combinations(epochs, 2):
+        before, after = ({seen[place][0]: place for place in epoch} for epoch in (first, second))
+        assert list(before) != list(after)
+        again = before.keys() & after.keys()
+        assert len(again) > 10
+        assert all(seen[before[index]][1] != seen[after[index]][1] for index in again)
+        assert sum(masks[before[index]] != masks[after[index]] for index in again) > len(again) / 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", TWO_PROCESSES, ids=str)
 def test_a_run_of_two_processes_is_resumed_exactly(cell: Cell, tmp_path: Path) -> None:
@@ -192,7 +219,7 @@ class Recorder(Callback):
             "loss": float(outputs["loss"]).hex(),
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "samples": batch.index.tolist(),
-            "images": float(batch.image.double().sum()).hex(),
+            "images": batch.image.double().sum(dim=(1, 2, 3)).tolist(),
         }
 
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
