@@ -26,11 +26,15 @@ class StepSeeding(Callback):
         self.seed = seed
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        key = stream_key(self.seed, "step", trainer.current_epoch, batch_idx, _RANK)
+        self.reseed(epoch=trainer.current_epoch, batch_idx=batch_idx, device=pl_module.device)
+
+    def reseed(self, *, epoch: int, batch_idx: int, device: torch.device) -> None:
+        """Puts the generators where a training batch finds them, batches counted within the epoch."""
+        key = stream_key(self.seed, "step", epoch, batch_idx, _RANK)
         torch.default_generator.manual_seed(key)
-        if pl_module.device.type != "cpu":
+        if device.type != "cpu":
             # Only this process's device: torch.manual_seed would visit every one of the machine.
-            torch.get_device_module(pl_module.device).manual_seed(key)
+            torch.get_device_module(device).manual_seed(key)
         # timm's mixup draws from numpy's global stream, other transforms from Python's.
         np.random.seed(key % 2**32)  # noqa: NPY002
         random.seed(key % 2**64)

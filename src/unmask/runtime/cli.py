@@ -60,6 +60,23 @@ def inspect() -> None:
     _plain_command("inspect", inspect_data)
 
 
+def replay() -> None:
+    """Computes a step again: `python -m unmask.replay FILE`."""
+    from unmask.runtime.console import calm_libraries
+    from unmask.runtime.replay import replay as replay_step
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    calm_libraries()
+    if len(sys.argv) != 2 or sys.argv[1] in _ABOUT:
+        sys.exit("usage: python -m unmask.replay runs/.../nonfinite/step_00000012.ckpt")
+    try:
+        replay_step(sys.argv[1])
+    except _user_errors() as error:
+        if os.environ.get(_TRACEBACK_SWITCH) == "1":
+            raise
+        sys.exit(_explain(error))
+
+
 def _pretrain(config: DictConfig) -> Any:
     from unmask.runtime.pretrain import pretrain
 

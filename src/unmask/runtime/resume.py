@@ -45,6 +45,7 @@ _FREE = (  # from the next step on
     "data.num_workers",
     "data.on_bad_image",
     "images_per_device",
+    "on_nonfinite",
     "method.schedule.",
     "schedule.",
     "trainer.",
