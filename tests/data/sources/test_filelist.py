@@ -84,6 +84,13 @@ def test_splits_without_a_list_are_held_out_of_training_and_disjoint(folder: Pat
         ("plain.png,-1\n", {}, "label -1; classes are numbered from 0"),
         ("plain.png\n", {"root": "ROOT/deep"}, r"no file .*deep/plain.png"),
         ("../plain.png\n", {"root": "ROOT/deep"}, r"train.txt:1: ../plain.png leads out of data.root"),
+        ("plain.png\ndeep/../../plain.png\n", {}, r"train.txt:2: deep/../../plain.png leads out of the list's folder"),
+        (
+            "plain.png,0\nwith space.png,1\ndeep/er.png,dog\n",
+            {},
+            r"train.txt:3 has the label 'dog' among class numbers",
+        ),
+        ("\nplain.png,0\nwith space.png,-2\n", {}, r"train.txt:3 has the label -2; classes are numbered from 0"),
         ("plain.png\n", {"root": "ROOT/nowhere"}, "is not a folder"),
         ("plain.png\n", {"val": "ROOT/nowhere.txt"}, "data.val=.* is not a file"),
     ],
@@ -96,10 +103,22 @@ def test_mistakes_are_named_with_list_and_line(folder: Path, content, changes: d
 
 def test_a_label_training_does_not_have_is_refused(folder: Path) -> None:
     test = write(folder, "test.txt", "deep/er.png,wolf\n")
-    with pytest.raises(ValueError, match=r"1 label.* that no training image has, the first 'wolf'"):
+    with pytest.raises(ValueError, match=r"test.txt:1 has 1 label.* that no training image has, the first 'wolf'"):
         make(folder, "plain.png,dog\nwith space.png,cat\n", test=test).dataset("test")
 
 
 def test_repeated_lines_are_counted_in_a_warning(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(make(folder, "plain.png\nplain.png\ndeep/er.png\n").dataset("train")) == 3
     assert "names 1 image(s) more than once" in caplog.text
+
+
+def test_a_missing_label_is_named_with_its_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    samples = make(folder, "plain.png,dog\n\nwith space.png\ndeep/er.png,cat\n").dataset("train")
+    assert samples.labels.tolist() == [1, -1, 0]
+    assert "train.txt:3: no label, and 2 of 3 images have one" in caplog.text
+
+
+def test_absolute_paths_are_taken_where_no_root_is_given(folder: Path) -> None:
+    (folder / "lists").mkdir()
+    samples = make(folder / "lists", f"{folder / 'plain.png'}\n").dataset("train")
+    assert list(samples.paths) == [str(folder / "plain.png")]

@@ -1,4 +1,4 @@
-"""Zip archives from strangers."""
+"""Zip archives, which may come from untrusted sources."""
 
 import shutil
 import stat
@@ -6,7 +6,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 _MAX_EXPANSION = 200  # times; images hardly shrink in a zip
-_SMALL = 2**30  # bytes; below, any expansion is harmless
+_SMALL = 2**24  # bytes; below, any expansion is harmless
+_ORDINARY = (0, stat.S_IFREG, stat.S_IFDIR)  # kinds of members; 0 where the archive names none
 
 
 def unpack_zip(archive: Path, target: Path) -> Path:
@@ -16,8 +17,9 @@ def unpack_zip(archive: Path, target: Path) -> Path:
     folder of the target's name, that folder becomes the target.
 
     Raises:
-        ValueError: The file is no zip archive or damaged; a member would be written outside the folder, or is a link;
-            the content expands suspiciously or does not fit on the disk. Nothing is left behind then.
+        ValueError: The file is no zip archive or damaged; a member would be written outside the folder, is a link or a
+            device, or has a name with a NUL byte; the content expands suspiciously or does not fit on the disk. Nothing
+            is left behind then.
     """
     if target.exists():
         return target
@@ -28,6 +30,7 @@ def unpack_zip(archive: Path, target: Path) -> Path:
     with zipfile.ZipFile(archive) as opened:
         members = opened.infolist()
         for member in members:
+            _require_ordinary(member, archive)
             _require_inside(member, archive, target)
         _require_room(members, archive, target)
         try:
@@ -50,17 +53,31 @@ def _require_inside(member: zipfile.ZipInfo, archive: Path, target: Path) -> Non
         raise ValueError(
             f"{archive}: member {member.filename!r} would be written outside {target}; nothing was extracted"
         )
-    if stat.S_ISLNK(member.external_attr >> 16):
-        raise ValueError(f"{archive}: member {member.filename!r} is a link; nothing was extracted")
+
+
+def _require_ordinary(member: zipfile.ZipInfo, archive: Path) -> None:
+    if "\0" in member.orig_filename:  # zipfile itself cuts the name there
+        raise ValueError(
+            f"{archive}: member {member.orig_filename!r} has a NUL byte in its name; nothing was extracted"
+        )
+    if stat.S_IFMT(member.external_attr >> 16) not in _ORDINARY:
+        kind = "link" if stat.S_ISLNK(member.external_attr >> 16) else "device, pipe or socket"
+        raise ValueError(f"{archive}: member {member.filename!r} is a {kind}; nothing was extracted")
 
 
 def _require_room(members: list[zipfile.ZipInfo], archive: Path, target: Path) -> None:
-    needed, stored = sum(m.file_size for m in members), max(1, sum(m.compress_size for m in members))
-    if needed > _SMALL and needed > _MAX_EXPANSION * stored:
-        raise ValueError(f"{archive} expands {needed / stored:.0f} times, as an archive of images does not; refused")
+    needed, stored = sum(m.file_size for m in members), sum(m.compress_size for m in members)
+    _require_little_expansion(needed, stored, str(archive))
+    for member in members:  # one alone hides among many
+        _require_little_expansion(member.file_size, member.compress_size, f"{archive}: member {member.filename!r}")
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise ValueError(
             f"{archive} needs {needed / 2**30:.1f} GiB at {target.parent}, which has {free / 2**30:.1f} free; "
             "nothing was extracted"
         )
+
+
+def _require_little_expansion(needed: int, stored: int, what: str) -> None:
+    if needed > _SMALL and needed > _MAX_EXPANSION * stored:
+        raise ValueError(f"{what} expands {needed / max(1, stored):.0f} times, as images do not; nothing was extracted")

@@ -40,8 +40,8 @@ class FileList(AutoSplitDataModule):
     Args:
         train: The list of training images.
         val, test: The other lists; None holds the split out from the training images.
-        root: Folder that relative paths start from, and that no path may leave; None: the folder of each list, and any
-            path is taken.
+        root: Folder that relative paths start from, and that no path may leave; None: the folder of each list, which
+            relative paths may not leave, while absolute ones are taken as they are.
         shared: See `AutoSplitDataModule`.
 
     Raises:
@@ -71,25 +71,28 @@ class FileList(AutoSplitDataModule):
     def read_split(self, split: Split) -> ImageFileDataset:
         path = self.lists[split]
         written: list[str | None] = []
-        hashes = array("q")
-        paths = PathList(self._locate_lines(path, written, hashes))
+        hashes, lines = array("q"), array("q")
+        paths = PathList(self._locate_lines(path, written, hashes, lines))
         if not len(paths):
             raise ValueError(f"{path} names no image")
         repeated = len(paths) - len(np.unique(hashes))
         if repeated:
             _log.warning("%s names %d image(s) more than once; each mention is a sample", path, repeated)
         classes = () if split == "train" else self.training_images.class_names
-        labels, classes = number_labels(written, classes, source=str(path))
+        labels, classes = number_labels(written, classes, source=str(path), lines=lines)
         return ImageFileDataset(paths, labels, classes, decode=self.decoder.read)
 
-    def _locate_lines(self, path: Path, written: list[str | None], hashes: "array[int]") -> Iterator[str]:
-        """Yields each line's file; appends its label, equal ones as one object, and its hash: lists may be long."""
+    def _locate_lines(
+        self, path: Path, written: list[str | None], hashes: "array[int]", lines: "array[int]"
+    ) -> Iterator[str]:
+        """Yields each line's file; appends its label, equal ones as one object, its hash and number: lists are long."""
         seen: dict[str | None, str | None] = {}
-        place = _Place(path, self.root)
+        base = _BaseFolder(path, self.root)
         for line in self.read_list(path):
-            located = place.locate(line)
+            located = base.locate(line)
             written.append(seen.setdefault(line.label, line.label))
             hashes.append(hash(located))
+            lines.append(line.number)
             yield located
 
     def read_list(self, path: Path) -> Iterator[ListedImage]:
@@ -117,7 +120,7 @@ def _parse(number: int, text: str) -> ListedImage:
     return ListedImage(number, path.strip(), label.strip() or None)
 
 
-class _Place:
+class _BaseFolder:
     """Where the paths of a list start from; plain strings, since Path would take ten times as long on millions."""
 
     def __init__(self, source: Path, root: Path | None) -> None:
@@ -128,14 +131,23 @@ class _Place:
 
     def locate(self, line: ListedImage) -> str:
         path = os.path.join(self.base, line.path)  # an absolute path stands for itself
-        if self.real_root is not None and not self._real(path).startswith(self.real_root):
+        if self.real_root is None:
+            self._require_below_list(line)
+        elif not self._real(path).startswith(self.real_root):
             raise ValueError(
                 f"{self.source}:{line.number}: {line.path} leads out of data.root={self.root}; "
-                "leave data.root out to take paths from anywhere"
+                "set data.root to a folder that holds all images"
             )
         if not os.path.isfile(path):
             raise ValueError(f"{self.source}:{line.number}: no file {path}")
         return path
+
+    def _require_below_list(self, line: ListedImage) -> None:
+        if ".." in line.path and os.path.normpath(line.path).startswith(os.pardir):
+            raise ValueError(
+                f"{self.source}:{line.number}: {line.path} leads out of the list's folder; set data.root to a folder "
+                "that holds all images"
+            )
 
     def _real(self, path: str) -> str:
         """What `realpath` gives, looking at each folder once."""
