@@ -16,7 +16,7 @@ test: check test-bolts  ## check, then all tests
 	$(BIN)/python -m pytest
 
 test-bolts: .bolts/installed  ## test data=imagenet_bolts beside lightning-bolts, in a folder of its own
-	PYTHONPATH=.bolts $(BIN)/python -m pytest -m bolts tests/data/test_imagenet_bolts.py
+	PYTHONPATH=.bolts $(BIN)/python -m pytest -m bolts tests/data/sources/test_imagenet_bolts.py
 
 check: .venv/installed-dev  ## format, lint, types and import rules
 	$(BIN)/ruff format --check .

@@ -265,3 +265,19 @@ def test_erased_boxes_of_files_and_memory_agree(tmp_path: Path) -> None:
 def test_values_out_of_range_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         make_data(**changes)
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.8])
+def test_a_fraction_of_the_training_images_is_kept_and_not_left_out(fraction: float) -> None:
+    data = make_data(40)
+    whole = data.dataset("train").fingerprint
+    data.limit_training(fraction)
+    kept = data.dataset("train")
+    assert len(kept) == 40 * fraction
+    counts = kept.labels.bincount(minlength=3) / 40
+    assert ((counts - fraction / 3).abs() <= 1 / 40).all()
+    data.limit_training(fraction, seed=1)
+    assert data.dataset("train").fingerprint != kept.fingerprint
+    assert len(data.dataset("train")) == 40 * fraction  # of the whole split again
+    data.limit_training(1.0)
+    assert data.dataset("train").fingerprint == whole

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from unmask.data.augmentation.transforms import Augmentation
 from unmask.evaluation import features
 from unmask.evaluation.features import FrozenFeatures, PooledLayer, final_mean, read_features, require_labels
 from unmask.evaluation.knn import KNN
@@ -132,3 +133,14 @@ def test_one_class_is_refused(make_data, draw_splits):
     data = make_data(draw_splits((16, 9, 10), num_classes=1, spread=30.0), num_classes=1)
     with pytest.raises(ValueError, match="eval=linear needs at least two classes, but InMemory has 1"):
         require_labels(data, ("train",), evaluation="linear")
+
+
+def test_images_are_read_without_the_augmentation_of_training(make_backbone, make_data, draw_splits):
+    splits = draw_splits((16, 9, 10), num_classes=3, spread=30.0)
+    backbone = make_backbone()
+    strong = Augmentation(scale=(0.1, 0.2), hflip_prob=1.0, random_erasing_prob=1.0)
+    plain, augmented = (
+        read_features(backbone, make_data(splits, num_classes=3, **changes), "train", device=CPU).features
+        for changes in ({}, {"augmentation": strong})
+    )
+    assert torch.equal(plain, augmented)

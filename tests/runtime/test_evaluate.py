@@ -40,10 +40,19 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     def run(*overrides: str, data: Sequence[str] = DATA) -> dict[str, Any]:
         folder = tmp_path / "run"
         folder.mkdir()
-        evaluate(compose_config("eval", [*data, *QUIET, f"paths.run_dir={folder}", *overrides]))
-        return json.loads((folder / "report.json").read_text())
+        returned = evaluate(compose_config("eval", [*data, *QUIET, f"paths.run_dir={folder}", *overrides]))
+        report = json.loads((folder / "report.json").read_text())
+        assert returned == pytest.approx(expected_of_a_sweep(report))
+        return report
 
     return run
+
+
+def expected_of_a_sweep(report: dict[str, Any]) -> float | None:
+    """The checkpoint's mean top-1 under the first protocol that has one."""
+    own = [entry for entry in report["reports"].values() if entry["backbone"] == "checkpoint"]
+    protocols = [entry["protocol"].partition(":")[0] for entry in own if "top1" in entry["metrics"]]
+    return statistics.fmean(values(report, protocols[0], "top1", "checkpoint")) if protocols else None
 
 
 def values(report: dict[str, Any], protocol: str, metric: str, backbone: str) -> list[float]:
@@ -227,3 +236,8 @@ def test_two_seeds_of_one_protocol_are_one_line_without_addresses(
     names = {name for name, _ in lines}
     assert len(lines) == len(names)
     assert not any("0x" in line or "<" in line for _, line in lines)
+
+
+def test_a_protocol_without_top1_gives_a_sweep_nothing(files: dict[str, str], tmp_path: Path) -> None:
+    given = ["eval=clustering", "eval.baseline=false", f"ckpt_path={files['a']}", f"paths.run_dir={tmp_path}"]
+    assert evaluate(compose_config("eval", [*DATA, *QUIET, *given])) is None

@@ -1,3 +1,4 @@
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -32,6 +33,16 @@ def test_a_source_is_packed_and_both_loaders_timed(files: Path, tmp_path: Path, 
     assert "packed train 18, val 2 images" in caplog.text
     assert re.search(r"[\d,]+ images/s from the source, [\d,]+ from the shards: [\d.]+ times as fast", caplog.text)
     assert f"next: python run.py data=shards data.root={out} data.test_fraction=0" in caplog.text
+
+
+def test_the_ratio_is_of_the_shards_over_the_source(files: Path, tmp_path: Path, monkeypatch, caplog) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rates = itertools.cycle([100.0, 250.0])  # the source has the first turn, the shards the second
+    monkeypatch.setattr("unmask.runtime.pack._images_per_second", lambda *_: next(rates))
+    source = ["data=folder", f"data.root={files}", "data.num_workers=0", "image_size=16", "data.test_fraction=0"]
+    typed(monkeypatch, *source, f"out={tmp_path / 'out'}", "timing_seconds=0.1", "splits=[train]", "size=16")
+    assert "100 images/s from the source, 250 from the shards: 2.5 times as fast" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -62,20 +62,22 @@ def run_inference(
 
     def find(path: str | None, split: Split) -> SelectedImages:
         if path is None:
-            return SelectedImages(build_data(config, backbone), split)
-        return SelectedImages(_image_paths(config, path, backbone), "test")
+            data = build_data(config, backbone)
+            data.crop_pct = data.crop_pct if inference.crop_pct is None else inference.crop_pct
+            return SelectedImages(data, split)
+        return SelectedImages(_image_paths(config, path, backbone, inference.crop_pct), "test")
 
     seed_everything(config.seed, workers=True, verbose=False)
     with torch.inference_mode():
         inference.run(model, find, run_dir=Path(config.paths.run_dir), device=device)
 
 
-def _image_paths(config: DictConfig, path: str, backbone: MaskedBackbone) -> ImagePaths:
+def _image_paths(config: DictConfig, path: str, backbone: MaskedBackbone, crop_pct: float | None) -> ImagePaths:
     """Serves images at a path as the checkpoint's own data, or the configured data, is served."""
     own = as_plain(config.data) if config.get("data") is not None else _data_of(config.ckpt_path)
     decoding = {"crop_pct": _DEFAULT_CROP_PCT} | {name: own[name] for name in _DECODING_KEYS if name in own}
-    if config.eval.crop_pct is not None:
-        decoding["crop_pct"] = config.eval.crop_pct
+    if crop_pct is not None:
+        decoding["crop_pct"] = crop_pct
     return ImagePaths(
         image=path,
         image_size=backbone.image_size,

@@ -1,0 +1,217 @@
+"""Plants one-line bugs and lists those no test notices.
+
+    python tests/mutation.py [--number 60] [--seed 0] [FILE ...]
+
+Bugs: a comparison or a Boolean turned round, a condition negated, a keyword argument dropped, two returned values or
+arguments exchanged, a number off by one, and `epoch`, `seed`, `rank`, `world_size` replaced by 0 where they are handed
+on. Each is planted in a copy of `src`, against which the tests of its file run (fast ones alone). A file is tested by
+its mirror in `tests` and by what `MEETINGS` adds where it meets other rooms.
+"""
+
+import argparse
+import ast
+import contextlib
+import io
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+SRC, TESTS = ROOT / "src" / "unmask", ROOT / "tests"
+QUIET = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins imported before the process was forked
+TIMEOUT = 240.0  # seconds; a test that hangs has noticed
+MEETINGS = {
+    "runtime/evaluate.py": ["tests/runtime/test_evaluate.py"],
+    "runtime/inference.py": ["tests/runtime/test_inference.py"],
+    "evaluation/evaluator.py": ["tests/evaluation/test_knn.py", "tests/runtime/test_evaluate.py"],
+    "evaluation/last_and_best.py": ["tests/evaluation/test_finetune.py", "tests/evaluation/test_frozen.py"],
+    "evaluation/features.py": ["tests/evaluation/test_features.py", "tests/evaluation/test_knn.py"],
+    "evaluation/all.py": ["tests/runtime/test_evaluate.py"],
+    "inference/images.py": ["tests/inference"],
+    "methods/base.py": ["tests/methods/test_simmim.py", "tests/methods/test_mae.py", "tests/test_contract.py"],
+    "heads/classifier_head.py": ["tests/heads"],
+    "heads/batch_norm.py": ["tests/heads"],
+    "data/sampler.py": ["tests/data/test_sampler.py", "tests/data/test_datamodule.py"],
+}
+FILES = [
+    *("evaluation/knn.py", "evaluation/linear.py", "evaluation/logistic.py", "evaluation/clustering.py"),
+    *("evaluation/anomaly.py", "evaluation/dense.py", "evaluation/fewshot.py", "evaluation/few_labels.py"),
+    *("evaluation/features.py", "evaluation/last_and_best.py", "evaluation/finetune.py", "evaluation/frozen.py"),
+    *("evaluation/score.py", "evaluation/metrics.py", "evaluation/report.py", "evaluation/kmeans.py"),
+    *("inference/predict.py", "inference/embed.py", "inference/neighbours.py", "inference/reconstruct.py"),
+    *("inference/images.py", "runtime/evaluate.py", "runtime/inference.py", "data/sampler.py", "data/splits.py"),
+    *("masking/random.py", "masking/bernoulli.py", "masking/stages.py", "optim/schedules.py", "optim/configure.py"),
+    *("optim/accumulation.py", "optim/param_groups.py", "methods/base.py", "methods/split_means.py"),
+    *("methods/supervised.py", "methods/frozen.py", "callbacks/step_seeding.py", "callbacks/provenance.py"),
+]
+HANDED_ON = {"epoch", "seed", "rank", "world_size", "current_epoch", "global_rank"}
+TURNED = [(ast.Lt, ast.GtE), (ast.Gt, ast.LtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)]
+OTHER = {operator: other for pair in TURNED for operator, other in (pair, pair[::-1])}
+BORDER = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
+
+
+class Mutant(NamedTuple):
+    """One planted bug."""
+
+    file: str  # below src/unmask
+    line: int
+    before: str
+    after: str
+    source: str  # of the whole file
+
+
+def mutants_of(file: str) -> list[Mutant]:
+    """Plants every bug there is in a file, one at a time."""
+    source = (SRC / file).read_text()
+    tree = ast.parse(source)
+    lines = source.splitlines(keepends=True)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line.encode()))
+    found = []
+    for node, replacement in _replacements(tree):
+        begin = starts[node.lineno - 1] + node.col_offset
+        end = starts[node.end_lineno - 1] + node.end_col_offset
+        content = source.encode()
+        before, after = content[begin:end].decode(), ast.unparse(replacement)
+        if isinstance(node, ast.expr) and not isinstance(node, ast.Constant):
+            after = f"({after})"
+        changed = (content[:begin] + after.encode() + content[end:]).decode()
+        if changed != source:
+            found.append(Mutant(file, node.lineno, " ".join(before.split()), after, changed))
+    return found
+
+
+def _replacements(tree: ast.Module) -> Iterator[tuple[ast.expr, ast.expr]]:
+    for node in _code(tree):
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            for table in (OTHER, BORDER):
+                if type(node.ops[0]) in table:
+                    yield node, ast.Compare(node.left, [table[type(node.ops[0])]()], node.comparators)
+        if isinstance(node, ast.BoolOp):
+            yield node, ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
+        if isinstance(node, ast.If | ast.IfExp) and not isinstance(node.test, ast.Compare):
+            yield node.test, ast.UnaryOp(ast.Not(), node.test)
+        if isinstance(node, ast.Return) and isinstance(node.value, ast.Tuple) and len(node.value.elts) > 1:
+            first, second, *others = node.value.elts
+            yield node.value, ast.Tuple([second, first, *others], ast.Load())
+        if isinstance(node, ast.Call):
+            yield from _of_call(node)
+        if isinstance(node, ast.BinOp | ast.Slice):
+            numbers = [part for part in ast.iter_child_nodes(node) if isinstance(part, ast.Constant)]
+            yield from ((part, ast.Constant(part.value + 1)) for part in numbers if type(part.value) is int)
+
+
+def _of_call(node: ast.Call) -> Iterator[tuple[ast.expr, ast.expr]]:
+    for dropped in node.keywords:
+        kept = [keyword for keyword in node.keywords if keyword is not dropped]
+        yield node, ast.Call(node.func, node.args, kept)
+        if dropped.arg in HANDED_ON and not isinstance(dropped.value, ast.Constant):
+            yield dropped.value, ast.Constant(0)
+    is_commutative = isinstance(node.func, ast.Name) and node.func.id in ("min", "max")
+    if (
+        len(node.args) > 1
+        and not is_commutative
+        and not any(isinstance(argument, ast.Starred) for argument in node.args)
+    ):
+        first, second, *others = node.args
+        yield node, ast.Call(node.func, [second, first, *others], node.keywords)
+    for argument in node.args:
+        name = argument.attr if isinstance(argument, ast.Attribute) else getattr(argument, "id", "")
+        if name in HANDED_ON:
+            yield argument, ast.Constant(0)
+
+
+def _code(node: ast.AST) -> Iterator[ast.AST]:
+    """Walks what runs: no messages of errors and logs, no annotations, no assertions for readers."""
+    is_log = (
+        isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) == "_log"
+    )
+    if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.arg | ast.AnnAssign) or is_log:
+        return
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name not in ("returns", "annotation", "decorator_list", "bases"):
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, ast.AST):
+                    yield from _code(part)
+
+
+def tests_of(file: str) -> list[str]:
+    """Finds what tests a file: its mirror and where it meets other rooms."""
+    mirror = Path("tests") / Path(file).parent / f"test_{Path(file).name}"
+    own = [str(mirror)] if (ROOT / mirror).is_file() else []
+    return list(dict.fromkeys([*own, *MEETINGS.get(file, [])])) or [str(mirror.parent)]
+
+
+def _run_tests(copy: str, tests: list[str]) -> None:
+    """Runs in a process of its own, which has no module of the package yet; ends with pytest's code."""
+    import pytest  # noqa: PLC0415
+
+    os.chdir(ROOT)
+    os.environ["PYTHONPATH"] = copy
+    sys.path.insert(0, copy)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *QUIET, "-m", "not slow and not bolts", *tests])
+    os._exit(int(code))
+
+
+def is_noticed(mutant: Mutant | None, tests: list[str]) -> bool:
+    """Tells whether any test fails; without a mutant, of the source as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(SRC, Path(folder) / "src" / "unmask", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("conf", "docs", "run.py", "eval.py", "pyproject.toml"):
+            (Path(folder) / name).symlink_to(ROOT / name)
+        if mutant is not None:
+            (Path(folder) / "src" / "unmask" / mutant.file).write_text(mutant.source)
+        process = multiprocessing.get_context("fork").Process(
+            target=_run_tests, args=(str(Path(folder) / "src"), tests)
+        )
+        process.start()
+        process.join(TIMEOUT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return True
+        return process.exitcode != 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--number", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("files", nargs="*", default=FILES)
+    arguments = parser.parse_args()
+    import lightning  # noqa: F401, PLC0415  (once, not in each process)
+    import timm  # noqa: F401, PLC0415
+    import torchmetrics  # noqa: F401, PLC0415
+
+    planted = {file: mutants_of(file) for file in arguments.files}
+    draw = random.Random(arguments.seed)
+    for mutants in planted.values():
+        draw.shuffle(mutants)
+    longest = max(map(len, planted.values()))
+    by_turns = [mutants[turn] for turn in range(longest) for mutants in planted.values() if turn < len(mutants)]
+    chosen, survivors, sound = by_turns[: arguments.number], [], set()
+    print(f"{len(chosen)} of {len(by_turns)} bugs in {len(planted)} files")
+    for number, mutant in enumerate(chosen, start=1):
+        tests = tests_of(mutant.file)
+        if mutant.file not in sound:
+            if is_noticed(None, tests):
+                sys.exit(f"the tests of {mutant.file} fail without a bug: {' '.join(tests)}")
+            sound.add(mutant.file)
+        noticed = is_noticed(mutant, tests)
+        survivors += [] if noticed else [mutant]
+        text = f"{mutant.file}:{mutant.line}: {mutant.before[:90]} -> {mutant.after[:90]}"
+        print(f"{number:>4} {'noticed ' if noticed else 'SURVIVED'} {text}", flush=True)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} noticed ({1 - len(survivors) / len(chosen):.0%})")
+
+
+if __name__ == "__main__":
+    main()

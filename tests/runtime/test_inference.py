@@ -1,0 +1,50 @@
+"""How the use commands serve images to a checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from unmask.runtime.builders import build
+from unmask.runtime.checkpoint import export_weights
+from unmask.runtime.config import compose_config
+from unmask.runtime.inference import run_inference
+
+CHOICES = ["predict", "embed", "neighbours", "reconstruct"]
+
+
+@pytest.fixture
+def crops_of(make_vit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Says what centred crop a command takes of images at a path and of images of its data."""
+    path = export_weights(make_vit(), tmp_path / "backbone.safetensors")
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (40, 50)).save(photo)
+
+    def crops(choice: str, *overrides: str) -> tuple[float, float]:
+        given = [f"eval={choice}", f"ckpt_path={path}", "data=synthetic", f"paths.run_dir={tmp_path}", "name=x"]
+        given += ["eval.out=features"] if choice == "embed" else []
+        given += ["data.crop_pct=0.6", "trainer.accelerator=cpu", "logger=none", "callbacks=none", *overrides]
+        config = compose_config("eval", given)
+        inference, found = build(config.eval), []
+
+        def look(model: Any, find: Any, **_: Any) -> None:
+            found.extend(find(place, "test").data.crop_pct for place in (str(photo), None))
+
+        def load(checkpoint: Any) -> tuple[Any, Any]:
+            backbone = checkpoint.load_backbone()
+            return backbone, backbone
+
+        monkeypatch.setattr(inference, "run", look)
+        monkeypatch.setattr(inference, "load", load)
+        run_inference(config, inference, lambda config, backbone: build(config.data))
+        return found[0], found[1]
+
+    return crops
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_crop_is_the_commands_own_or_that_of_the_data(choice: str, crops_of: Callable[..., Any]) -> None:
+    assert crops_of(choice) == (0.6, 0.6)
+    assert crops_of(choice, "eval.crop_pct=0.35") == (0.35, 0.35)
