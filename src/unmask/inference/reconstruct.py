@@ -27,7 +27,7 @@ class Reconstruct(Inference):
         crop_pct: See `ImageDataModule.crop_pct`; None: of the checkpoint's data, else 0.875.
 
     Raises:
-        ValueError: `num_images` is not positive, the checkpoint's method hides or predicts nothing, or an image cannot
+        ValueError: `num_images` is not positive, the checkpoint's method masks or predicts nothing, or an image cannot
             be read.
     """
 
@@ -49,7 +49,7 @@ class Reconstruct(Inference):
         method = checkpoint.load_module()
         if not isinstance(method, Method):
             raise ValueError(
-                f"{checkpoint.path} holds a classifier, which hides nothing; name a checkpoint of pre-training"
+                f"{checkpoint.path} holds a classifier, which masks nothing; name a checkpoint of pre-training"
             )
         return method, method.exported_backbone
 
