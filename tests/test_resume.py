@@ -29,7 +29,7 @@ METHODS = {
         *TINY_SWIN,
         "method.mask_generator.ratios=[0.5,0.5]",
         "method.mask_generator.patch_size=8",
-        "method.feature_weights=[1,0.1]",
+        "method.features.weights=[1,0.1]",
     ],
     "supervised": TINY_VIT,
 }
@@ -104,7 +104,7 @@ GRID += [
     for data, point, workers in itertools.product(("skip", "shards", "hub", "streamed", "memory"), POINTS, (0, 2))
 ]
 GRID += [
-    Cell("mae", "folder", point, *workers) for point, workers in itertools.product(POINTS, [(0, 2), (2, 0), (1, 3)])
+    Cell("mae", "folder", point, *workers) for point, workers in itertools.product(POINTS, [(0, 2), (2, 0), (1, 2)])
 ]
 GRID += [
     Cell("ddmim", "folder", point, settings=settings)
