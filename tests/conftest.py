@@ -3,7 +3,9 @@
 `unmask` is imported inside the fixtures: this file is read before the run-time shape checks are switched on.
 """
 
+import functools
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,6 +99,55 @@ def make_beit() -> Callable[..., nn.Module]:
         return TimmBeit(**settings | changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides() -> Callable[[str], list[str]]:
+    """Shrinks a method and the model it brings, whatever they are, to what trains in moments: `["method=mae", ...]`.
+
+    What there is to shrink is read off the composed configuration, so a new method needs no entry anywhere.
+    """
+
+    @functools.cache
+    def overrides_of(method: str) -> tuple[str, ...]:
+        from unmask.runtime.builders import build  # noqa: PLC0415
+        from unmask.runtime.config import compose_config  # noqa: PLC0415
+
+        config = compose_config("run", [f"method={method}"])
+        with torch.device("meta"):
+            num_stages = len(build(config.model).stages)
+        found = [f"method={method}"]
+        for path, node in ("model", config.model), *_nodes_within("method", config.method):
+            found += [f"{path}.{key}={value}" for key, value in _tiny_sizes(node, num_stages).items()]
+        return tuple(found)
+
+    return lambda method: list(overrides_of(method))
+
+
+def _tiny_sizes(node: Any, num_stages: int) -> dict[str, Any]:
+    is_staged = "depths" in node
+    heads = [2**stage for stage in range(num_stages)] if is_staged else node.get("num_heads") or 3
+    width = math.lcm(4, heads if isinstance(heads, int) else 1)
+    sizes = {
+        "embed_dim": width * math.ceil(24 / width),
+        "num_heads": heads,
+        "depths": [1] * num_stages,
+        "depth": num_stages if "image_size" in node else 1,  # of a backbone, of a decoder
+        "hidden_features": 16,
+        "out_features": 8,
+    }
+    return {key: str(value).replace(" ", "") for key, value in sizes.items() if key in node}
+
+
+def _nodes_within(path: str, node: Any) -> Iterator[tuple[str, Any]]:
+    """The nodes of a method that are built, without the backbone, which is the model's."""
+    from omegaconf import DictConfig  # noqa: PLC0415
+
+    for key in node:
+        inner = node._get_node(key)
+        if isinstance(inner, DictConfig) and not inner._is_none() and not inner._is_interpolation():
+            yield f"{path}.{key}", inner
+            yield from _nodes_within(f"{path}.{key}", inner)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import zlib
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, distributed
 
 # The odd constants of the SplitMix64 finaliser (Steele et al., 2014), as the signed integers torch works with.
 _GOLDEN = -7046029254386353131
@@ -50,6 +50,18 @@ def stream_key(seed: int, stream: str, *counters: int) -> int:
     for counter in counters:
         key = _mix(_mix(key) ^ counter)
     return int(_mix(key))
+
+
+def rows_of_devices(count: int) -> tuple[int, slice]:
+    """Counts the rows of all devices where each has `count`, and tells which of them are this device's.
+
+    What all devices draw alike for every row, of which each keeps its own, does not depend on their number. Images are
+    dealt out in turn, so a device has every n-th row.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return count, slice(None)
+    num_devices = distributed.get_world_size()
+    return count * num_devices, slice(distributed.get_rank(), None, num_devices)
 
 
 @functools.lru_cache(maxsize=64)

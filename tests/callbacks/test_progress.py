@@ -6,6 +6,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from unmask.callbacks.progress import PlainProgress, TerminalProgress
 from unmask.callbacks.throughput import Throughput
@@ -61,6 +62,7 @@ def test_a_run_without_end_tells_no_total_and_no_time_left(caplog):
     trainer = Mock(
         spec=Trainer,
         is_global_zero=True,
+        strategy=SingleDeviceStrategy(device=torch.device("cpu")),
         accumulate_grad_batches=1,
         is_last_batch=False,
         max_epochs=-1,
@@ -80,9 +82,13 @@ def test_a_run_without_end_tells_no_total_and_no_time_left(caplog):
 
 
 def test_other_processes_say_nothing(caplog):
-    trainer = Mock(spec=Trainer, is_global_zero=False)
+    strategy = Mock()
+    strategy.reduce.side_effect = lambda own, reduce_op: own
+    strategy.root_device = torch.device("cpu")
+    trainer = Mock(spec=Trainer, is_global_zero=False, strategy=strategy, accumulate_grad_batches=1, global_step=1)
     progress = PlainProgress(1)
-    progress.on_train_batch_end(trainer, LightningModule(), None, None, 0)
+    progress.on_train_batch_end(trainer, LightningModule(), {"loss": torch.tensor(1.0)}, None, 0)
+    assert strategy.reduce.called  # the first process waits for it
     progress.on_validation_end(trainer, LightningModule())
     assert lines(caplog) == []
 

@@ -57,7 +57,9 @@ def make_trainer(*callbacks: Callback, **changes: Any) -> Trainer:
 def training_loss(method: Supervised, batch: ImageBatch) -> Tensor:
     """The loss of one training step outside a trainer; what it logs must be that loss."""
     logged: dict[str, Tensor] = {}
-    method.log = lambda name, value, **_: logged.update({name: value})
+    method.log_training = lambda readings, *_: logged.update(
+        {f"train/{name}": value for name, value in readings.items()}
+    )
     loss = method.training_step(batch, 0)
     assert logged["train/loss"] == loss
     return loss
@@ -89,7 +91,8 @@ def test_mixed_loss_equals_timms_mixup_under_the_same_draw(make_vit, randomise, 
     batch = make_batch(6)
     mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.1, num_classes=NUM_CLASSES)
     np.random.seed(seed)  # noqa: NPY002 (timm draws from this stream)
-    images, targets = mix(batch.image.clone(), batch.label)
+    mirrored = [0, 1, 2, 5, 4, 3]  # timm mixes with the mirror, we with the image half a batch away
+    images, targets = mix(batch.image[mirrored], batch.label[mirrored])
     expected = soft_cross_entropy(method(images), targets)
     unmixed = soft_cross_entropy(method(batch.image), smoothed(batch.label, 0.1))
 
@@ -99,19 +102,35 @@ def test_mixed_loss_equals_timms_mixup_under_the_same_draw(make_vit, randomise, 
     assert not torch.isclose(loss, unmixed)
 
 
-def test_mixup_blends_each_image_of_an_odd_batch_with_its_mirror(make_vit, randomise) -> None:
+def test_mixup_blends_each_image_of_an_odd_batch_with_the_one_half_a_batch_away(make_vit, randomise) -> None:
     method = randomise(make_supervised(make_vit(), mixup=0.8, cutmix=0.0, label_smoothing=0.1))
     batch = make_batch(5)
     np.random.seed(0)  # noqa: NPY002
     np.random.rand()  # noqa: NPY002 (decides to mix)
     share = np.random.beta(0.8, 0.8)  # noqa: NPY002
-    partner = [4, 4, 3, 2, 1]  # the last image also stands in for the missing sixth
+    partner = [3, 4, 4, 0, 1]  # the last image also stands in for the missing sixth
     images = share * batch.image + (1.0 - share) * batch.image[partner]
     own, other = smoothed(batch.label, 0.1), smoothed(batch.label[partner], 0.1)
     expected = soft_cross_entropy(method(images), share * own + (1.0 - share) * other)
 
     np.random.seed(0)  # noqa: NPY002
     torch.testing.assert_close(training_loss(method, batch), expected)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0)])
+def test_the_slices_of_two_devices_are_mixed_as_the_whole_batch(make_vit, mixup: float, cutmix: float) -> None:
+    method = make_supervised(make_vit(), mixup=mixup, cutmix=cutmix)
+    whole = make_batch(8)
+
+    def mixed(batch: ImageBatch) -> tuple[Tensor, Tensor]:
+        np.random.seed(3)  # noqa: NPY002 (one draw for all devices)
+        return method._mix(batch.image, batch.label)
+
+    images, targets = mixed(whole)
+    for rank in range(2):
+        own_images, own_targets = mixed(ImageBatch(*(column[rank::2] for column in whole)))
+        assert torch.equal(own_images, images[rank::2])
+        assert torch.equal(own_targets, targets[rank::2])
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
@@ -262,5 +281,5 @@ def test_batch_norm_with_one_image_a_step_is_refused(
     with pytest.raises(ValueError, match="batch norm compares the images of a step, and this step has one on each"):
         normed.training_step(make_batch(1), 0)
     for module, count in ((normed, 2), (make_supervised(make_vit(), **PLAIN), 1)):
-        monkeypatch.setattr(module, "log", lambda *_, **__: None)
+        monkeypatch.setattr(module, "log_training", lambda *_: None)
         assert module.training_step(make_batch(count), 0).isfinite()

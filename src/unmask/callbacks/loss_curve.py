@@ -24,7 +24,7 @@ _FEW_POINTS = 60  # up to here each point is marked
 class LossCurve(Callback):
     """Keeps the losses and the learning rate of a run and draws them to `<run directory>/loss_curve.png`.
 
-    The training loss is this process's mean over `trainer.log_every_n_steps` optimizer steps, the learning rate the
+    The training loss is the mean over `trainer.log_every_n_steps` optimizer steps, the learning rate the
     one the next step will take. The history is part of checkpoints, so a resumed run's picture begins at step 0.
     """
 
@@ -68,7 +68,7 @@ class LossCurve(Callback):
         self._loss.load_state_dict(state_dict["unfinished"])
 
     def _record_training(self, trainer: Trainer) -> None:
-        loss = self._loss.take()
+        loss = self._loss.take(trainer)
         if loss is not None:
             self.train.append((trainer.global_step, loss))
             self.learning_rate.append((trainer.global_step, learning_rate(trainer)))

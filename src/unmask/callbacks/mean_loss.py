@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class MeanLoss:
-    """Averages this process's training loss over batches, on the loss's device until it is asked for."""
+    """Averages the training loss over batches and devices, on the loss's device until it is asked for."""
 
     def __init__(self) -> None:
         self._sum: Tensor | float = 0.0
@@ -22,9 +22,15 @@ class MeanLoss:
             self._sum = self._sum + outputs["loss"].detach().to(torch.float32) * trainer.accumulate_grad_batches
             self._count += 1
 
-    def take(self) -> float | None:
-        """Returns the mean of the batches since the last call; None without any."""
-        mean = float(self._sum) / self._count if self._count else None
+    def take(self, trainer: Trainer) -> float | None:
+        """Returns the mean of the batches since the last call, over all devices; None without any.
+
+        To be called on every process, which all have had equally many batches of one size.
+        """
+        if not self._count:
+            return None
+        own = torch.as_tensor(self._sum, dtype=torch.float32, device=trainer.strategy.root_device)
+        mean = float(trainer.strategy.reduce(own, reduce_op="mean")) / self._count
         self._sum, self._count = 0.0, 0
         return mean
 

@@ -25,7 +25,7 @@ class PlainProgress(Callback):
     """Logs one line an interval, and one after each validation, from the first process alone.
 
     `epoch 3/24  step 1200/9600  loss 0.4123  lr 1.2e-03  2310 images/s  5 min left`: the loss is the mean over the
-    interval on this process, the images per second are `Throughput`'s, which should stand before this callback.
+    interval, the images per second are `Throughput`'s, which should stand before this callback.
 
     Args:
         every_n_steps: Optimizer steps an interval.
@@ -46,14 +46,15 @@ class PlainProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.is_global_zero:
-            return
         self._loss.add(trainer, outputs)
         self._time_left.observe(trainer.global_step)
         if not ends_interval(trainer, batch_idx, self.every_n_steps):
             return
+        loss = self._loss.take(trainer)  # every process takes part
+        if not trainer.is_global_zero:
+            return
         parts = [_epoch(trainer), _step(trainer)]
-        if (loss := self._loss.take()) is not None:
+        if loss is not None:
             parts.append(f"loss {loss:.4f}")
         parts.append(f"lr {learning_rate(trainer):.1e}")
         if IMAGES_PER_S in trainer.callback_metrics:

@@ -1,20 +1,32 @@
 """Pictures of what a method reconstructs as it learns."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Int
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from unmask.callbacks.panel import reconstruction_panel, reconstruction_pixels
 from unmask.callbacks.pictures import figure_pixels, save_figure
 from unmask.callbacks.trainer_state import require_positive
 from unmask.eval_mode import eval_mode
-from unmask.types import ImageBatch
+from unmask.patches import PatchMask
+from unmask.types import ImageBatch, Images, PixelStatistics
 
 _LOGGED_AS = "val/reconstruction"
+
+
+@runtime_checkable
+class MasksImages(Protocol):
+    """What is asked of a module whose reconstructions are to be drawn."""
+
+    def held_out_mask(self, images: Images, index: Int[Tensor, " b"]) -> PatchMask | None: ...
+
+    def borrowed_statistics(self, images: Images) -> PixelStatistics | None: ...
 
 
 class ReconstructionPanel(Callback):
@@ -42,7 +54,7 @@ class ReconstructionPanel(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._batch, self._drawn_at_step = None, None
-        if not hasattr(pl_module, "held_out_mask"):
+        if not isinstance(pl_module, MasksImages):
             return
         datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
         if not hasattr(datamodule, "held_out_images"):
@@ -76,6 +88,8 @@ def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, 
     precision = trainer.precision_plugin
     images, index = batch.image.to(pl_module.device), batch.index.to(pl_module.device)
     mask = pl_module.held_out_mask(images, index)
+    if mask is None:
+        return None
     with eval_mode(pl_module), torch.no_grad(), precision.forward_context():
         output = trainer.model(precision.convert_input(images), mask)  # type: ignore[misc]
     if output.prediction is None:

@@ -10,8 +10,7 @@ import torch
 from unmask.backbones.base import MaskedBackbone
 from unmask.data.files.splits import Split
 from unmask.inference.images import SelectedImages
-from unmask.methods.base import Method
-from unmask.methods.supervised import Supervised
+from unmask.methods.backbone_module import BackboneModule
 
 FindImages = Callable[[str | None, Split], SelectedImages]
 """(path, split) -> the images at the path; those of a split of the data where there is no path."""
@@ -28,7 +27,7 @@ class Checkpoint(Protocol):
         """Loads the backbone in eval mode, from this program's files or another program's."""
         ...
 
-    def load_module(self) -> Method | Supervised:
+    def load_module(self) -> BackboneModule:
         """Loads a training checkpoint of this program, heads included, in eval mode."""
         ...
 

@@ -14,7 +14,6 @@ from unmask.data.files.splits import Split
 from unmask.inference.base import Checkpoint, FindImages, Inference
 from unmask.inference.images import SelectedImages
 from unmask.inference.writing import table, write_atomically
-from unmask.methods.supervised import Supervised
 
 _log = logging.getLogger("unmask")
 _ROWS_PRINTED = 20
@@ -59,7 +58,7 @@ class Predict(Inference):
 
     def load(self, checkpoint: Checkpoint) -> tuple[Classifier, MaskedBackbone]:
         module, path = checkpoint.load_module(), checkpoint.path
-        if not isinstance(module, Supervised):
+        if not module.is_classifier:
             raise ValueError(
                 f"{path} holds {type(module).__name__}, which names no classes; train a classifier on it by "
                 f"eval=finetune ckpt_path={path}, then name the checkpoint that leaves"

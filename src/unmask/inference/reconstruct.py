@@ -10,7 +10,7 @@ from unmask.callbacks.panel import reconstruction_panel, reconstruction_pixels
 from unmask.callbacks.pictures import save_figure
 from unmask.data.files.splits import Split
 from unmask.inference.base import Checkpoint, FindImages, Inference
-from unmask.methods.base import Method
+from unmask.methods.backbone_module import BackboneModule
 from unmask.randomness import sample_keys
 
 _log = logging.getLogger("unmask")
@@ -45,21 +45,21 @@ class Reconstruct(Inference):
         self.image, self.split, self.num_images = image, split, num_images
         self.seed, self.crop_pct = seed, crop_pct
 
-    def load(self, checkpoint: Checkpoint) -> tuple[Method, MaskedBackbone]:
+    def load(self, checkpoint: Checkpoint) -> tuple[BackboneModule, MaskedBackbone]:
         method = checkpoint.load_module()
-        if not isinstance(method, Method):
+        if method.is_classifier:
             raise ValueError(
                 f"{checkpoint.path} holds a classifier, which masks nothing; name a checkpoint of pre-training"
             )
         return method, method.exported_backbone
 
-    def run(self, model: Method, find: FindImages, *, run_dir: Path, device: torch.device) -> None:
+    def run(self, model: BackboneModule, find: FindImages, *, run_dir: Path, device: torch.device) -> None:
         shown = find(self.image, self.split)
         chosen = evenly_spaced(len(shown), self.num_images)
         batches = list(shown.part(chosen).batches(device))
         images = torch.cat([batch.image for batch in batches])
         keys = sample_keys(self.seed, "shown-mask", 0, torch.arange(len(images), device=device))
-        output = model(images, model.mask_generator(images, keys))
+        output = model(images, model.draw_masks(images, keys))
         if output.prediction is None:
             raise ValueError(f"this {type(model).__name__} predicts no pixels; there is nothing to reconstruct")
         backbone = model.exported_backbone

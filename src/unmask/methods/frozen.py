@@ -1,4 +1,4 @@
-"""A classifier trained on a backbone that rests."""
+"""A classifier trained on a frozen backbone."""
 
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ Pool = Literal["auto", "mean", "max", "cls"]
 
 
 class FrozenBackbone(Supervised):
-    """Trains a classifier alone, by cross-entropy with hard labels; the backbone is in evaluation mode throughout.
+    """Trains a classifier alone, by cross-entropy with hard labels; the backbone is frozen and in eval mode throughout.
 
     The final norm of pre-training stays. A head that reads patches gets those of the last feature map, class token
     left out.

@@ -59,7 +59,7 @@ def extract_features(backbone: MaskedBackbone, images: Images, pool: Pool = "mea
 
 
 def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction:
-    """Hides patches of images and lets a method complete them.
+    """Masks patches of images and lets a method predict them.
 
     Args:
         method: Put in eval mode and left there.
@@ -74,12 +74,12 @@ def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction
     Raises:
         ValueError: As `extract_features`, or the method predicts no pixels.
     """
-    if not hasattr(method, "mask_generator"):
-        raise ValueError(f"{type(method).__name__} hides nothing; there is nothing to reconstruct")
     backbone = method.exported_backbone
     normalised = _normalise(backbone, images)
     method.eval()
-    mask = method.mask_generator(normalised, torch.arange(len(images), device=images.device) + (seed << 32))
+    mask = method.draw_masks(normalised, torch.arange(len(images), device=images.device) + (seed << 32))
+    if mask is None:
+        raise ValueError(f"{type(method).__name__} masks nothing; there is nothing to reconstruct")
     with torch.inference_mode():
         prediction = method(normalised, mask).prediction
     if prediction is None:

@@ -10,11 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from unmask.callbacks.durable_checkpoint import DurableCheckpointIO
 from unmask.data.datamodule import ImageDataModule
-from unmask.methods.base import Method
-from unmask.methods.supervised import Supervised
+from unmask.methods.backbone_module import BackboneModule
 from unmask.optim.accumulation import accumulated_batches
 
-AnyMethod = Method | Supervised
+AnyMethod = BackboneModule
 
 
 def build(config: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:

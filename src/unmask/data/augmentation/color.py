@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from unmask.randomness import rows_of_devices
+
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of red, green and blue
 _TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
@@ -65,7 +67,8 @@ class ColorJitter:
 
     def __call__(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 height width"]:
         """Takes and returns normalised images."""
-        draws = torch.rand(6, len(images), device=images.device)
+        num_rows, own = rows_of_devices(len(images))
+        draws = torch.rand(6, num_rows, device=images.device)[:, own]
         changed = draws[4] < self.probability
 
         def strength(draw: Tensor, largest: float) -> Tensor:

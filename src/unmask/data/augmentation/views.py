@@ -4,13 +4,14 @@ import torch
 
 from unmask.data.augmentation.resizing import resample_boxes
 from unmask.data.augmentation.transforms import Augmentation
+from unmask.randomness import rows_of_devices
 from unmask.types import Images, View
 
 
 class CropPair:
     """Cuts two crops out of each image, each drawn as training crops are and resized back to the image's size.
 
-    Numbers are drawn from torch's generator.
+    Numbers are drawn from torch's generator, by all devices for the images of all.
 
     Args:
         crop: How a crop is drawn; of it random erasing is not used.
@@ -24,7 +25,8 @@ class CropPair:
 
     def _view(self, images: Images) -> View:
         height, width = images.shape[2:]
-        keys = torch.randint(2**62, (len(images),), device=images.device)
+        num_rows, own = rows_of_devices(len(images))
+        keys = torch.randint(2**62, (num_rows,), device=images.device)[own]
         boxes, flipped = self.crop.place(self.crop.draws(keys), height, width)
         cropped = resample_boxes(images, boxes, (height, width), self.crop.interpolation, flipped)
         top, left = boxes.top / height, boxes.left / width
