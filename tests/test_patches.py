@@ -96,7 +96,7 @@ def test_visible_indices_are_the_complement_in_rising_order(num_masked: int | No
 
 def test_visible_indices_need_one_number_a_batch() -> None:
     masked = torch.tensor([[[True, False]], [[True, True]]])
-    with pytest.raises(ValueError, match="different numbers of patches \\(1 to 2\\)"):
+    with pytest.raises(ValueError, match="different numbers of masked patches \\(1 to 2\\)"):
         PatchMask(masked, 8).visible_indices()
 
 

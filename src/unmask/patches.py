@@ -49,7 +49,7 @@ def are_whole_cells(patch_size: PatchSize, stride: PatchSize) -> bool:
 
 @dataclass(frozen=True)
 class PatchMask:
-    """Which patches of each image are hidden from the encoder.
+    """Which patches of each image are masked, that is, not seen by the encoder.
 
     There is one polarity: True means masked. `visible` always names the complement.
     """
@@ -57,13 +57,16 @@ class PatchMask:
     masked: Bool[Tensor, "b rows cols"]
     patch_size: PatchSize  # of one maskable patch, pixels
     num_masked: int | None = None  # patches masked in each image where that number is fixed; spares a device sync
+    by_stage: "tuple[PatchMask | None, ...]" = ()
+    """What is masked as tokens enter each stage of a backbone, None where nothing is; `masked` then is their union.
+    Empty in a mask that does not tell stages apart."""
 
     def at_stride(self, stride: PatchSize, *, coarse: Literal["all", "nearest"] = "all") -> Bool[Tensor, "b h w"]:
         """Resamples the mask to a feature map.
 
         Args:
             stride: Input pixels per cell of the feature map.
-            coarse: What a cell larger than a patch takes: "all" hides it where every patch under it is masked,
+            coarse: What a cell larger than a patch takes: "all" masks it where every patch under it is masked,
                 "nearest" copies its top-left patch.
 
         Raises:
@@ -102,21 +105,11 @@ class PatchMask:
             num_masked = int(counts.max())
             if num_masked != int(counts.min()):
                 raise ValueError(
-                    f"images of one batch hide different numbers of patches ({int(counts.min())} to {num_masked}); "
-                    "visible indices need one number"
+                    f"images of one batch have different numbers of masked patches ({int(counts.min())} to "
+                    f"{num_masked}); visible indices need one number"
                 )
         visible_first = masked.to(torch.uint8).argsort(dim=1, stable=True)
         return visible_first[:, : masked.shape[1] - num_masked]
-
-
-@dataclass(frozen=True)
-class StageMask(PatchMask):
-    """A mask of the image together with what is masked as tokens enter each stage of a backbone.
-
-    `masked` is what the encoder cannot see of the pixels: the union over the stages.
-    """
-
-    by_stage: tuple[PatchMask | None, ...] = ()  # one entry a stage; None = the stage is left alone
 
 
 def patchify(images: Float[Tensor, "b c height width"], patch_size: PatchSize) -> Float[Tensor, "b n d"]:

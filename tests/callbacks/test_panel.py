@@ -11,7 +11,7 @@ from unmask.callbacks.panel import (
     reconstruction_pixels,
 )
 from unmask.callbacks.pictures import figure_pixels
-from unmask.patches import PatchMask, StageMask, patchify, unpatchify
+from unmask.patches import PatchMask, patchify, unpatchify
 from unmask.targets.pixels import patch_statistics
 from unmask.types import PixelStatistics
 
@@ -143,7 +143,7 @@ def test_rows_stand_in_the_order_of_the_images():
 def test_masks_of_stages_stand_in_columns_of_their_own():
     first = top_half_masked(8)
     second = PatchMask(torch.tensor([[[True, False], [True, False]]]), 4)
-    mask = StageMask((first.masked | second.masked), 4, by_stage=(first, None, second))
+    mask = PatchMask((first.masked | second.masked), 4, by_stage=(first, None, second))
     images = torch.rand(1, 3, 8, 8)
     shown = reconstruct(images, mask, torch.rand(1, 3, 8, 8))
 
@@ -161,7 +161,7 @@ def test_masks_of_stages_stand_in_columns_of_their_own():
 def test_a_stage_that_masks_what_the_image_does_gets_no_column_that_repeats_it():
     whole = top_half_masked(8)
     other = PatchMask(torch.tensor([[[True, False], [False, False]]]), 4)
-    mask = StageMask(whole.masked, 4, by_stage=(whole, other))
+    mask = PatchMask(whole.masked, 4, by_stage=(whole, other))
     assert list(reconstruct(torch.rand(1, 3, 8, 8), mask, torch.rand(1, 3, 8, 8)).masked_by_stage) == [
         "masked in stage 1"
     ]

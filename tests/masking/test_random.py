@@ -101,7 +101,7 @@ def test_image_size_named_for_images_that_are_not_whole_patches_is_accepted() ->
 
 @pytest.mark.parametrize("size", [64, 192, 224, 448])
 def test_ratio_named_where_all_patches_would_be_hidden_is_accepted(size: int) -> None:
-    with pytest.raises(ValueError, match="would hide them all") as error:
+    with pytest.raises(ValueError, match="would mask them all") as error:
         RandomMaskGenerator(ratio=0.9999, patch_size=32)(blank(1, size))
     named = float(re.search(r"ratio of at most ([\d.]+)", str(error.value))[1])
     patches = (size // 32) ** 2

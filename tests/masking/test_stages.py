@@ -81,7 +81,7 @@ def test_a_plain_mask_hides_in_the_stages_listed() -> None:
     ("changes", "sentence"),
     [
         ({"ratios": [0.5, 0.4, 0.5, 0.0]}, r"nested masks are one mask .* \[0.5, 0.4, 0.5, 0.0\] differ"),
-        ({"ratios": [0.0, 0.0]}, "hide nothing"),
+        ({"ratios": [0.0, 0.0]}, "mask nothing"),
         ({"ratios": [1.0, 1.0]}, "between 0 and 1"),
         ({"ratios": [-0.5, 0.0]}, "between 0 and 1"),
         ({"distribution": "gauss"}, "exact or bernoulli"),

@@ -296,6 +296,20 @@ def test_no_gradient_reaches_the_teacher_or_the_keys(method: DDMIM, images: Tens
     assert all(p.grad is not None for p in method.backbone.parameters())
 
 
+def test_the_keys_come_from_the_teachers_own_projector(method: DDMIM, images: Tensor) -> None:
+    mask = method.mask_generator(images)
+    student = method._encode(method.backbone, images, method._masked_tokens(mask))
+    teacher = method._encode(method.teacher["backbone"], images, {})
+    queries = method.contrast.projector(student.pooled)
+
+    def loss(keys: Tensor) -> Tensor:
+        return F.cross_entropy(F.cosine_similarity(queries[:, None], keys[None], dim=2) / 0.05, torch.arange(4))
+
+    found = method(images, mask).terms["contrastive"]
+    torch.testing.assert_close(found, loss(method.teacher["projector"](teacher.pooled)), rtol=1e-4, atol=1e-5)
+    assert not torch.isclose(found, loss(method.contrast.projector(teacher.pooled)), rtol=1e-2)
+
+
 def test_a_batch_of_one_is_refused_in_training(make_swin, images: Tensor) -> None:
     method = make_ddmim(make_swin())
     with pytest.raises(ValueError, match="tells an image from the others of its batch, and this batch has one image"):

@@ -103,7 +103,7 @@ def test_loss_and_predictions_equal_transformers(method: MAE) -> None:
     assert ((predicted - theirs.logits).abs().max() / theirs.logits.abs().max()).item() < 1e-5
 
 
-def test_loss_equals_a_loop_over_the_hidden_patches(method: MAE) -> None:
+def test_loss_equals_a_loop_over_the_masked_patches(method: MAE) -> None:
     images = 2.0 * torch.randn(2, 3, 32, 32) + 1.0
     mask = method.mask_generator(images)
     predicted = method.predict_patches(images, mask)
@@ -130,11 +130,13 @@ def test_oblong_patches_are_predicted_where_they_lie(make_vit, randomise) -> Non
     for row, col in [(0, 0), (0, 7), (1, 3)]:
         shown = output.prediction[:, :, 16 * row : 16 * row + 16, 4 * col : 4 * col + 4].permute(0, 2, 3, 1)
         assert torch.equal(shown.flatten(1), predicted[:, 8 * row + col])
-    with pytest.raises(ValueError, match=r"mask unit is 8 px, patches are 16x4 px; set .*patch_size=\[16,4\]"):
+    with pytest.raises(
+        ValueError, match=r"blocks of 8 px are not a whole .* 16x4 px patches; set .*patch_size=\[16,4\]"
+    ):
         make_mae(make_vit(patch_size=[16, 4]), patch_size=8)
 
 
-def test_hidden_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: MAE, refill_masked) -> None:
+def test_masked_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: MAE, refill_masked) -> None:
     images = torch.randn(2, 3, 32, 32)
     mask = method.mask_generator(images)
     predicted = method.predict_patches(images, mask)
@@ -202,11 +204,24 @@ def test_construction_initialises_as_mae(make_vit) -> None:
 
 
 def test_mask_unit_must_be_the_backbones_patch(make_vit) -> None:
-    with pytest.raises(ValueError, match=r"mask unit is 16 px, patches are 8 px; set .*patch_size=8"):
-        make_mae(make_vit(), patch_size=16)
+    with pytest.raises(ValueError, match=r"blocks of 4 px are not .* 8 px patches; set .*patch_size=8 or a multiple"):
+        make_mae(make_vit(), patch_size=4)
     method = make_mae(make_vit())
-    with pytest.raises(ValueError, match=r"mask unit is 16 px"):
-        method(torch.zeros(1, 3, 32, 32), PatchMask(torch.tensor([[[True, False], [True, True]]]), 16))
+    with pytest.raises(ValueError, match=r"blocks of 4 px"):
+        method(torch.zeros(1, 3, 32, 32), PatchMask(torch.ones(1, 8, 8, dtype=torch.bool), 4))
+
+
+def test_blocks_of_several_patches_are_masked_as_those_patches(make_vit, randomise) -> None:
+    method = randomise(make_mae(make_vit(), patch_size=16))
+    images = torch.randn(3, 3, 32, 32)
+    blocks = method.mask_generator(images)
+    patches = blocks.masked.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+    ours, expected = method(images, blocks), method(images, PatchMask(patches, 8))
+    assert blocks.masked.flatten(1).sum(dim=1).tolist() == [3, 3, 3]
+    assert torch.equal(ours.loss, expected.loss)
+    assert torch.equal(ours.prediction, expected.prediction)
+    assert torch.equal(ours.mask.masked, blocks.masked)
+    assert method.patch_mask(blocks).num_masked == 12  # known without asking the device
 
 
 def test_a_backbone_that_cannot_skip_tokens_is_refused(make_swin) -> None:
@@ -237,7 +252,7 @@ def test_shared_masks_are_one_a_step_for_all_devices_and_parts_of_it(make_vit, m
         batch = ImageBatch(
             torch.zeros(len(index), 3, 32, 32), torch.zeros(len(index), dtype=torch.long), torch.tensor(index)
         )
-        return method._training_mask(batch).masked
+        return method.training_mask(batch).masked
 
     here, there, later = drawn(7, [3, 0, 9]), drawn(7, [5, 6]), drawn(8, [3])
     assert torch.equal(here, here[:1].expand_as(here))

@@ -125,7 +125,7 @@ def test_oblong_tokens_are_hidden_and_predicted_where_they_lie(make_vit, randomi
     hidden = output.mask.at_pixels().expand_as(images)
     torch.testing.assert_close(output.loss, (output.prediction - images)[hidden].abs().mean())
     assert torch.equal(method(refill_masked(images, output.mask), output.mask).prediction, output.prediction)
-    with pytest.raises(ValueError, match="mask unit of 16x6 px is not a whole number of the backbone's 8x4 px tokens"):
+    with pytest.raises(ValueError, match="patches of 16x6 px are not a whole number of the backbone's 8x4 px tokens"):
         make_simmim(make_vit(image_size=(32, 48), patch_size=[8, 4]), patch_size=[16, 6])
 
 
@@ -170,7 +170,7 @@ def test_parameters_of_the_published_swin_b_are_counted() -> None:
 
 
 def test_mask_unit_must_hold_whole_tokens(make_swin) -> None:
-    with pytest.raises(ValueError, match=r"mask unit of 2 px .* 4 px tokens; use a multiple of 4"):
+    with pytest.raises(ValueError, match=r"masked patches of 2 px .* 4 px tokens; set .* to a multiple of 4"):
         make_simmim(make_swin(), patch_size=2)
 
 

@@ -129,6 +129,8 @@ def test_training_is_the_same_and_logs_the_mean_of_the_global_batch(runs: Any, n
     assert len(one["logged"]) == len(two["logged"]) == STEPS // 2
     for ours, theirs in zip(one["logged"], two["logged"], strict=True):
         assert ours.keys() == theirs.keys()
+        for logged in (ours, theirs):
+            logged.pop("train/contrastive_accuracy", None)  # counts nearest keys, which the last bit decides
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
     assert two["mean"] == pytest.approx(one["mean"], rel=1e-4)
     assert two["before"].keys() == two["after"].keys() == one["after"].keys()  # the teacher's too

@@ -17,9 +17,10 @@ Pooling = Literal["mean", "max", "cls"]  # over the patches; "cls" takes the cla
 class MaskedBackbone(nn.Module, ABC):
     """A backbone in stages whose tokens can be edited as they enter each stage.
 
-    It knows nothing of masks: a method hides tokens through the edit, evaluation passes none.
+    It knows nothing of masks: a method masks tokens through the edit, evaluation passes none.
     """
 
+    can_skip_tokens: ClassVar[bool] = False  # whether it is a `VisibleTokenBackbone`
     default_layer_decay: ClassVar[float]  # of the rate from one block to the one before it, in fine-tuning
     stages: tuple[FeatureStage, ...]  # shallow to deep; ViT: equal groups of blocks at one stride
     image_size: tuple[int, int]  # height, width of the images it takes, pixels
@@ -90,6 +91,7 @@ class MaskedBackbone(nn.Module, ABC):
 class VisibleTokenBackbone(MaskedBackbone):
     """A backbone that can also leave masked tokens out altogether, as MAE needs."""
 
+    can_skip_tokens: ClassVar[bool] = True
     patch_size: PatchSize  # pixels
     num_prefix_tokens: int  # class and register tokens in front of the patches
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from unmask.patches import PatchMask, StageMask, patch_sides
+from unmask.patches import PatchMask, patch_sides
 from unmask.types import Images, PixelStatistics
 
 MASKED_GREY = 0.5  # of white
@@ -74,7 +74,7 @@ def reconstruction_pixels(
     def shown(pixels: Images) -> Images:
         return as_shown(pixels, pixel_mean=pixel_mean, pixel_std=pixel_std)
 
-    stages = mask.by_stage if isinstance(mask, StageMask) else ()
+    stages = mask.by_stage
     mask, images, prediction = _on_cpu(mask), images.detach().float().cpu(), prediction.detach().float().cpu()
     is_masked = mask.at_pixels()
     image, predicted = shown(images), shown(prediction)

@@ -1,4 +1,4 @@
-"""Masking by a coin for each patch."""
+"""Masking each patch with a probability."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from unmask.types import Images
 
 @dataclass(frozen=True, kw_only=True)
 class BernoulliMaskGenerator:
-    """Hides each patch with probability `ratio`, independently, so that the number masked varies.
+    """Masks each patch with probability `ratio`, independently, so that the number masked varies.
 
     This is what dropping whole tokens with `dropout2d` does (DDMIM's original code).
 

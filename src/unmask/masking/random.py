@@ -23,7 +23,7 @@ from unmask.types import Images
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMaskGenerator:
-    """Hides a fixed number of patches of each image, drawn uniformly without replacement.
+    """Masks a fixed number of patches of each image, drawn uniformly without replacement.
 
     Of n patches `ceil(ratio * n)` are masked (SimMIM sec. 3.2: 22 of 36 and 30 of 49 at ratio 0.6). MAE (sec. 3)
     keeps `int(n * (1 - ratio))`, which is the same number for every grid and ratio its authors published.
@@ -50,7 +50,7 @@ class RandomMaskGenerator:
             largest = math.floor(1e4 * (1 - 1 / num_masked)) / 1e4
             smaller_ratio = f"a ratio of at most {largest:g}, or " if num_masked > 1 else ""
             raise ValueError(
-                f"mask ratio {self.ratio} of {num_masked} patches would hide them all; "
+                f"mask ratio {self.ratio} of {num_masked} patches would mask them all; "
                 f"use {smaller_ratio}patches smaller than {patch_text(self._unit)} px"
             )
         chosen = draws.flatten(1).argsort(dim=1)[:, :num_masked]

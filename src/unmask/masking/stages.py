@@ -11,18 +11,18 @@ from torch import Tensor
 from unmask.masking.base import MaskGenerator
 from unmask.masking.bernoulli import BernoulliMaskGenerator
 from unmask.masking.random import RandomMaskGenerator
-from unmask.patches import PatchMask, StageMask
+from unmask.patches import PatchMask
 from unmask.randomness import sample_keys
 from unmask.types import Images
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageMaskGenerator:
-    """Hides tokens as they enter each stage whose ratio is not 0.
+    """Masks tokens as they enter each stage whose ratio is not 0.
 
-    Nested: one mask is drawn, and every masked stage hides the same part of the image; a cell of a stage takes the
+    Nested: one mask is drawn, and every masked stage masks the same part of the image; a cell of a stage takes the
     mask of its top-left patch. Where patches are at least as large as the cells of the deepest masked stage, that is
-    the same as hiding cells whose patches are all, or in part, masked.
+    the same as masking cells whose patches are all, or in part, masked.
 
     Independent: every masked stage draws a mask of its own, on patches that are no smaller than the stage's cells;
     the pixels under any of them count as masked.
@@ -32,7 +32,7 @@ class StageMaskGenerator:
         patch_size: Side of one maskable patch, pixels.
         token_size: Side of a token of the first stage, pixels; it doubles from stage to stage.
         nested: One mask for all stages, or one for each.
-        distribution: "exact" hides a fixed number of patches of each image, "bernoulli" tosses a coin for each.
+        distribution: "exact" masks a fixed number of patches of each image, "bernoulli" each patch with a probability.
 
     Raises:
         ValueError: No stage is masked, a ratio lies outside [0, 1), or nested stages have different ratios.
@@ -51,7 +51,7 @@ class StageMaskGenerator:
             )
         nonzero = [ratio for ratio in self.ratios if ratio != 0]
         if not nonzero:
-            raise ValueError(f"mask ratios {list(self.ratios)} hide nothing; give at least one stage a ratio above 0")
+            raise ValueError(f"mask ratios {list(self.ratios)} mask nothing; give at least one stage a ratio above 0")
         if self.nested and len(set(nonzero)) > 1:
             raise ValueError(
                 f"nested masks are one mask seen by every stage, but the ratios {list(self.ratios)} differ; give all "
@@ -67,16 +67,16 @@ class StageMaskGenerator:
         if self.nested and self.patch_size % cell and self.distribution == "exact":
             warnings.warn(
                 f"mask patches of {self.patch_size} px are not whole cells of {cell} px of stage {deepest}, so what "
-                f"that stage hides is not what the image hides; use a multiple of {cell} px",
+                f"is masked at that stage is not what is masked of the image; use a multiple of {cell} px",
                 stacklevel=3,
             )
 
-    def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> StageMask:
+    def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
         if self.nested:
             ratio = next(ratio for ratio in self.ratios if ratio != 0)
             mask = self._generator(0, ratio)(images, keys)
             by_stage = tuple(self._mask_at(stage, mask) if ratio else None for stage, ratio in enumerate(self.ratios))
-            return StageMask(mask.masked, mask.patch_size, mask.num_masked, by_stage)
+            return PatchMask(mask.masked, mask.patch_size, mask.num_masked, by_stage)
         masks = tuple(
             self._generator(stage, ratio)(images, None if keys is None else sample_keys(stage, "stage", 0, keys))
             if ratio
@@ -86,7 +86,7 @@ class StageMaskGenerator:
         drawn = [mask for mask in masks if mask is not None]
         finest = min(mask.patch_size for mask in drawn)
         union = torch.stack([mask.at_stride(finest) for mask in drawn]).any(dim=0)
-        return StageMask(union, finest, by_stage=masks)
+        return PatchMask(union, finest, by_stage=masks)
 
     def _mask_at(self, stage: int, mask: PatchMask) -> PatchMask:
         cell = self.token_size * 2**stage
@@ -104,7 +104,5 @@ class StageMaskGenerator:
 
 
 def stage_masks(mask: PatchMask, num_stages: int, masked_stages: Sequence[int]) -> tuple[PatchMask | None, ...]:
-    """Reads what each stage hides; a plain mask is taken as nested and hides in the stages listed."""
-    if isinstance(mask, StageMask):
-        return mask.by_stage
-    return tuple(mask if stage in masked_stages else None for stage in range(num_stages))
+    """Reads what is masked at each stage; a mask without stages is taken as nested, for the stages listed."""
+    return mask.by_stage or tuple(mask if stage in masked_stages else None for stage in range(num_stages))

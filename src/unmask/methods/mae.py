@@ -1,5 +1,6 @@
 """MAE: masked autoencoders."""
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -11,13 +12,13 @@ from unmask.backbones.base import MaskedBackbone, VisibleTokenBackbone
 from unmask.heads.mae_decoder import MAEDecoder
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
-from unmask.patches import PatchMask, patch_grid, patch_text, patchify, unpatchify
+from unmask.patches import PatchMask, are_whole_cells, patch_grid, patch_sides, patch_text, patchify, unpatchify
 from unmask.targets.pixels import normalise_patches, patch_statistics, restore_patches
 from unmask.types import Images, MethodOutput, PixelStatistics
 
 
 class MAE(Method):
-    """Encodes the visible patches alone and decodes the pixels of the masked ones (arXiv:2111.06377).
+    """Encodes only the visible patches and decodes the pixels of the masked ones (arXiv:2111.06377).
 
     Terms:
         pixel_mse: Mean squared error over the masked patches (sec. 3), against each patch normalised by its own mean
@@ -33,10 +34,10 @@ class MAE(Method):
         decoder: Completed with the encoder's width and the geometry of its patches.
         norm_pix_loss: Per-patch normalisation of the target; on in every released model.
         reconstruction_mean: Mean over "masked" pixels, or over "all" pixels with zeros for the visible.
-        shared: See `Method`; the mask unit must be the backbone's patch.
+        shared: See `Method`; what is masked at a time is one patch of the backbone or a block of whole patches.
 
     Raises:
-        ValueError: The backbone cannot skip tokens, the mask unit is not its patch, or a choice is unknown.
+        ValueError: The backbone cannot skip tokens, a masked block is not whole patches of it, or a choice is unknown.
     """
 
     backbone: VisibleTokenBackbone
@@ -50,7 +51,7 @@ class MAE(Method):
         reconstruction_mean: str = "masked",
         **shared: Any,
     ) -> None:
-        if not hasattr(backbone, "forward_visible"):
+        if not backbone.can_skip_tokens:
             raise ValueError(
                 "method=mae leaves masked tokens out, which only a ViT can do; use model=vit_tiny or another vit, "
                 "or method=simmim with this backbone"
@@ -70,24 +71,24 @@ class MAE(Method):
             image_channels=backbone.in_channels,
         )
         backbone.initialise_as_mae()
-        self._require_own_patches(self.mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
+        self.patch_mask(self.mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
-        self._require_own_patches(mask)
-        predicted = self.predict_patches(images, mask)
+        patch_mask = self.patch_mask(mask)
+        predicted = self.predict_patches(images, patch_mask)
 
-        patches = patchify(images.float(), mask.patch_size)
+        patches = patchify(images.float(), patch_mask.patch_size)
         target = normalise_patches(patches) if self.norm_pix_loss else patches
-        errors, masked = (predicted - target).square(), mask.masked.flatten(1).unsqueeze(2)
+        errors, masked = (predicted - target).square(), patch_mask.masked.flatten(1).unsqueeze(2)
         pixel_mse = masked_mean(errors, masked) if self.reconstruction_mean == "masked" else (errors * masked).mean()
         pixels = restore_patches(predicted, like=patches) if self.norm_pix_loss else predicted
-        prediction = unpatchify(pixels, mask.patch_size, self.grid)
+        prediction = unpatchify(pixels, patch_mask.patch_size, self.grid)
         return MethodOutput(loss=pixel_mse, terms={"pixel_mse": pixel_mse}, mask=mask, prediction=prediction)
 
     def predict_patches(self, images: Images, mask: PatchMask) -> Float[Tensor, "b n d"]:
         """Predicts all patches in float32, in the space of the target, channel fastest."""
-        visible = mask.visible_indices()
+        visible = self.patch_mask(mask).visible_indices()
         predicted: Tensor = self.decoder(self.backbone.forward_visible(images, visible), visible)
         return predicted.float()
 
@@ -101,11 +102,19 @@ class MAE(Method):
         )
         return PixelStatistics(mean, std)
 
-    def _require_own_patches(self, mask: PatchMask) -> None:
-        if mask.patch_size != self.backbone.patch_size:
-            own = self.backbone.patch_size
+    def patch_mask(self, mask: PatchMask) -> PatchMask:
+        """Says which of the backbone's patches a mask of larger blocks masks.
+
+        Raises:
+            ValueError: A block is not whole patches.
+        """
+        own = self.backbone.patch_size
+        if not are_whole_cells(mask.patch_size, own):
             setting = own if isinstance(own, int) else f"[{own[0]},{own[1]}]"
             raise ValueError(
-                f"MAE hides whole patches of its backbone: mask unit is {patch_text(mask.patch_size)} px, patches are "
-                f"{patch_text(own)} px; set method.mask_generator.patch_size={setting}"
+                f"MAE masks whole patches of its backbone: blocks of {patch_text(mask.patch_size)} px are not a whole "
+                f"number of {patch_text(own)} px patches; set method.mask_generator.patch_size={setting} or a multiple"
             )
+        per_block = math.prod(patch_sides(mask.patch_size)) // math.prod(patch_sides(own))
+        num_masked = None if mask.num_masked is None else mask.num_masked * per_block
+        return PatchMask(mask.at_stride(own), own, num_masked)

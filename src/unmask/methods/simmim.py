@@ -38,7 +38,7 @@ class SimMIM(Method):
         shared: See `Method`.
 
     Raises:
-        ValueError: The mask unit is not whole tokens, or the window has no centre.
+        ValueError: A masked patch is not whole tokens, or the window has no centre.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class SimMIM(Method):
         stride = self.backbone.stages[0].stride
         if not are_whole_cells(mask.patch_size, stride):
             raise ValueError(
-                f"mask unit of {patch_text(mask.patch_size)} px is not a whole number of the backbone's "
-                f"{patch_text(stride)} px tokens; use a multiple of {patch_text(stride)}"
+                f"masked patches of {patch_text(mask.patch_size)} px are not a whole number of the backbone's "
+                f"{patch_text(stride)} px tokens; set method.mask_generator.patch_size to a multiple of "
+                f"{patch_text(stride)}"
             )
         return mask.at_stride(stride).unsqueeze(-1)

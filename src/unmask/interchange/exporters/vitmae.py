@@ -63,7 +63,7 @@ class ViTMAEExporter:
 
         method = _require_mae(source)
         images = source.normalise(source.trial_pixels(2))
-        mask = method.mask_generator(images, torch.arange(2))
+        mask = method.patch_mask(method.mask_generator(images, torch.arange(2)))
         masked = mask.masked.flatten(1)
         order = torch.linspace(0.0, 0.5, masked.shape[1])  # transformers keeps the patches of the lowest noise
         with quiet_transformers(), torch.no_grad():
