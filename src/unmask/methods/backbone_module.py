@@ -13,7 +13,6 @@ from unmask.backbones.attention import prefer_fast_attention
 from unmask.backbones.base import MaskedBackbone
 from unmask.methods.split_means import SplitMeans
 from unmask.patches import PatchMask
-from unmask.randomness import sample_keys
 from unmask.types import ImageBatch, Images, OptimizerFactory, PixelStatistics, ScheduleFactory
 
 Readings = Mapping[str, Float[Tensor, ""]]
@@ -29,7 +28,6 @@ class BackboneModule(LightningModule, ABC):
         backbone: What is trained and kept.
         optimizer: Completed with parameter groups.
         schedule: Completed with the optimizer and the number of steps.
-        seed: Key of the masks.
         init_from: Path of the weights the run starts from, of this program or another; read by the command, not here,
             and never when a finished run is rebuilt.
     """
@@ -42,14 +40,12 @@ class BackboneModule(LightningModule, ABC):
         backbone: MaskedBackbone,
         optimizer: OptimizerFactory,
         schedule: ScheduleFactory,
-        seed: int = 0,
         init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.optimizer_factory = optimizer
         self.schedule_factory = schedule
-        self.seed = seed
         self.init_from = init_from
         self._held_out_means = SplitMeans()
         self._step_sums: dict[str, Tensor] = {}
@@ -77,8 +73,8 @@ class BackboneModule(LightningModule, ABC):
         return None
 
     def held_out_mask(self, images: Images, index: Int[Tensor, " b"]) -> PatchMask | None:
-        """Draws the masks under which validation and test images are always judged and drawn."""
-        return self.draw_masks(images, sample_keys(self.seed, "held-out-mask", 0, index))
+        """Draws the masks under which validation and test images are always judged and drawn; None likewise."""
+        return None
 
     def on_fit_start(self) -> None:
         is_bfloat16 = str(self.trainer.precision).startswith("bf16")

@@ -22,6 +22,7 @@ class Method(BackboneModule):
     Args:
         mask_generator: Draws the masks, keyed by (seed, epoch, sample) in training and by (seed, sample) in
             validation, whose loss is therefore comparable from epoch to epoch.
+        seed: Key of the masks.
         shared_masks: In training, all images of an optimizer step have one mask, on every device, in place of one each.
         weight_decay_policy: What weight decay applies to, a rule of `unmask.optim.param_groups.is_decayed`.
         shared: See `BackboneModule`.
@@ -34,6 +35,7 @@ class Method(BackboneModule):
         self,
         *,
         mask_generator: MaskGenerator,
+        seed: int = 0,
         shared_masks: bool = False,
         weight_decay_policy: str = "weights",
         **shared: Any,
@@ -45,6 +47,7 @@ class Method(BackboneModule):
                 f"{weight_decay_policy!r}"
             )
         self.mask_generator = mask_generator
+        self.seed = seed
         self.shared_masks = shared_masks
         self.weight_decay_policy = weight_decay_policy
 
@@ -77,6 +80,9 @@ class Method(BackboneModule):
 
     def draw_masks(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
         return self.mask_generator(images, keys)
+
+    def held_out_mask(self, images: Images, index: Int[Tensor, " b"]) -> PatchMask:
+        return self.draw_masks(images, sample_keys(self.seed, "held-out-mask", 0, index))
 
     def training_mask(self, batch: ImageBatch) -> PatchMask:
         """Draws the masks of a training batch, other ones in every epoch."""
