@@ -18,6 +18,8 @@ _MAX_VALUES = 200_000  # in a whole record; the names of ImageNet's 21,841 class
 _MAX_TEXT = 200  # characters of a setting
 _MAX_NUMBER = 2**63
 _SHOWN = 40  # characters of a refused value in a message
+_NUM_SHOWN = 8  # values of a list
+_NESTED = (Mapping, list, tuple)
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*")
 _TEXT = re.compile(r"[\w .,:;|+=#%@-]*")  # no separators of paths, no quotes, brackets, `$` or control characters
 
@@ -63,7 +65,9 @@ def require_plain(value: Any, place: str) -> None:
 
 def shown(value: Any) -> str:
     """Writes a value of unknown origin for a message: short, printable, never the whole of something nested."""
-    if isinstance(value, Mapping | list | tuple):
+    if isinstance(value, list | tuple) and len(value) <= _NUM_SHOWN and not any(isinstance(v, _NESTED) for v in value):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, _NESTED):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, int) and abs(value) > _MAX_NUMBER:
         return "a number of more than 64 bits"

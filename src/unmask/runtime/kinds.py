@@ -66,7 +66,7 @@ class Kinds:
         """
         choices = self._choices(slot)
         found = [choice for choice in choices if _kind(choice.target) == kind]
-        place = ".".join(min(slot))
+        place = _name(slot)
         if not found:
             known = ", ".join(sorted({_kind(choice.target) for choice in choices})) or "none"
             raise ValueError(
@@ -90,7 +90,7 @@ class Kinds:
             return kind
         if choices:
             raise ValueError(
-                f"{'.'.join(min(slot))} is {target}, and a checkpoint would name it {kind} as it names "
+                f"{_name(slot)} is {target}, and a checkpoint would name it {kind} as it names "
                 f"{', '.join(sorted({*choices} - {target}))}; rename the class"
             )
         return None
@@ -182,7 +182,7 @@ def from_record(node: Any, slot: Slot) -> dict[str, Any]:
     Raises:
         ValueError: It names something that is not installed for that place, or holds a setting its class does not have.
     """
-    place = ".".join(min(slot))
+    place = _name(slot)
     if not isinstance(node, Mapping):
         raise ValueError(f"the file describes {place} by {shown(node)} and not by a kind and its settings; refused")
     require_plain(node, place)
@@ -196,13 +196,18 @@ def _configured(node: Mapping[str, Any], slot: Slot, kinds: Kinds) -> dict[str, 
         for key, value in node.items()
         if key != KIND_KEY
     }
-    require_settings(get_object(choice.target), settings, f"{'.'.join(min(slot))} ({_kind(choice.target)})")
+    require_settings(get_object(choice.target), settings, f"{_name(slot)} ({_kind(choice.target)})")
     partial = {"_partial_": True} if choice.is_partial else {}
     return {"_target_": choice.target, **partial, **settings}
 
 
 def _is_node(value: Any) -> bool:
     return isinstance(value, Mapping) and KIND_KEY in value
+
+
+def _name(slot: Slot) -> str:
+    """The shortest of its places."""
+    return ".".join(min((len(place), place) for place in slot)[1])
 
 
 def _kind(target: str) -> str:

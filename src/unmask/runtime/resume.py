@@ -13,7 +13,7 @@ from unmask.callbacks.durable_checkpoint import LAST_NAME, PREVIOUS_NAME, find_d
 from unmask.callbacks.run_settings import RunSettings
 from unmask.callbacks.run_status import read_status
 from unmask.interchange.files import read_weights
-from unmask.interchange.record import RECORD_KEY
+from unmask.interchange.record import RECORD_KEY, shown
 
 RESUME_CHOICES = ("auto", "never", "must")
 _OPTIMIZER_ADVICE = "start a new run from its weights by method.init_from=FILE to train on with other settings"
@@ -208,7 +208,7 @@ def _require_unused(folder: Path, files: list[Path], config: DictConfig) -> None
 
 
 def _change(point: ResumePoint, settings: Mapping[str, Any], name: str) -> str:
-    return f"{name} {point.settings.get(name)!r} there, {settings.get(name)!r} here"
+    return f"{name} {shown(point.settings.get(name))} there, {shown(settings.get(name))} here"
 
 
 def _flat(node: Any, name: str) -> Iterable[tuple[str, Any]]:

@@ -102,7 +102,7 @@ def own_data(record: Mapping[str, Any], changes: Mapping[str, Any], path: Any) -
     for name in places:
         if name not in known and name not in changes:
             raise ValueError(
-                f"{path} does not say where its images lie, and this machine has not trained it; add data.{name}="
+                f"{path} does not say where its images lie, and nothing on this machine does; add data.{name}="
                 f"{'DIR' if name == 'root' else 'VALUE'}"
             )
     return {**dict.fromkeys(places), **config, **known}
