@@ -19,8 +19,6 @@ from unmask.runtime.console import one_sentence
 from unmask.runtime.initialise import initialise
 from unmask.types import Images
 
-Pool = Literal["mean"]
-
 
 def build_method(overrides: Sequence[str]) -> AnyMethod:
     """Builds a method from what one would type after `run.py`, with random weights or those of `method.init_from`.
@@ -41,7 +39,7 @@ def build_method(overrides: Sequence[str]) -> AnyMethod:
     return method
 
 
-def extract_features(backbone: MaskedBackbone, images: Images, pool: Pool = "mean") -> Float[Tensor, "b d"]:
+def extract_features(backbone: MaskedBackbone, images: Images, pool: Literal["mean"] = "mean") -> Float[Tensor, "b d"]:
     """Computes the features of full images that every evaluation reads.
 
     Args:
