@@ -62,3 +62,19 @@ def test_the_sheet_shows_each_query_beside_its_neighbours(channel_means, picture
         for column in (0, 1, 2)
     ]
     assert seen == [(250, 150, 160), (240, 240, 20), (250, 10, 10)]
+
+
+def test_of_many_queries_those_evenly_apart_are_drawn_under_their_own_names(
+    channel_means, pictures: Path, point_at, tmp_path
+) -> None:
+    from unmask.inference.neighbours import NearestNeighbours
+
+    inference = NearestNeighbours(image="queries", gallery="gallery", k=1, num_queries=2)
+    with torch.inference_mode():
+        inference.run(channel_means, lambda path, split: point_at(pictures), run_dir=tmp_path, device=CPU)
+    text = (tmp_path / "neighbours.csv").read_bytes()
+    assert b"\r" not in text
+    rows = list(csv.DictReader(text.decode().splitlines()))
+    shown = point_at(pictures)
+    assert [row["query"] for row in rows] == [shown.name(0), shown.name(2)]  # of five
+    assert all(row["query"] != row["neighbour"] for row in rows)

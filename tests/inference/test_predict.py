@@ -38,6 +38,7 @@ def test_the_table_holds_what_was_predicted(classifier, pictures: Path, point_at
     with caplog.at_level("INFO"):
         inference.run(classifier, lambda path, split: point_at(pictures), run_dir=tmp_path, device=torch.device("cpu"))
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
+    assert b"\r" not in (tmp_path / "predictions.csv").read_bytes()
     assert [Path(row["image"]).stem for row in rows] == ["green", "red", "blue", "yellow", "pink"]
     assert rows[2]["class"] == "blue"
     assert sum(float(rows[2][name]) for name in ("score", "score_2", "score_3")) == pytest.approx(1.0, abs=1e-4)

@@ -76,11 +76,7 @@ def test_bolts_runs_on_the_lightning_in_use_and_leaves_the_rest_alone(make: Make
     opener, names = urllib.request._opener, set(vars(np))
     bolts = import_bolts()
     assert issubclass(bolts.datamodules.ImagenetDataModule, LightningDataModule)
-    assert old_lightning() == before
-
-
-def old_lightning() -> dict[str, Any]:
-    return {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "pytorch_lightning"}
+    assert not [name for name in sys.modules if name.partition(".")[0] == "pytorch_lightning"]
     assert sys.modules["lightning.pytorch"].__spec__.name == "lightning.pytorch"
     assert urllib.request._opener is opener
     assert not {"object", "int", "float"} & set(vars(np)) - names
