@@ -51,6 +51,15 @@ class AutoSplitDataModule(ImageDataModule):
         self.shares: dict[Split, float] = {"test": test_fraction, "val": val_fraction}
         self.split_seed = split_seed
 
+    def settings_without_effect(self) -> dict[str, str]:
+        """Nothing is held out for a split that the source has itself."""
+        splits: tuple[Split, ...] = ("val", "test")
+        own = {split: origin for split in splits if (origin := self.origin(split)) is not None}
+        idle = {f"{split}_fraction": f"the {split} split is read from {origin}" for split, origin in own.items()}
+        if len(own) == len(splits):
+            idle["split_seed"] = "every split is the source's own"
+        return super().settings_without_effect() | idle
+
     @abstractmethod
     def origin(self, split: Split) -> str | None:
         """Names where a split of the source's own lies; None if the source has none. Always a name for "train"."""

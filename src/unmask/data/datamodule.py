@@ -133,6 +133,15 @@ class ImageDataModule(LightningDataModule, ABC):
         self._splits: dict[Split, ImageDataset] = {}
         self._saved_shape: Mapping[str, int] | None = None  # of the batches of the run that is continued
 
+    def settings_without_effect(self) -> dict[str, str]:
+        """Names the arguments that the others make idle, each with the reason."""
+        if self.holds_images_in_memory:
+            reason = f"{type(self).__name__} decodes no image files"
+            return dict.fromkeys(("pixel_scale", "background", "exif", "on_bad_image", "max_bad_fraction"), reason)
+        if self.on_bad_image == "raise":
+            return {"max_bad_fraction": "data.on_bad_image=raise stops at the first bad image"}
+        return {}
+
     @property
     def pixel_mean(self) -> tuple[float, ...]:
         """Mean of each channel, in 0..1, the images are normalised with."""

@@ -55,6 +55,10 @@ class FineTune(BackboneEvaluator):
         self.label_seed = label_seed
         self.baseline = baseline
 
+    def settings_without_effect(self) -> dict[str, str]:
+        """Where all training images are used, none are chosen."""
+        return {"label_seed": "eval.label_fraction=1 uses all training images"} if self.label_fraction == 1.0 else {}
+
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation="finetune")
         data.limit_training(self.label_fraction, seed=self.label_seed)

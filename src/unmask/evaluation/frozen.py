@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,14 @@ class Frozen(BackboneEvaluator):
         self.classifier = classifier
         self.epochs = epochs
         self.baseline = baseline
+
+    def settings_without_effect(self) -> dict[str, str]:
+        """A head that is fitted at once leaves nothing to train."""
+        head_class: Any = self.head.func if isinstance(self.head, functools.partial) else self.head
+        if not head_class.is_fitted_at_once:
+            return {}
+        reason = f"{head_class.__name__} is fitted at once to features of full images"
+        return dict.fromkeys(("epochs", "classifier.optimizer", "classifier.schedule"), reason)
 
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation=self.name)

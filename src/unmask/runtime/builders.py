@@ -22,7 +22,14 @@ def build(config: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:
 
 
 def build_data(config: DictConfig) -> ImageDataModule:
-    """Builds `config.data`; statistics that it measures are written into the configuration, where models read them."""
+    """Builds `config.data`; statistics that it measures are written into the configuration, where models read them.
+
+    Raises:
+        ValueError: The data are told another batch or seed than the run.
+    """
+    for name in ("global_batch_size", "seed"):
+        if config.data[name] != config[name]:
+            raise ValueError(f"data.{name}={config.data[name]} contradicts {name}={config[name]}; set {name} alone")
     data: ImageDataModule = build(config.data)
     if data.statistics == "auto":
         config.data.pixel_mean, config.data.pixel_std = list(data.pixel_mean), list(data.pixel_std)
@@ -67,6 +74,14 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
             config.global_batch_size, num_devices=trainer.world_size, images_per_device=config.images_per_device
         )
     return trainer
+
+
+def idle_settings(config: DictConfig) -> dict[str, str]:
+    """Paths of settings that `build_trainer` makes no use of, each with the reason."""
+    parts = config.trainer.accumulate_grad_batches
+    if parts is None:
+        return {}
+    return {"images_per_device": f"trainer.accumulate_grad_batches={parts} says in how many parts a batch is computed"}
 
 
 def build_entries(entries: DictConfig | None, **arguments: Any) -> list[Any]:

@@ -31,15 +31,34 @@ from unmask.evaluation.report import (
 )
 from unmask.inference.base import Inference
 from unmask.interchange.files import read_weights
-from unmask.runtime.builders import as_plain, build, build_entries, build_trainer
+from unmask.runtime.builders import as_plain, build, build_entries, build_trainer, idle_settings
 from unmask.runtime.checkpoint import build_backbone, find_run, load_backbone, load_method
 from unmask.runtime.console import describe_batch
+from unmask.runtime.effect import require_effect
 from unmask.runtime.inference import run_inference
 from unmask.runtime.run_record import describe_run, own_data, remember_places
 from unmask.runtime.secrets import redacted
 
 _log = logging.getLogger("unmask")
 _CHECKPOINT, _RANDOM = "checkpoint", "random"  # names of rows; compare= adds others
+# What every evaluation reads of a configuration; all else in it is there to be referred to from these.
+_READ = (
+    "eval",
+    "trainer",
+    "data",
+    "own_data",
+    "ckpt_path",
+    "compare",
+    "seed",
+    "seeds",
+    "crop_pct",
+    "global_batch_size",
+)
+_READ_WITH_BACKBONES = ("backbone", "allow_partial", "use_ema_weights", "callbacks", "logger")
+_READ_IN_TRAINING = ("augmentation", "images_per_device")
+_OF_TRAINING = tuple(
+    f"trainer.{name}" for name in ("max_epochs", "max_steps", "gradient_clip_val", "accumulate_grad_batches")
+)
 _NAME = re.compile(r"[\w.+-][\w .+-]*")  # of folders as well
 
 MakeTrainer = Callable[..., Trainer]
@@ -157,12 +176,14 @@ class CheckpointRun:
                 "this command reads one checkpoint and measures nothing; leave out seeds, compare and all but one "
                 "ckpt_path"
             )
+        self._require_effect(inference, _READ, idle=_without_training())
         run_inference(config, inference, lambda config, backbone: _build_data(config, backbone)[0])
         return []
 
     def test_modules(self, evaluator: ModuleEvaluator) -> list[EvalResult]:
         if self.config.seeds is not None:
             raise ValueError("this evaluation tests a module as it is, so no seed changes its figures; leave seeds out")
+        self._require_effect(evaluator, [*_READ, "callbacks", "logger"], idle=_without_training())
         modules = [load_method(str(subject.ckpt_path)) for subject in self._subjects]
         results = []
         for subject, module in zip(self._subjects, modules, strict=True):
@@ -172,6 +193,8 @@ class CheckpointRun:
         return results
 
     def evaluate_backbones(self, evaluator: BackboneEvaluator) -> list[EvalResult]:
+        idle = {"trainer.max_epochs": "eval.epochs says how long is trained"} | idle_settings(self.config)
+        self._require_effect(evaluator, [*_READ, *_READ_WITH_BACKBONES, *_READ_IN_TRAINING], idle=idle)
         evaluators = self._of_every_seed(evaluator)
         backbones = _open_backbones(self.config, self._subjects)
         results = []
@@ -191,6 +214,7 @@ class CheckpointRun:
 
     def measure_features(self, evaluator: FeatureEvaluator) -> list[EvalResult]:
         """A protocol without a seed of its own is measured once a file; random weights are drawn anew a seed."""
+        self._require_effect(evaluator, [*_READ, *_READ_WITH_BACKBONES], idle=_without_training())
         evaluators = self._of_every_seed(evaluator)
         backbones = _open_backbones(self.config, self._subjects)
         for backbone in backbones.values():
@@ -206,6 +230,9 @@ class CheckpointRun:
                         _log.info(f"{subject.label}: {type(protocol).__name__}{of_seed}")
                         results.append(self._result(subject, seed, protocol.measure(features), data))
         return results
+
+    def _require_effect(self, evaluator: object, read: Sequence[str], *, idle: Mapping[str, str]) -> None:
+        require_effect(self.config, read=read, built={"eval": evaluator}, idle=idle, by="eval")
 
     def _features_of(
         self, subject: Subject, evaluators: Mapping[int, FeatureEvaluator], backbones: Mapping[str, MaskedBackbone]
@@ -235,6 +262,11 @@ class CheckpointRun:
             data=data.fingerprints(),
             git=self._git,
         )
+
+
+def _without_training() -> dict[str, str]:
+    """Settings that do nothing where no images are trained on."""
+    return dict.fromkeys((*_OF_TRAINING, "data.augmentation"), "this evaluation trains on no augmented images")
 
 
 def _untrained(backbones: Mapping[str, MaskedBackbone]) -> MaskedBackbone:

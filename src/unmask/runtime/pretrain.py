@@ -1,6 +1,7 @@
 """Pre-trains, or trains from scratch, as one configuration says."""
 
 import contextlib
+import copy
 import logging
 import subprocess
 from pathlib import Path
@@ -14,9 +15,18 @@ from unmask.callbacks.run_settings import RunSettings
 from unmask.callbacks.run_status import RunStatus, write_status
 from unmask.callbacks.stopping import RunStopped, launched_processes
 from unmask.data.datamodule import ImageDataModule
-from unmask.runtime.builders import AnyMethod, as_plain, build_data, build_entries, build_method, build_trainer
+from unmask.runtime.builders import (
+    AnyMethod,
+    as_plain,
+    build_data,
+    build_entries,
+    build_method,
+    build_trainer,
+    idle_settings,
+)
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
 from unmask.runtime.console import describe_learning_rate, print_plan
+from unmask.runtime.effect import require_effect
 from unmask.runtime.initialise import initialise
 from unmask.runtime.resume import (
     find_resume_point,
@@ -31,6 +41,20 @@ from unmask.runtime.secrets import redacted
 
 _LONGEST_GOODBYE = 15.0  # seconds
 _log = logging.getLogger("unmask")
+# What is built or read of a configuration; all else in it is there to be referred to from these.
+_READ = (
+    "method",
+    "data",
+    "trainer",
+    "callbacks",
+    "logger",
+    "seed",
+    "resume",
+    "ckpt_path",
+    "global_batch_size",
+    "images_per_device",
+)
+_READ_WITH_WEIGHTS = ("allow_partial", "use_ema_weights")
 
 
 def pretrain(config: DictConfig) -> float | None:
@@ -52,9 +76,17 @@ def _pretrain(config: DictConfig) -> float | None:
         _log.info(f"already complete at step {point.step:,}: {config.paths.run_dir}")
         return None
     config.resumed_step = None if point is None else point.step
+    composed = copy.deepcopy(config)  # building replaces rules by their values
     seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
     method = build_method(config.method, data)
+    require_effect(
+        composed,
+        read=[*_READ, *(_READ_WITH_WEIGHTS if config.method.get("init_from") is not None else ())],
+        built={"data": data, "method": method},
+        idle=idle_settings(config),
+        by="method",
+    )
     if config.method.get("_partial_"):  # it learns from labels
         _require_labels(data)
     fingerprints = {split: data.dataset(split).fingerprint for split in ("train", "val")}
