@@ -1,8 +1,11 @@
 """The configuration files: every choice of every group composes and its parts can be built."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -145,3 +148,69 @@ def test_methods_change_what_their_papers_change() -> None:
     assert (simmim.base_lr, simmim.base_batch_size, simmim.optimizer.betas) == (2e-4, 512, [0.9, 0.999])
     assert (mae.trainer.gradient_clip_val, simmim.trainer.gradient_clip_val) == (None, 5.0)
     assert (mae.augmentation.scale, simmim.augmentation.scale) == ([0.2, 1.0], [0.67, 1.0])
+
+
+FILES = sorted(CONF.rglob("*.yaml"))
+
+
+def restated_defaults(node: Any, plain: Any, lines: list[str]) -> Iterator[str]:
+    """Lines without a comment whose value is what the constructor of their node takes anyway."""
+    from unmask.runtime.constructor_defaults import constructor_defaults  # noqa: PLC0415
+
+    if isinstance(node, yaml.SequenceNode):
+        for inner, value in zip(node.value, plain, strict=True):
+            yield from restated_defaults(inner, value, lines)
+    if isinstance(node, yaml.MappingNode):
+        defaults = constructor_defaults(str(plain.get("_target_")))
+        for key, inner in node.value:
+            value = plain[key.value]
+            line = lines[key.start_mark.line]
+            is_default = key.value in defaults and defaults[key.value] == value
+            if is_default and type(value) is type(defaults[key.value]) and "#" not in line:
+                yield line.strip()
+            yield from restated_defaults(inner, value, lines)
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(CONF)) for path in FILES])
+def test_a_file_restates_no_default_unless_it_says_whose_choice_it_is(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    plain = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+
+    assert list(restated_defaults(yaml.compose(text), plain, text.splitlines())) == []
+
+
+def test_a_restated_default_is_found() -> None:
+    text = """
+thing:
+  _target_: torch.optim.SGD
+  momentum: 0
+  nesterov: false # as its paper
+  weight_decay: 0.1
+"""
+    assert list(restated_defaults(yaml.compose(text), yaml.safe_load(text), text.splitlines())) == ["momentum: 0"]
+
+
+RUNS = [
+    name for name in choices("experiment") if "python eval.py" not in (CONF / f"experiment/{name}.yaml").read_text()
+]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *([f"data={name}", "method=ddmim", "image_size=64"] for name in choices("data")),
+        *([f"model={name}", "global_batch_size=8", "seed=5"] for name in choices("model")),
+        *([f"experiment={name}"] for name in RUNS),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_no_value_that_stands_in_two_places_differs(overrides: list[str]) -> None:
+    config = composed("run", *overrides)
+
+    for key in ("image_size", "global_batch_size", "seed"):
+        assert config.data[key] == config[key], key
+    assert config.model.image_size == config.image_size
+    assert config.model.in_channels == config.data.channels
+    assert (config.model.pixel_mean, config.model.pixel_std) == (config.data.pixel_mean, config.data.pixel_std)
+    if "seed" in config.method:
+        assert config.method.seed == config.seed

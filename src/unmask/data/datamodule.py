@@ -138,7 +138,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if self.holds_images_in_memory:
             reason = f"{type(self).__name__} decodes no image files"
             return dict.fromkeys(("pixel_scale", "background", "exif", "on_bad_image", "max_bad_fraction"), reason)
-        if self.on_bad_image == "raise":
+        if self.bad_images.on_bad_image == "raise":
             return {"max_bad_fraction": "data.on_bad_image=raise stops at the first bad image"}
         return {}
 

@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 EXIT_FIXABLE = 2  # by the user
 _QUICKSTART = "experiment=quickstart"
 _WHAT_TO_RUN = ("method=", "model=", "data=", "experiment=")
-_ABOUT = ("--help", "-h", "--version", "--hydra-help", "--shell-completion", "-sc")
+_HELP = ("--help", "-h", "--version", "--hydra-help")
+_ABOUT = (*_HELP, "--shell-completion", "-sc")
 _TRACEBACK_SWITCH = "UNMASK_TRACEBACK"  # =1 shows where an error was raised
 
 
@@ -97,7 +98,8 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
     keep_freed_memory()
     register_resolvers()
-    show_constructor_defaults()
+    if not any(argument in _HELP for argument in sys.argv[1:]):
+        show_constructor_defaults()  # which imports what the configuration names
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
     _require_safe_loading()
     main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))
@@ -106,7 +108,9 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         return
     try:
         main()
-    except _user_errors() as error:
+    except Exception as error:  # SystemExit, by which `--help` ends, asks for no names of errors
+        if not isinstance(error, _user_errors()):
+            raise
         sys.exit(_explain(error, *configuration_names(config_name)))
 
 

@@ -15,13 +15,22 @@ from unmask.data.datamodule import ImageDataModule
 from unmask.runtime.builders import AnyMethod
 
 _log = logging.getLogger("unmask")
-_OLD_NAMES = {  # what other programs of this kind call it
-    "datamodule": "data",
-    "gpus": "devices",
-    "module": "model",
-    "epochs": "max_epochs",
+_KEYS_ELSEWHERE = {  # what other programs of this kind call it, by the last part of the key
     "batch_size": "global_batch_size",
+    "train_batch_size": "global_batch_size",
+    "lr": "base_lr",
+    "learning_rate": "base_lr",
+    "epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "max_epochs": "trainer.max_epochs",
+    "max_steps": "trainer.max_steps",
+    "devices": "trainer.devices",
+    "gpus": "trainer.devices",
+    "num_gpus": "trainer.devices",
+    "mask_ratio": "method.mask_generator.ratio",
 }
+_PARTS_ELSEWHERE = {"datamodule": "data", "module": "model"}
+_COMPUTING_FAILED = re.compile(r"\w+ raised while resolving interpolation: ")
 _MAX_OPTIONS = 20  # shown in one sentence
 _OMEGACONF_DETAILS = ("full_key:", "object_type=", "reference_type=")
 _FROM_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
@@ -82,10 +91,11 @@ def describe_learning_rate(config: DictConfig) -> str:
 def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequence[str]) -> str:
     """Says what a user got wrong, with the nearest valid names where a name is unknown."""
     text = _innermost(error)
-    other_command = re.search(r"In 'experiment/([^']+)': Could not override '(\w+)'", text)
+    other_command = re.search(r"In '(experiment|base)/([^']+)': Could not override '(\w+)'", text)
     if other_command:
-        name, command = other_command[1], "eval.py" if other_command[2] == "eval" else "run.py"
-        return f"experiment={name} is for the other command; use python {command} experiment={name}"
+        name = f"experiment={other_command[2]}" if other_command[1] == "experiment" else "this experiment"
+        command = "eval.py" if other_command[3] == "eval" else "run.py"
+        return f"{name} is for the other command; use python {command} experiment=NAME"
     unknown_key = re.search(r"Could not override '([^']+)'", text)
     if unknown_key:
         return _unknown_key(unknown_key[1], known_keys, groups)
@@ -95,7 +105,7 @@ def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequen
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing[1]} must be given; add {missing[1]}=VALUE to the command"
-    lines = (line.strip() for line in text.splitlines())
+    lines = (line.strip() for line in _COMPUTING_FAILED.sub("", text).splitlines())
     return " ".join(line for line in lines if line and not line.startswith(_OMEGACONF_DETAILS))
 
 
@@ -111,8 +121,9 @@ def _innermost(error: BaseException) -> str:
 
 
 def _unknown_key(key: str, known_keys: Sequence[str], groups: Sequence[str]) -> str:
-    known = [*known_keys, *groups]
-    renamed = ".".join(_OLD_NAMES.get(part, part) for part in key.split("."))
+    known = list(dict.fromkeys([*known_keys, *groups]))
+    renamed = ".".join(_PARTS_ELSEWHERE.get(part, part) for part in key.split("."))
+    renamed = _KEYS_ELSEWHERE.get(key.rpartition(".")[2], renamed)
     if key in known:
         return f"{key} is no key of what was chosen here; add it by +{key}=..., all keys are listed by --cfg job"
     near = [renamed] if renamed in known else difflib.get_close_matches(renamed, known, n=3, cutoff=0.5)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import OmegaConf
 
 from unmask.optim.scaling import scale_lr
@@ -33,8 +32,14 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
-def fraction(part: float, whole: float | None) -> float:
-    """Takes a part in 0..1 of a length; nothing of a length that is not set (None or -1 in Lightning)."""
+def fraction(part: float, whole: Any) -> float:
+    """Takes a part in 0..1 of a length; nothing of a length that is not set (None or -1 in Lightning).
+
+    Raises:
+        ValueError: The length is no number.
+    """
+    if whole is not None and not isinstance(whole, int | float):
+        raise ValueError(f"the number of epochs must be a number, got {whole!r}; set trainer.max_epochs or eval.epochs")
     return part * whole if whole is not None and whole > 0 else 0.0
 
 
@@ -71,6 +76,8 @@ def fit_window(window: int, patch_size: Any, image_size: int | Sequence[int], nu
 
 def auto_precision(accelerator: str) -> str:
     """Chooses bf16-mixed where the device computes in bfloat16, else 32-true."""
+    import torch  # noqa: PLC0415  (`--help` registers this rule and never asks it)
+
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     has_bfloat16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_computes_in_bfloat16()
     return "bf16-mixed" if has_bfloat16 and accelerator != "mps" else "32-true"
@@ -96,6 +103,8 @@ def auto_workers() -> int:
 
 def _cpu_computes_in_bfloat16() -> bool:
     """Other processors emulate bfloat16 and get slower by it."""
+    import torch  # noqa: PLC0415
+
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
