@@ -13,9 +13,8 @@ from typing import Any
 
 from hydra._internal import hydra as hydra_internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import _locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
-from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 _HYDRA = "hydra"  # Hydra's own node
@@ -60,8 +59,8 @@ def constructor_defaults(target: str) -> Mapping[str, Any]:
     hands further arguments on to that of its base class, these are listed too, unless it settles them itself.
     """
     try:
-        named = get_object(target)
-    except (HydraException, ImportError, ValueError):
+        named = _locate(target)
+    except (ImportError, ValueError):
         return {}
     found: dict[str, Any] = {}
     settled: set[str] = set()
