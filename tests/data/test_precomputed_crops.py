@@ -27,4 +27,6 @@ def test_crops_of_an_epoch_are_those_of_each_sample(samples: PrecomputedCrops, k
     cut = resize_boxes(batch.image, Boxes(top, left, height, width), (8, 12), "bicubic", flipped == 1)
     for (epoch, index), image, cropped in zip(keys, batch.image, cut, strict=True):
         key = augmentation_keys(5, epoch, torch.tensor([index]))
-        assert torch.equal(samples.crop.augmentation.crop_batch(image[None], key, (8, 12))[0], cropped)
+        augmentation = samples.crop.augmentation
+        alone = augmentation.crop_image(image, augmentation.draws(key).each()[0], (8, 12))
+        assert torch.equal(alone.float(), cropped)

@@ -26,7 +26,7 @@ class AutoSplitDataModule(ImageDataModule):
         crop_pct, shared: See `ImageDataModule`; by default 224 px out of 256, as of timm.
 
     Raises:
-        ValueError: A share is out of range; when a split is read, there is none, or too few images to make one.
+        ValueError: A fraction is out of range; when a split is read, there is none, or too few images to make one.
     """
 
     holds_images_in_memory = False
@@ -41,14 +41,18 @@ class AutoSplitDataModule(ImageDataModule):
         **shared: Any,
     ) -> None:
         super().__init__(crop_pct=crop_pct, **shared)
-        shares = [share for share in (val_fraction, test_fraction) if share < 1.0]
-        counts = [share for share in (val_fraction, test_fraction) if share >= 1.0]
-        if min(val_fraction, test_fraction) < 0.0 or sum(shares) >= 1.0 or any(count != int(count) for count in counts):
+        fractions = [fraction for fraction in (val_fraction, test_fraction) if fraction < 1.0]
+        counts = [fraction for fraction in (val_fraction, test_fraction) if fraction >= 1.0]
+        if (
+            min(val_fraction, test_fraction) < 0.0
+            or sum(fractions) >= 1.0
+            or any(count != int(count) for count in counts)
+        ):
             raise ValueError(
                 "data.val_fraction and data.test_fraction must be fractions of the training images that leave some to "
                 f"train on, or whole numbers of images, got {val_fraction} and {test_fraction}"
             )
-        self.shares: dict[Split, float] = {"test": test_fraction, "val": val_fraction}
+        self.fractions: dict[Split, float] = {"test": test_fraction, "val": val_fraction}
         self.split_seed = split_seed
 
     def settings_without_effect(self) -> dict[str, str]:
@@ -70,11 +74,11 @@ class AutoSplitDataModule(ImageDataModule):
 
     def load_split(self, split: Split) -> ImageDataset:
         origin = self.origin(split)
-        samples = self.read_split(split) if origin is not None and split != "train" else self._divide(split)
-        classes = f"{len(samples.class_names)} classes" if samples.is_labelled else "no labels"
+        dataset = self.read_split(split) if origin is not None and split != "train" else self._divide(split)
+        classes = f"{len(dataset.class_names)} classes" if dataset.is_labelled else "no labels"
         place = origin if origin is not None else f"{self.origin('train')}, held out"
-        _log.info("%s split: %d images, %s, from %s", split, len(samples), classes, place)
-        return samples
+        _log.info("%s split: %d images, %s, from %s", split, len(dataset), classes, place)
+        return dataset
 
     @cached_property
     def training_images(self) -> ImageDataset:
@@ -83,9 +87,14 @@ class AutoSplitDataModule(ImageDataModule):
 
     def _divide(self, split: Split) -> ImageDataset:
         everything = self.training_images
-        missing = {name: share for name, share in self.shares.items() if share > 0.0 and self.origin(name) is None}
+        missing = {
+            name: fraction for name, fraction in self.fractions.items() if fraction > 0.0 and self.origin(name) is None
+        }
         total = len(everything)
-        counts = {name: int(max(1, round(share * total) if share < 1 else share)) for name, share in missing.items()}
+        counts = {
+            name: int(max(1, round(fraction * total) if fraction < 1 else fraction))
+            for name, fraction in missing.items()
+        }
         if sum(counts.values()) >= len(everything):
             raise ValueError(
                 f"{self.origin('train')} has too few images ({len(everything)}) to hold out "

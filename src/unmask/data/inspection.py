@@ -28,7 +28,7 @@ _CHUNK = 64  # images a worker looks at in a row
 _ENDING = 4096  # bytes
 _CLOSING_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}  # what a whole file ends with
 _SECONDS_OF_DECODING = 12.0  # of training images
-_SHARE_OF_OTHER_SPLITS = 0.25  # in seconds and images decoded
+_FRACTION_OF_OTHER_SPLITS = 0.25  # in seconds and images decoded
 
 
 class ImageFacts(NamedTuple):
@@ -81,37 +81,37 @@ def inspect_images(data: ImageDataModule, splits: Sequence[Split], *, num_decode
     """
     facts: dict[Split, list[ImageFacts]] = {}
     bad: dict[tuple[Split, int], tuple[str, str]] = {}
-    sound: list[Tensor] = []
+    readable: list[Tensor] = []
     decoded = 0
     for split in splits:
-        samples = data.dataset(split)
-        facts[split] = list(chain.from_iterable(_in_workers(_Scan(samples, data.decoder), data.num_workers)))
+        dataset = data.dataset(split)
+        facts[split] = list(chain.from_iterable(_in_workers(_Scan(dataset, data.decoder), data.num_workers)))
         errors = {index: fact.error for index, fact in enumerate(facts[split]) if fact.error}
         suspects = [index for index, fact in enumerate(facts[split]) if fact.is_suspect]
-        share = 1.0 if split == "train" else _SHARE_OF_OTHER_SPLITS
-        order = keyed_permutation(stream_key(0, "inspection"), len(samples))[: int(share * num_decoded)].tolist()
+        fraction = 1.0 if split == "train" else _FRACTION_OF_OTHER_SPLITS
+        order = keyed_permutation(stream_key(0, "inspection"), len(dataset))[: int(fraction * num_decoded)].tolist()
         chosen = [index for index in dict.fromkeys([*suspects, *order]) if index not in errors]
-        parts = _in_workers(_Decoding(samples, chosen, data.image_size), data.num_workers)
-        for part in _for_some_seconds(parts, share * _SECONDS_OF_DECODING):
+        parts = _in_workers(_Decoding(dataset, chosen, data.image_size), data.num_workers)
+        for part in _for_some_seconds(parts, fraction * _SECONDS_OF_DECODING):
             errors |= part.errors
             decoded += part.num_decoded
             if split == "train" and part.images is not None:
-                sound.append(part.images)
-        bad |= {(split, index): (samples.name_of(index), errors[index]) for index in sorted(errors)}
+                readable.append(part.images)
+        bad |= {(split, index): (dataset.name_of(index), errors[index]) for index in sorted(errors)}
     return Inspection(
         facts=facts,
         bad=list(dict.fromkeys(bad.values())),
         num_decoded=decoded,
         duplicates=_find_duplicates(data, facts, bad),
-        pixels=_measure(sound),
+        pixels=_measure(readable),
     )
 
 
 class _Work(Dataset[Any], ABC):
     """What is done with some of the images, a chunk of them at a time, in workers."""
 
-    def __init__(self, samples: ImageDataset, indices: Sequence[int]) -> None:
-        self.samples = samples
+    def __init__(self, dataset: ImageDataset, indices: Sequence[int]) -> None:
+        self.dataset = dataset
         self.indices = indices
 
     def __len__(self) -> int:
@@ -128,8 +128,8 @@ class _Work(Dataset[Any], ABC):
 class _Scan(_Work):
     """Reads headers and ends."""
 
-    def __init__(self, samples: ImageDataset, decoder: ImageDecoder) -> None:
-        super().__init__(samples, range(len(samples)))
+    def __init__(self, dataset: ImageDataset, decoder: ImageDecoder) -> None:
+        super().__init__(dataset, range(len(dataset)))
         self.decoder = decoder
 
     def work(self, indices: Sequence[int]) -> list[ImageFacts]:
@@ -137,11 +137,11 @@ class _Scan(_Work):
 
     def _facts(self, index: int) -> ImageFacts:
         try:
-            file = self.samples.open(index)
+            file = self.dataset.open(index)
             if file is None:
                 return self._facts_of_pixels(index)
             with file:
-                header = self.decoder.read_header(file, self.samples.name_of(index))
+                header = self.decoder.read_header(file, self.dataset.name_of(index))
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - _ENDING))
                 ending = file.read()
@@ -153,7 +153,7 @@ class _Scan(_Work):
         return ImageFacts(*header, size, _digest(ending), is_suspect=mark not in ending)
 
     def _facts_of_pixels(self, index: int) -> ImageFacts:
-        pixels = _pixels(self.samples, index)
+        pixels = _pixels(self.dataset, index)
         content = pixels.numpy().tobytes()
         height, width = pixels.shape[1:]
         return ImageFacts("pixels in memory", height, width, len(content), _digest(content[-_ENDING:]))
@@ -166,9 +166,9 @@ class _Contents(_Work):
         return [self._hash(index) for index in indices]
 
     def _hash(self, index: int) -> bytes:
-        file = self.samples.open(index)
+        file = self.dataset.open(index)
         if file is None:
-            return _digest(_pixels(self.samples, index).numpy().tobytes())
+            return _digest(_pixels(self.dataset, index).numpy().tobytes())
         with file:
             return _digest(file.read())
 
@@ -182,8 +182,8 @@ class _Decoded(NamedTuple):
 class _Decoding(_Work):
     """Reads all pixels."""
 
-    def __init__(self, samples: ImageDataset, indices: Sequence[int], size: tuple[int, int]) -> None:
-        super().__init__(samples, indices)
+    def __init__(self, dataset: ImageDataset, indices: Sequence[int], size: tuple[int, int]) -> None:
+        super().__init__(dataset, indices)
         self.size = size
         self.crop = CentreCrop(size=size, crop_pct=1.0)
 
@@ -191,7 +191,7 @@ class _Decoding(_Work):
         errors, images = {}, []
         for index in indices:
             try:
-                image = self.samples.read([SampleKey(0, index)], self.crop).image
+                image = self.dataset.read([SampleKey(0, index)], self.crop).image
                 images.append(resize_and_centre_crop(image, self.size, 1.0))
             except BadImageError as error:
                 errors[index] = error.reason
@@ -215,8 +215,8 @@ def _for_some_seconds(parts: Iterator[_Decoded], seconds: float) -> Iterator[_De
             return
 
 
-def _pixels(samples: ImageDataset, index: int) -> Tensor:
-    pixels: Tensor = samples.read([SampleKey(0, index)], lambda image, _: image).image[0]
+def _pixels(dataset: ImageDataset, index: int) -> Tensor:
+    pixels: Tensor = dataset.read([SampleKey(0, index)], lambda image, _: image).image[0]
     return pixels.contiguous()
 
 
@@ -227,7 +227,7 @@ def _digest(content: bytes) -> bytes:
 def _measure(images: Sequence[Tensor]) -> PixelStatistics | None:
     try:
         return measure_pixels(images)
-    except ValueError:  # none, or all of one colour
+    except ValueError:  # none, or all of one color
         return None
 
 

@@ -77,8 +77,8 @@ class Packing:
             return written.getvalue(), "npy"
         if array.shape[2] not in (1, 3):
             raise ValueError(f"format=jpeg stores 1 or 3 channels, these images have {array.shape[2]}; set format=raw")
-        colours = "RGB" if array.shape[2] == 3 else "GRAY"
-        return simplejpeg.encode_jpeg(array, self.jpeg_quality, colours, colorsubsampling="420"), "jpg"
+        colors = "RGB" if array.shape[2] == 3 else "GRAY"
+        return simplejpeg.encode_jpeg(array, self.jpeg_quality, colors, colorsubsampling="420"), "jpg"
 
     def _reduce(self, pixels: Pixels) -> Pixels:
         height, width = pixels.shape[1:]
@@ -99,11 +99,11 @@ class _PackedImage(NamedTuple):
 class _ImagesToPack(Dataset[_PackedImage | BadImage]):
     """The images of a split as they are to be stored; encoded in the loader's workers."""
 
-    def __init__(self, samples: ImageDataset, packing: Packing, *, skips_bad: bool) -> None:
-        self.samples, self.packing, self.skips_bad = samples, packing, skips_bad
+    def __init__(self, dataset: ImageDataset, packing: Packing, *, skips_bad: bool) -> None:
+        self.dataset, self.packing, self.skips_bad = dataset, packing, skips_bad
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> _PackedImage | BadImage:
         try:
@@ -114,13 +114,13 @@ class _ImagesToPack(Dataset[_PackedImage | BadImage]):
             return BadImage(0, error.name, error.reason)
 
     def _pack(self, index: int) -> _PackedImage:
-        pixels = self.samples.read([SampleKey(0, index)], _whole).image[0]  # also where files are kept: is it sound?
+        pixels = self.dataset.read([SampleKey(0, index)], _whole).image[0]  # also where files are kept: can it be read?
         content, ending = self._kept(index) if self.packing.format == "keep" else self.packing.encode(pixels)
         values = pixels.flatten(1).double() / 255.0
         return _PackedImage(content, ending, torch.stack([values.mean(1), values.square().mean(1)]))
 
     def _kept(self, index: int) -> tuple[bytes, str]:
-        stored = self.samples.stored(index)
+        stored = self.dataset.stored(index)
         if stored is None:
             raise ValueError("format=keep copies files, and this source has none; set format=raw size=null")
         return stored
@@ -167,7 +167,7 @@ def write_packed(
         ) from None
     try:
         written = {
-            split: _write_split(data, samples, partial / split, packing) for split, samples in everything.items()
+            split: _write_split(data, dataset, partial / split, packing) for split, dataset in everything.items()
         }
         record = _describe(data, packing, written)
         (partial / RECORD_NAME).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -179,9 +179,11 @@ def write_packed(
     return record
 
 
-def _write_split(data: ImageDataModule, samples: ImageDataset, prefix: Path, packing: Packing) -> _SplitRecord:
+def _write_split(data: ImageDataModule, dataset: ImageDataset, prefix: Path, packing: Packing) -> _SplitRecord:
     left_out: list[BadImage] = []
-    images = _sound(_encoded(data, samples, packing), left_out, limit=int(data.bad_images.max_fraction * len(samples)))
+    images = _readable(
+        _encoded(data, dataset, packing), left_out, limit=int(data.bad_images.max_fraction * len(dataset))
+    )
     shards, moments, count = [], torch.zeros(()), 0
     for number, batch in enumerate(_batches(images, packing.images_per_shard)):
         path = prefix.with_name(f"{prefix.name}-{number:06d}.tar")
@@ -190,7 +192,7 @@ def _write_split(data: ImageDataModule, samples: ImageDataset, prefix: Path, pac
             for label, image in batch:
                 moments = moments + image.moments
                 _add(archive, f"{count:09d}.{image.ending}", image.content)
-                if samples.class_names:
+                if dataset.class_names:
                     _add(archive, f"{count:09d}.cls", str(label).encode())
                 count += 1
         shards.append({"name": path.name, "bytes": path.stat().st_size, "images": count - start})
@@ -201,18 +203,18 @@ _Labelled = tuple[int, _PackedImage]
 
 
 def _encoded(
-    data: ImageDataModule, samples: ImageDataset, packing: Packing
+    data: ImageDataModule, dataset: ImageDataset, packing: Packing
 ) -> Iterator[tuple[int, _PackedImage | BadImage]]:
     loader = DataLoader(
-        _ImagesToPack(samples, packing, skips_bad=data.bad_images.on_bad_image == "skip"),
+        _ImagesToPack(dataset, packing, skips_bad=data.bad_images.on_bad_image == "skip"),
         batch_size=None,
         num_workers=data.num_workers,
         collate_fn=_as_fetched,
     )
-    yield from zip(samples.labels.tolist(), loader, strict=True)
+    yield from zip(dataset.labels.tolist(), loader, strict=True)
 
 
-def _sound(
+def _readable(
     images: Iterator[tuple[int, _PackedImage | BadImage]], left_out: list[BadImage], *, limit: int
 ) -> Iterator[_Labelled]:
     """Passes on what could be read and notes the rest, which must not be more than `limit`."""

@@ -21,8 +21,8 @@ class PrecomputedCrops(LoaderDataset):
 
     crop: AugmentedCrop
 
-    def __init__(self, samples: ImageDataset, crop: AugmentedCrop) -> None:
-        super().__init__(samples, crop)
+    def __init__(self, dataset: ImageDataset, crop: AugmentedCrop) -> None:
+        super().__init__(dataset, crop)
         self._last: tuple[int, Int[Tensor, "n 5"]] | None = None  # an epoch and its crops
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:

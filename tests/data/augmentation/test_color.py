@@ -69,7 +69,7 @@ def test_images_are_changed_each_in_its_own_way_in_the_stated_shares() -> None:
 
 
 def test_a_strength_out_of_range_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"colour jitter's hue must lie in 0..0.5, got 0.7"):
+    with pytest.raises(ValueError, match=r"color jitter's hue must lie in 0..0.5, got 0.7"):
         ColorJitter(pixel_mean=MEAN, pixel_std=STD, hue=0.7)
 
 

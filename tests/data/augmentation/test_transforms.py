@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 
 from unmask.data.augmentation.boxes import Boxes
+from unmask.data.augmentation.resizing import resize_boxes
 from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
 from unmask.randomness import sample_keys
 
@@ -22,6 +23,12 @@ def keys_of(count: int, epoch: int = 0) -> Tensor:
 def place(augmentation: Augmentation, count: int, height: int, width: int) -> tuple[Boxes, Tensor]:
     """The boxes of `count` samples, and which are mirrored."""
     return augmentation.place(augmentation.draws(keys_of(count)), height, width)
+
+
+def crop_batch(augmentation: Augmentation, images: Tensor, keys: Tensor, size: tuple[int, int]) -> Tensor:
+    """Crops and flips images of one size together, as the data module does on the device."""
+    boxes, flipped = augmentation.place(augmentation.draws(keys), images.shape[2], images.shape[3])
+    return resize_boxes(images, boxes, size, augmentation.interpolation, flipped)
 
 
 def distance_from_uniform(values: Tensor) -> float:
@@ -48,7 +55,7 @@ def ramps(height: int, width: int) -> Tensor:
 def test_crop_of_the_whole_image_at_its_own_size_changes_nothing() -> None:
     images = torch.randint(0, 256, (2, 3, 20, 20), dtype=torch.uint8)
     whole = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip_prob=0.0)
-    assert torch.equal(whole.crop_batch(images, keys_of(2), (20, 20)), images.float())
+    assert torch.equal(crop_batch(whole, images, keys_of(2), (20, 20)), images.float())
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -60,7 +67,7 @@ def test_the_batch_path_gives_the_single_image_path_bit_for_bit(interpolation, s
     single = [
         augmentation.crop_image(*pair, size) for pair in zip(images, augmentation.draws(keys).each(), strict=True)
     ]
-    assert torch.equal(augmentation.crop_batch(images, keys, size), torch.stack(single).float())
+    assert torch.equal(crop_batch(augmentation, images, keys, size), torch.stack(single).float())
 
 
 def test_crops_do_not_depend_on_the_batch_and_change_with_the_epoch() -> None:
@@ -68,12 +75,12 @@ def test_crops_do_not_depend_on_the_batch_and_change_with_the_epoch() -> None:
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     order = torch.randperm(8)
     keys = keys_of(8)
-    together = augmentation.crop_batch(images, keys, (24, 24))
-    torch.testing.assert_close(augmentation.crop_batch(images[order], keys[order], (24, 24)), together[order])
-    torch.testing.assert_close(augmentation.crop_batch(images[3:4], keys[3:4], (24, 24)), together[3:4])
+    together = crop_batch(augmentation, images, keys, (24, 24))
+    torch.testing.assert_close(crop_batch(augmentation, images[order], keys[order], (24, 24)), together[order])
+    torch.testing.assert_close(crop_batch(augmentation, images[3:4], keys[3:4], (24, 24)), together[3:4])
     noise = augmentation.erase_batch(torch.zeros(8, 3, 32, 32), keys)
     assert torch.equal(augmentation.erase_batch(torch.zeros(8, 3, 32, 32)[order], keys[order]), noise[order])
-    later = augmentation.crop_batch(images, keys_of(8, epoch=1), (24, 24))
+    later = crop_batch(augmentation, images, keys_of(8, epoch=1), (24, 24))
     assert ((later - together).flatten(1).abs().amax(dim=1) > 10).all()
 
 
@@ -128,7 +135,7 @@ def test_images_are_mirrored_with_the_given_probability(flip: float) -> None:
     count = 4000
     augmentation = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), hflip_prob=flip)
     images = ramps(8, 8).expand(count, -1, -1, -1)
-    cropped = augmentation.crop_batch(images, keys_of(count), (8, 8))
+    cropped = crop_batch(augmentation, images, keys_of(count), (8, 8))
     mirrored = cropped[:, 1, 0, 0] > cropped[:, 1, 0, -1]
     assert abs(mirrored.double().mean().item() - flip) <= 5 * (flip * (1 - flip) / count) ** 0.5
     assert (cropped[:, 0, 0, 0] < cropped[:, 0, -1, 0]).all()  # never upside down
@@ -196,7 +203,7 @@ def test_evaluation_crop_is_never_padded(size, crop_pct) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale": (0.0, 1.0)}, r"augmentation\.scale must be two rising shares"),
+        ({"scale": (0.0, 1.0)}, r"augmentation\.scale must be two rising fractions"),
         ({"scale": (0.8, 0.2)}, r"augmentation\.scale"),
         ({"scale": (0.2, 1.1)}, r"got \[0\.2, 1\.1\]"),
         ({"ratio": (0.0, 1.0)}, r"augmentation\.ratio"),

@@ -393,7 +393,7 @@ def test_exif_may_be_ignored(save: Callable[..., str]) -> None:
         ({"channels": 0}, r"data.channels must lie in 1\.\.16, got 0"),
         ({"channels": 17}, "got 17"),
         ({"pixel_scale": 0.0}, "data.pixel_scale must be a positive number"),
-        ({"background": "snowwhite"}, "data.background=snowwhite is no colour"),
+        ({"background": "snowwhite"}, "data.background=snowwhite is no color"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], sentence: str) -> None:

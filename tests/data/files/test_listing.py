@@ -14,7 +14,7 @@ SUFFIXES = frozenset({"png"})
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two class folders; listings of any size are remembered, below `tmp_path`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(listing, "_REMEMBERED_FROM", 1)
+    monkeypatch.setattr(listing, "_CACHED_FROM", 1)
     monkeypatch.setattr(listing, "_SETTLED_NS", -(10**18))  # no folder counts as just changed
     folder = tmp_path / "images"
     for name in ("b/2.png", "a/1.png", "a/deep/3.png", "0.png", "a/notes.txt"):
@@ -47,8 +47,8 @@ def test_a_remembered_listing_is_the_one_that_was_made(root: Path, looks: list[s
     remembered = find_images(root, SUFFIXES)
     assert len(looks) == 4
     assert names(remembered) == names(made) == ["0.png", "a/1.png", "a/deep/3.png", "b/2.png"]
-    assert remembered.places == made.places == ((), ("a",), ("a", "deep"), ("b",))
-    assert remembered.place_of.tolist() == made.place_of.tolist() == [0, 1, 2, 3]
+    assert remembered.subfolders == made.subfolders == ((), ("a",), ("a", "deep"), ("b",))
+    assert remembered.subfolder_of.tolist() == made.subfolder_of.tolist() == [0, 1, 2, 3]
     assert remembered.ignored == made.ignored == {".txt": 1}
     assert remembered.classes == ("a", "b")
 
@@ -121,10 +121,10 @@ def test_nothing_is_remembered_where_nothing_can_be_written(
     caplog.set_level("INFO")
     (tmp_path / "cache").touch()
     assert len(find_images(root, SUFFIXES).paths) == 4
-    assert "is not remembered" in caplog.text
+    assert "is not cached" in caplog.text
 
 
 def test_few_images_are_looked_for_every_time(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_REMEMBERED_FROM", 5)
+    monkeypatch.setattr(listing, "_CACHED_FROM", 5)
     find_images(root, SUFFIXES)
     assert not (tmp_path / "cache").exists()

@@ -7,7 +7,7 @@ from unmask.data.files.shard_list import Shard, expand_patterns, find_shards, re
 
 
 def places(patterns: str | list[str], root: str | None = None) -> list[str]:
-    return [shard.place for shard in expand_patterns(patterns, root, key="data.train")]
+    return [shard.location for shard in expand_patterns(patterns, root, key="data.train")]
 
 
 def test_braces_stand_for_numbers_and_words_in_order() -> None:
@@ -38,7 +38,7 @@ def test_a_folder_of_shards_is_divided_by_their_names(tmp_path: Path) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = {split: [Path(shard.place).name for shard in shards] for split, shards in find_shards(tmp_path).items()}
+    found = {split: [Path(shard.location).name for shard in shards] for split, shards in find_shards(tmp_path).items()}
     assert found == {"train": ["train-0.tar", "train-1.tar"], "val": ["validation_0.tar"], "test": ["000.tar"]}
 
 

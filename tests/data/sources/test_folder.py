@@ -310,7 +310,7 @@ def test_a_folder_that_cannot_be_listed_is_named(fill: Callable[..., Path], monk
 def test_a_folder_named_like_an_image_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     (tmp_path / "1.jpg").mkdir()
-    with pytest.raises(ValueError, match=r"1\.jpg is a folder with the name of an image; rename it or take it away"):
+    with pytest.raises(ValueError, match=r"1\.jpg is a folder with the name of an image; rename or remove it"):
         open_folder(tmp_path).dataset("train")
 
 

@@ -42,7 +42,7 @@ def test_a_file_a_folder_of_any_layout_and_a_list_are_the_test_split(folder: Pat
     [
         ("nowhere.png", "test", "there is nothing at .*nowhere.png"),
         ("empty", "test", "no image below .*empty"),
-        ("three.png", "train", "there to be shown, not learned from"),
+        ("three.png", "train", "predicted and shown, not trained on"),
     ],
 )
 def test_mistakes_are_refused(folder: Path, name: str, split: str, sentence: str) -> None:

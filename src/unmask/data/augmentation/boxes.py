@@ -34,7 +34,7 @@ class Box(NamedTuple):
 
 
 Attempts = Float[Tensor, "b n 4"]
-"""Attempts at a box, whatever the image's size: its height and its width, squared and as shares of the image's area,
+"""Attempts at a box, whatever the image's size: its height and its width, squared and as fractions of the image's area,
 then how far down and how far right it lies in the room it leaves, in [0, 1)."""
 
 

@@ -1,4 +1,4 @@
-"""Changes of colour, drawn for each image of a batch, on the batch's device."""
+"""Changes of color, drawn for each image of a batch, on the batch's device."""
 
 import math
 from collections.abc import Sequence
@@ -27,10 +27,10 @@ class ColorJitter:
         brightness, contrast, saturation: Largest relative change, each factor uniform in 1 - x .. 1 + x; 0 is off.
         hue: Largest turn, in turns, at most 0.5.
         probability: Fraction of images changed so.
-        greyscale: Fraction of images that lose their colour.
+        greyscale: Fraction of images that lose their color.
 
     Raises:
-        ValueError: A strength or a share is out of range, or the images are not RGB.
+        ValueError: A strength or a fraction is out of range, or the images are not RGB.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class ColorJitter:
         values = (brightness, contrast, saturation, hue, probability, greyscale)
         for (name, limit), value in zip(limits.items(), values, strict=True):
             if not 0.0 <= value <= limit:
-                raise ValueError(f"colour jitter's {name} must lie in 0..{limit:g}, got {value}")
+                raise ValueError(f"color jitter's {name} must lie in 0..{limit:g}, got {value}")
         if len(pixel_mean) != 3:
             raise ValueError(
-                f"colour jitter changes red, green and blue, but these images have {len(pixel_mean)} channel(s)"
+                f"color jitter changes red, green and blue, but these images have {len(pixel_mean)} channel(s)"
             )
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue

@@ -77,7 +77,7 @@ class RandAugment:
 
 
 def _posterize(image: Image, bits: int, **_: Any) -> Image:
-    """Keeps the highest bits of each colour; 0, timm's strongest, is black, which Pillow 13 refuses."""
+    """Keeps the highest bits of each color; 0, timm's strongest, is black, which Pillow 13 refuses."""
     return posterize(image, bits) if bits > 0 else image.point(lambda _: 0)
 
 

@@ -22,7 +22,7 @@ from unmask.data.augmentation.boxes import (
     shape_attempts,
 )
 from unmask.data.augmentation.rand_augment import RandAugment
-from unmask.data.augmentation.resizing import Interpolation, resize_boxes
+from unmask.data.augmentation.resizing import Interpolation
 from unmask.data.files.pixels import Pixels
 from unmask.randomness import keyed_uniform
 
@@ -62,7 +62,7 @@ class Augmentation:
         random_erasing_prob: float = 0.0,
     ) -> None:
         if not 0.0 < scale[0] <= scale[1] <= 1.0:
-            raise ValueError(f"augmentation.scale must be two rising shares in (0, 1], got {list(scale)}")
+            raise ValueError(f"augmentation.scale must be two rising fractions in (0, 1], got {list(scale)}")
         if not 0.0 < ratio[0] <= ratio[1]:
             raise ValueError(f"augmentation.ratio must be two rising positive numbers, got {list(ratio)}")
         for name, probability in (("hflip_prob", hflip_prob), ("random_erasing_prob", random_erasing_prob)):
@@ -79,13 +79,6 @@ class Augmentation:
         """Names every setting, for protocol lines."""
         settings = {name: value for name, value in vars(self).items() if value is not None}
         return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"
-
-    def crop_batch(
-        self, images: UInt8[Tensor, "b c height width"], keys: Int[Tensor, " b"], size: tuple[int, int]
-    ) -> Float[Tensor, "b c new_height new_width"]:
-        """Crops and flips images of one size, each bit for bit as `crop_image` does; returns whole floats in 0..255."""
-        boxes, flipped = self.place(self.draws(keys), images.shape[2], images.shape[3])
-        return resize_boxes(images, boxes, size, self.interpolation, flipped)
 
     def draws(self, keys: Int[Tensor, " b"]) -> CropDraws:
         """Looks up all that crops and flips of these keys depend on beside the images' sizes."""

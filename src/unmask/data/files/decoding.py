@@ -87,7 +87,7 @@ class ImageDecoder:
 
     As pictures (1 or 3 channels): the image is turned upright by its EXIF orientation; transparency shows the
     background; grey, palette and CMYK become RGB, or grey by their luma (ITU-R BT.601) with one channel; 16-bit grey is
-    divided by 257 and 16-bit colour keeps its high byte; of several frames or pages the first is taken. The result is
+    divided by 257 and 16-bit color keeps its high byte; of several frames or pages the first is taken. The result is
     uint8.
 
     As numbers (numpy files always; TIFF files where `reads_numbers`): all bands or pages of the file are channels, in
@@ -120,7 +120,7 @@ class ImageDecoder:
             ImageColor.getrgb(self.background)
         except ValueError:
             raise ValueError(
-                f"data.background={self.background} is no colour; write a name such as white, or a code such as #808080"
+                f"data.background={self.background} is no color; write a name such as white, or a code such as #808080"
             ) from None
 
     @property

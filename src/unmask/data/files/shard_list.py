@@ -22,7 +22,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 class Shard(NamedTuple):
     """A shard by its path or URL, with its size in bytes where a record states it."""
 
-    place: str
+    location: str
     size: int | None = None
 
     def fetch(self, cache: Path) -> Path:
@@ -31,9 +31,9 @@ class Shard(NamedTuple):
         Raises:
             ValueError: It is not there, cannot be downloaded, or has another size than stated.
         """
-        if is_url(self.place):
-            return download(self.place, cache / "downloads", size=self.size)
-        path = Path(self.place)
+        if is_url(self.location):
+            return download(self.location, cache / "downloads", size=self.size)
+        path = Path(self.location)
         if not path.is_file():
             raise ValueError(f"no shard {path} (seen from {Path.cwd()})")
         if self.size not in (None, path.stat().st_size):
@@ -60,7 +60,7 @@ def expand_patterns(patterns: str | Sequence[str], root: str | None, *, key: str
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in _expand_braces(pattern, key):
             shards += _match(name if root is None or is_url(name) else _join(root, name), key)
-    repeated = {shard.place for shard in shards if shards.count(shard) > 1} if len(set(shards)) < len(shards) else ()
+    repeated = {shard.location for shard in shards if shards.count(shard) > 1} if len(set(shards)) < len(shards) else ()
     for place in repeated:
         raise ValueError(f"{key} names the shard {place} twice; its samples would be repeated")
     return shards

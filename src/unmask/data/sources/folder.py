@@ -75,7 +75,7 @@ class ImageFolder(AutoSplitDataModule):
     def read_split(self, split: Split) -> ImageFileDataset:
         classes = self._class_folders
         found = self._found_training_images if split == "train" else self._find_images(self._folders[split])
-        if not classes or (self.labels == "auto" and not any(found.places)):
+        if not classes or (self.labels == "auto" and not any(found.subfolders)):
             labels = torch.full((len(found.paths),), UNLABELLED)
             return ImageFileDataset(found.paths, labels, (), decode=self.decoder.read)
         _require_class_folders(found)
@@ -112,7 +112,9 @@ class ImageFolder(AutoSplitDataModule):
         found = self._found_training_images
         if self.labels == "none":
             return ()
-        if self.labels == "auto" and (len(found.classes) < 2 or any(len(place) != 1 for place in found.places)):
+        if self.labels == "auto" and (
+            len(found.classes) < 2 or any(len(subfolder) != 1 for subfolder in found.subfolders)
+        ):
             return ()
         _require_class_folders(found)
         return found.classes
@@ -140,8 +142,8 @@ def _find_splits(root: Path) -> dict[Split, Path]:
 
 def _require_class_folders(found: FoundImages) -> None:
     """Raises a ValueError unless each image lies in a class folder and each class folder holds an image."""
-    if () in found.places:
-        stray = found.paths[int((found.place_of == found.places.index(())).nonzero()[0])]
+    if () in found.subfolders:
+        stray = found.paths[int((found.subfolder_of == found.subfolders.index(())).nonzero()[0])]
         raise ValueError(
             f"{stray} lies in no class folder of {found.folder}; move it into one, or set data.labels=none"
         )
@@ -165,7 +167,7 @@ def _require_same_classes(found: FoundImages, classes: tuple[str, ...], train: P
 
 def _number(found: FoundImages, classes: tuple[str, ...]) -> Int[Tensor, " n"]:
     numbers = {name: number for number, name in enumerate(classes)}
-    return torch.tensor([numbers[place[0]] for place in found.places])[found.place_of]
+    return torch.tensor([numbers[subfolder[0]] for subfolder in found.subfolders])[found.subfolder_of]
 
 
 def _enumerate(names: Iterable[str]) -> str:

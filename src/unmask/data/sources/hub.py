@@ -109,7 +109,7 @@ class Hub(AutoSplitDataModule):
         revision: Commit or tag on the hub.
         image_column, label_column: Names; None finds them. A data set without label column is unlabelled.
         train, val, test: What the data set calls the splits; None finds usual names.
-        streaming: Read in passing; every epoch and device reads the whole data set once.
+        streaming: Read as a stream; every epoch and device reads the whole data set once.
         num_images: Of each split, by the data set's own names, where a streamed data set does not say so itself.
         shuffle_buffer: Encoded images in memory that a streamed order is shuffled among.
         shared: See `AutoSplitDataModule`.
@@ -154,7 +154,7 @@ class Hub(AutoSplitDataModule):
     def load_split(self, split: Split) -> ImageDataset:
         if self.streaming and self.origin(split) is None:
             raise ValueError(
-                f"{self.root} has no {split} split, and none can be held out of images that are read in passing; "
+                f"{self.root} has no {split} split, and none can be held out of images that are read as a stream; "
                 f"set data.streaming=false, or {self.how_to_add(split)}"
             )
         if split == "val" and self._names.get("val", "") == self._names.get("test"):
@@ -189,7 +189,7 @@ class Hub(AutoSplitDataModule):
         return HubDataset(undecoded, image_column, labels, class_names, decoder=self.decoder, name=name)
 
     def _require_streamable(self, shuffle_buffer: int) -> None:
-        self.shares = {}  # nothing is held out
+        self.fractions = {}  # nothing is held out
         if self.bad_images.on_bad_image == "skip":
             raise ValueError(
                 "data.on_bad_image=skip uses another image in place of a bad one, which data.streaming=true cannot; "

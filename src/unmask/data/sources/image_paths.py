@@ -37,7 +37,7 @@ class ImagePaths(ImageDataModule):
 
     def load_split(self, split: Split) -> ImageFileDataset:
         if split != "test":
-            raise ValueError(f"the images at {self.image} are there to be shown, not learned from; use split test")
+            raise ValueError(f"the images at {self.image} can be predicted and shown, not trained on; use split test")
         paths = self._paths()
         labels = torch.full((len(paths),), UNLABELLED)
         return ImageFileDataset(paths, labels, (), decode=self.decoder.read)

@@ -70,16 +70,16 @@ class ImageNet(ImageFolder):
         meta = read_meta(self.root)
         if split == "val" and meta is not None:
             found = self._find_images(self._folders["val"])
-            if found.places == ((),):
+            if found.subfolders == ((),):
                 return self._label_by_order(found, meta)
-        samples = super().read_split(split)
-        unknown = [] if meta is None else [name for name in samples.class_names if name not in meta.classes]
+        dataset = super().read_split(split)
+        unknown = [] if meta is None else [name for name in dataset.class_names if name not in meta.classes]
         if unknown:
             raise ValueError(
                 f"{self._folders[split]} has the class folder {unknown[0]!r}, which meta.bin does not know; "
                 "remove it, or use data=folder"
             )
-        return samples
+        return dataset
 
     def _label_by_order(self, found: FoundImages, meta: DevkitMeta) -> ImageFileDataset:
         """Validation images as the archive holds them: their order of names tells their classes."""

@@ -73,16 +73,16 @@ class Kaggle(ImageFolder):
         self.part, self.num_labelled = part, num_labelled
 
     def load_split(self, split: Split) -> ImageDataset:
-        samples = super().load_split(split)
+        dataset = super().load_split(split)
         if split != "train" or self.part == "all":
-            return samples
-        if not 0 < self.num_labelled < len(samples):
+            return dataset
+        if not 0 < self.num_labelled < len(dataset):
             raise ValueError(
-                f"data.num_labelled={self.num_labelled} of {len(samples)} training images leaves one part empty; "
-                f"set it below {len(samples)}"
+                f"data.num_labelled={self.num_labelled} of {len(dataset)} training images leaves one part empty; "
+                f"set it below {len(dataset)}"
             )
-        rest, labelled = hold_out(samples.labels, self.num_labelled, seed=self.split_seed)
-        kept = samples.subset(labelled if self.part == "labelled" else rest)
+        rest, labelled = hold_out(dataset.labels, self.num_labelled, seed=self.split_seed)
+        kept = dataset.subset(labelled if self.part == "labelled" else rest)
         _log.info("of them the %s part: %d images", self.part, len(kept))
         if self.part == "unlabelled":
             kept.labels, kept.class_names = torch.full_like(kept.labels, UNLABELLED), ()

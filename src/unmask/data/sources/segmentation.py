@@ -80,12 +80,12 @@ class SegmentationFolder(AutoSplitDataModule):
 
     def read_masks(self, split: Split, positions: Int[Tensor, " b"]) -> UInt8[Tensor, "b height width"]:
         """Reads the masks of some images of a split, cropped as the images are in evaluation; 255 is no class."""
-        samples = self.dataset(split)
-        assert isinstance(samples, SegmentationDataset)
+        dataset = self.dataset(split)
+        assert isinstance(dataset, SegmentationDataset)
         masks = []
         for position in positions.tolist():
-            mask = _read_mask(samples.masks[position])
-            self._require_same_size(samples.paths[position], samples.masks[position], mask)
+            mask = _read_mask(dataset.masks[position])
+            self._require_same_size(dataset.paths[position], dataset.masks[position], mask)
             masks.append(
                 resize_and_centre_crop(
                     mask[None], self.image_size, self.crop_pct, interpolation=InterpolationMode.NEAREST_EXACT

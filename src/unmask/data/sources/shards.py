@@ -33,7 +33,7 @@ _NPY = b"\x93NUMPY\x01\x00"
 _NPY_SIZE = slice(8, 10)  # where a .npy file of format 1.0 says how long its header is
 
 
-class Places(NamedTuple):
+class ByteRanges(NamedTuple):
     """Where images lie: number of the shard, first byte and number of bytes in it."""
 
     shard: Int[Tensor, " n"]
@@ -46,7 +46,7 @@ class ShardDataset(ImageDataset):
 
     Args:
         shards: Paths.
-        places: Of the images in them.
+        ranges: Of the images in them.
         labels, class_names: See `ImageDataset`.
         decoder: Reads an image.
     """
@@ -54,14 +54,14 @@ class ShardDataset(ImageDataset):
     def __init__(
         self,
         shards: Sequence[str],
-        places: Places,
+        ranges: ByteRanges,
         labels: Int[Tensor, " n"],
         class_names: Sequence[str],
         *,
         decoder: ImageDecoder,
     ) -> None:
         self.shards = tuple(shards)
-        self.places = places
+        self.ranges = ranges
         self.labels = labels
         self.class_names = tuple(class_names)
         self.decoder = decoder
@@ -69,7 +69,7 @@ class ShardDataset(ImageDataset):
     def identity(self) -> Iterator[bytes]:
         """Yields the shards' names and where in them the images lie, so that a set may be moved."""
         yield "\n".join(Path(shard).name for shard in self.shards).encode()
-        yield from (column.numpy().tobytes() for column in self.places)
+        yield from (column.numpy().tobytes() for column in self.ranges)
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         images = gather_images([crop(self._decode(key.index), key) for key in keys])
@@ -77,20 +77,20 @@ class ShardDataset(ImageDataset):
         return RawBatch(images, self.labels[index], index, epoch)
 
     def stored(self, index: int) -> tuple[bytes, str]:
-        shard, offset, size = (int(column[index]) for column in self.places)
+        shard, offset, size = (int(column[index]) for column in self.ranges)
         member = _member(self.shards[shard], offset)
         return _view(self.shards[shard], offset, size).tobytes(), member.rpartition(".")[2].lower()
 
     def name_of(self, index: int) -> str:
-        shard, offset, _ = (int(column[index]) for column in self.places)
+        shard, offset, _ = (int(column[index]) for column in self.ranges)
         return f"{_member(self.shards[shard], offset)} in shard {self.shards[shard]}"
 
     def subset(self, indices: Int[Tensor, " m"]) -> "ShardDataset":
-        places = Places(*(column[indices] for column in self.places))
-        return ShardDataset(self.shards, places, self.labels[indices], self.class_names, decoder=self.decoder)
+        ranges = ByteRanges(*(column[indices] for column in self.ranges))
+        return ShardDataset(self.shards, ranges, self.labels[indices], self.class_names, decoder=self.decoder)
 
     def _decode(self, index: int) -> Pixels:
-        shard, offset, size = (int(column[index]) for column in self.places)
+        shard, offset, size = (int(column[index]) for column in self.ranges)
         path = self.shards[shard]
         content = _view(path, offset, size)
         if content[: len(_NPY)].tobytes() == _NPY and self.decoder.pixel_scale is None:
@@ -150,7 +150,7 @@ class Shards(AutoSplitDataModule):
         shards = self._shards.get(split)
         if shards is None:
             return None
-        return shards[0].place if len(shards) == 1 else f"{shards[0].place} and {len(shards) - 1} more shards"
+        return shards[0].location if len(shards) == 1 else f"{shards[0].location} and {len(shards) - 1} more shards"
 
     def how_to_add(self, split: Split) -> str:
         return f"name its shards by data.{split}=PATTERN"
@@ -164,7 +164,7 @@ class Shards(AutoSplitDataModule):
         labels, classes = self._number(written, split)
         return ShardDataset(
             [str(path) for path in paths],
-            Places(
+            ByteRanges(
                 torch.repeat_interleave(torch.arange(len(paths)), counts),
                 torch.from_numpy(np.concatenate([index.offset for index in indices])),
                 torch.from_numpy(np.concatenate([index.size for index in indices])),

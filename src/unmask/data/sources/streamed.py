@@ -1,4 +1,4 @@
-"""Samples that can be read in passing alone, one after the other."""
+"""Images that can only be read as a stream, one after the other."""
 
 import hashlib
 import itertools
@@ -124,13 +124,13 @@ class StreamedBatches(Sampler[list[SampleKey]]):
     """Puts to each key of a sampler its row, reading the stream as far as that takes.
 
     Args:
-        samples: What is streamed.
+        dataset: What is streamed.
         batches: Whose keys rise within an epoch; rows between them, which are other devices' or done, are left out.
         seed: Key of the order in each epoch; None keeps the stored order.
     """
 
-    def __init__(self, samples: StreamedDataset, batches: Iterable[list[SampleKey]], *, seed: int | None) -> None:
-        self.samples = samples
+    def __init__(self, dataset: StreamedDataset, batches: Iterable[list[SampleKey]], *, seed: int | None) -> None:
+        self.dataset = dataset
         self.batches = batches
         self.seed = seed
 
@@ -144,19 +144,19 @@ class StreamedBatches(Sampler[list[SampleKey]]):
             batch: list[SampleKey] = []
             for key in keys:
                 if key.epoch != epoch or key.index < position:
-                    rows, epoch, position = self.samples.rows(key.epoch, self.seed), key.epoch, 0
+                    rows, epoch, position = self.dataset.rows(key.epoch, self.seed), key.epoch, 0
                 batch.append(self._with_row(key, next(itertools.islice(rows, key.index - position, None), None)))
                 position = key.index + 1
             yield batch
-        rest = len(self.samples) - position
+        rest = len(self.dataset) - position
         left = sum(1 for _ in itertools.islice(rows, rest + 1))
         if left != rest:
-            found = f"only {position + left}" if left < rest else f"more than {len(self.samples)}"
-            raise ValueError(self.samples.miscounted(found))
+            found = f"only {position + left}" if left < rest else f"more than {len(self.dataset)}"
+            raise ValueError(self.dataset.miscounted(found))
 
     def _with_row(self, key: SampleKey, row: Row | None) -> StreamedKey:
         if row is None:
-            raise ValueError(self.samples.miscounted(f"at most {key.index}"))
+            raise ValueError(self.dataset.miscounted(f"at most {key.index}"))
         found = StreamedKey(*key)
         found.row = row
         return found

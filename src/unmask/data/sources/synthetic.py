@@ -32,7 +32,7 @@ _MOST_DRAWS = 64  # numbers one part of a scene may use
 _LATTICE = 8  # random values a side of a noise field, repeated beyond
 
 # Each part of a scene has draws of its own: its keys are the picture's, combined with one of these.
-_POSE, _EDGE, _COLOURS, _GROUND, _LATTICE_VALUES, _SURFACE = range(1, 7)
+_POSE, _EDGE, _COLORS, _GROUND, _LATTICE_VALUES, _SURFACE = range(1, 7)
 _DISTRACTORS, _SHADOW, _LIGHT, _GRAIN, _PIXELS = range(7, 12)
 
 _NUM_DISTRACTORS = 5
@@ -52,7 +52,7 @@ class Scene:
     edge_width: tuple[float, float]  # blur of every outline, at least one pixel
     contrast: float  # least difference in lightness between ground and object; black to white is 1
     tint: float  # largest difference between a channel and the lightness
-    ground_relief: tuple[float, float]  # least and largest difference in lightness between the ground's two colours
+    ground_relief: tuple[float, float]  # least and largest difference in lightness between the ground's two colors
     surface_relief: tuple[float, float]  # and between the surface's
     ground_cells: tuple[float, float]  # of the noise field along the short side
     distractor_fraction: float  # of the pictures show any one of them
@@ -103,8 +103,8 @@ class Synthetic(ImageDataModule):
     Picture i of a split shows shape i % 10. A picture is a function of (picture_seed, split, i), so a larger split
     begins with the pictures of a smaller one, and no two splits share a picture.
 
-    Size, place, turn, colours, light and blur are drawn without regard to the shape, and all shapes of one size have
-    one area, so that colours do not tell the class (`benchmarks/floors.py`).
+    Size, place, turn, colors, light and blur are drawn without regard to the shape, and all shapes of one size have
+    one area, so that colors do not tell the class (`benchmarks/floors.py`).
 
     Easy pictures show a large object on a smooth ground, turned by up to an eighth either way, and each shape has a
     surface of its own that goes with it: what is visible of an object tells how the rest continues, which is what
@@ -185,19 +185,19 @@ def render(
         scene: The ranges the scene is drawn from: `EASY` or `HARD`.
     """
     canvas = _Canvas(size, keys.device)
-    colours = _draw_colours(keys, scene)
+    colors = _draw_colors(keys, scene)
     nearest, *scattered = _distractors(keys, canvas, scene)
-    picture = _mix(*colours.ground, _ground_pattern(keys, canvas, scene)[:, None])
-    for colour, coverage in scattered:
-        picture = _mix(picture, colour, coverage[:, None])
+    picture = _mix(*colors.ground, _ground_pattern(keys, canvas, scene)[:, None])
+    for color, coverage in scattered:
+        picture = _mix(picture, color, coverage[:, None])
     picture = picture * (1.0 - _shadow(keys, labels, canvas, scene))[:, None]
     if scene.has_own_surfaces:
         pattern = _own_surface_pattern(keys, labels, canvas, scene)
     else:
         pattern = _drawn_surface_pattern(keys, canvas, scene)
-    surface = _mix(*colours.surface, pattern[:, None])
+    surface = _mix(*colors.surface, pattern[:, None])
     picture = _mix(picture, surface, object_coverage(keys, labels, size, scene)[:, None])
-    picture = _mix(picture, nearest.colour, nearest.coverage[:, None])
+    picture = _mix(picture, nearest.color, nearest.coverage[:, None])
     picture = picture * _lighting(keys, canvas, scene)[:, None] + _grain(keys, size, scene)
     return (picture.clamp(0.0, 1.0) * 255.0 + 0.5).floor().to(torch.uint8)
 
@@ -228,7 +228,7 @@ class _Canvas:
 
 
 class _Draws:
-    """Hands out the numbers of one part of each scene, one after another."""
+    """Gives the numbers of one part of each scene, one after another."""
 
     def __init__(self, keys: Int[Tensor, " b"], part: int) -> None:
         self._numbers = iter(keyed_uniform(keys ^ part, _MOST_DRAWS).unbind(1))
@@ -236,7 +236,7 @@ class _Draws:
     def between(self, low: float, high: float) -> PerPicture:
         return next(self._numbers)[:, None, None] * (high - low) + low
 
-    def colour(self, low: float, high: float) -> Color:
+    def color(self, low: float, high: float) -> Color:
         return torch.stack([self.between(low, high) for _ in range(3)], dim=1)
 
     def direction(self, low: float = 0.0, high: float = 1.0) -> tuple[PerPicture, PerPicture]:
@@ -251,7 +251,7 @@ class _Draws:
 
 
 # Surfaces. Each function maps points, in periods of the texture, to a signed distance from the edge between the
-# surface's two colours.
+# surface's two colors.
 
 
 def _plain(u: Plane, _: Plane) -> Plane:
@@ -436,7 +436,7 @@ def _shadow(keys: Int[Tensor, " b"], labels: Int[Tensor, " b"], canvas: _Canvas,
 
 
 def _own_surface_pattern(keys: Int[Tensor, " b"], labels: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> Plane:
-    """The fraction of the surface's second colour in each pixel; the texture is the shape's own and goes with it."""
+    """The fraction of the surface's second color in each pixel; the texture is the shape's own and goes with it."""
     radius, along, across = _object_axes(keys, canvas, scene)
     period = radius / _OWN_PERIODS
     u, v = along / period, across / period
@@ -462,7 +462,7 @@ def _drawn_surface_pattern(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scen
 
 
 def _ground_pattern(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> Plane:
-    """The fraction of the ground's second colour in each pixel: smooth noise between random values on a lattice."""
+    """The fraction of the ground's second color in each pixel: smooth noise between random values on a lattice."""
     draws = _Draws(keys, _GROUND)
     cells = draws.between(*scene.ground_cells)
     left, way_x = _lattice_place(canvas.x * cells + draws.between(0.0, float(_LATTICE)))
@@ -486,7 +486,7 @@ def _lattice_place(position: Plane) -> tuple[Int[Tensor, "b height width"], Plan
 
 
 class _Distractor(NamedTuple):
-    colour: Color
+    color: Color
     coverage: Plane
 
 
@@ -502,23 +502,23 @@ def _distractors(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> list
         half_width, half_height = draws.between(*_DISTRACTOR_SIDES), draws.between(*_DISTRACTOR_SIDES)
         rounding = torch.minimum(half_width, half_height) * draws.between(0.0, 1.0)
         distance = _box(along, across, half_width - rounding, half_height - rounding) - rounding
-        distractors.append(_Distractor(draws.colour(0.0, 1.0), _covered(distance, edge) * is_there))
+        distractors.append(_Distractor(draws.color(0.0, 1.0), _covered(distance, edge) * is_there))
     return distractors
 
 
-class _Colours(NamedTuple):
+class _Colors(NamedTuple):
     ground: tuple[Color, Color]
     surface: tuple[Color, Color]
 
 
-def _draw_colours(keys: Int[Tensor, " b"], scene: Scene) -> _Colours:
-    """Two colours each for ground and object; which is the lighter of the two is a matter of chance."""
-    draws = _Draws(keys, _COLOURS)
+def _draw_colors(keys: Int[Tensor, " b"], scene: Scene) -> _Colors:
+    """Two colors each for ground and object; which is the lighter of the two is a matter of chance."""
+    draws = _Draws(keys, _COLORS)
     ground = draws.between(0.0, 1.0)
     # On a circle of lightnesses, a step of at least c and at most 1 - c leaves a difference of at least c.
     surface = ground + draws.between(scene.contrast, 1.0 - scene.contrast)
     surface = surface - surface.floor()
-    return _Colours(
+    return _Colors(
         _draw_pair(draws, ground, scene.ground_relief, scene.tint),
         _draw_pair(draws, surface, scene.surface_relief, scene.tint),
     )
@@ -529,7 +529,7 @@ def _draw_pair(draws: _Draws, lightness: PerPicture, reliefs: tuple[float, float
     beyond_least = draws.between(least - largest, largest - least)
     relief = (beyond_least + beyond_least.sign() * least) / 2
     first, second = lightness + relief, lightness - relief
-    return first[:, None] + draws.colour(-tint, tint), second[:, None] + draws.colour(-tint, tint)
+    return first[:, None] + draws.color(-tint, tint), second[:, None] + draws.color(-tint, tint)
 
 
 def _lighting(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> Plane:
