@@ -459,6 +459,35 @@ def test_a_block_number_in_the_name_of_a_weight_builds_nothing(
     assert attempt(loaders()["load_backbone"], Path("evil.pth"), monkeypatch)
 
 
+@pytest.mark.filterwarnings("ignore:.*[sS]parse")
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lambda: torch.zeros(1).expand(1, 10**8 + 1, 24),
+        lambda: torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (10**12,)),
+        lambda: torch.empty(1, 65, 24, device="meta"),
+        lambda: torch.zeros(1, 65, 24, dtype=torch.complex64),
+    ],
+    ids=["one number repeated", "sparse", "without content", "complex"],
+)
+def test_a_weight_that_is_not_there_is_refused(
+    weight: Callable[[], torch.Tensor], good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({**good, "state_dict": {**good["state_dict"], "backbone.vit.pos_embed": weight()}}, "evil.ckpt")
+    for how in ("load_backbone", "load_method"):
+        said = attempt(loaders()[how], Path("evil.ckpt"), monkeypatch)
+        assert re.search("no plain tensor|claims weights of", str(said))
+
+
+@pytest.mark.parametrize("side", [256, 1024])
+def test_a_table_of_all_pairs_of_tokens_is_not_made_of_too_many(
+    side: int, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beit = {"kind": "TimmBeit", "name": "beit_base_patch16_224", "image_size": side, "patch_size": 1, "depth": 1}
+    torch.save(replaced(good, ("backbone",), {**beit, "embed_dim": 4, "num_heads": 1}), "evil.ckpt")
+    assert "beyond any network" in str(attempt(loaders()["load_backbone"], Path("evil.ckpt"), monkeypatch))
+
+
 def test_json_that_says_a_thing_twice_is_refused(good: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     described = json.dumps({"format": 1, "backbone": good["unmask"]["backbone"]})
     for text in (described[:-1] + ', "format": 1}', "[" * 100_000, '{"a":' * 100_000):

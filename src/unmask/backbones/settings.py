@@ -84,10 +84,10 @@ class TimmSettings:
         sizes = {name: tuple(value) if isinstance(value, list) else value for name, value in self.timm_sizes().items()}
         return {**sizes, "img_size": self.size, "drop_path_rate": self.drop_path_rate}
 
-    def require_few_tokens(self, patch_size: int | tuple[int, int]) -> None:
+    def require_few_tokens(self, patch_size: int | tuple[int, int], most: int = _MAX_TOKENS) -> None:
         """Refuses more tokens than any network takes."""
         rows, cols = patch_grid(self.size, patch_sides(patch_size))
-        if rows * cols > _MAX_TOKENS:
+        if rows * cols > most:
             raise ValueError(f"an image of {rows} x {cols} patches is beyond any network; use fewer pixels a side")
 
 

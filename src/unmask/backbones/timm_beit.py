@@ -28,6 +28,9 @@ from unmask.types import FeatureStage, Images, StageEdit
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
 
+_MAX_TOKENS = 2**13  # each pair of them has a number in a table: half a GiB
+
+
 @dataclass(frozen=True, kw_only=True)
 class BeitSettings(TimmSettings):
     """Settings of `TimmBeit`."""
@@ -45,7 +48,7 @@ class BeitSettings(TimmSettings):
         require_square_patch(self.patch_size)
         super().__post_init__()
         require_whole_patches(*self.size, self.patch_size)
-        self.require_few_tokens(self.patch_size)
+        self.require_few_tokens(self.patch_size, _MAX_TOKENS)
         if self.relative_bias not in ("shared", "per_block"):
             raise ValueError(f"relative_bias must be 'shared' or 'per_block', got {self.relative_bias!r}")
 

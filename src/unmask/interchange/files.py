@@ -16,13 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unmask.interchange.record import printable
+from unmask.interchange.record import printable, shown
 
 DESCRIPTION_KEY = "timm"  # in the header of a safetensors file: what timm's `config.json` says in a folder
 _WEIGHTS_OF_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face and timm, the safe one first
 _CONTAINERS = ("state_dict", "model", "module", "model_state_dict")  # keys under which checkpoints keep their weights
 _WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 _UNSAFE_LOADING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+_SPARE_BYTES = 2**26  # for small weights that repeat a number
 _MAX_JSON = 16_000_000  # characters
 _MAX_SAID = 200  # characters of a library's own sentence
 _DAMAGED = (
@@ -188,6 +189,7 @@ def _read_file(file: Path) -> WeightFile:
         return _read_safetensors(file)
     content = _read_pickled(file, start)
     weights = _weights_in(content)
+    _require_whole(weights, file)
     return WeightFile(path=file, content=content, weights=weights, num_bytes=_num_bytes(weights))
 
 
@@ -230,6 +232,17 @@ def _require_stored(file: Path) -> None:
         raise ValueError(f"{file} is not a complete checkpoint ({error})") from error
     if unpacked > file.stat().st_size:
         raise ValueError(f"{file} would unpack to {unpacked:,} bytes, which no checkpoint does; refused")
+
+
+def _require_whole(weights: Mapping[str, Tensor], file: Path) -> None:
+    """Refuses weights that are no plain numbers, or that claim far more numbers than the file holds of them."""
+    for name, weight in weights.items():
+        is_plain = weight.layout == torch.strided and weight.device.type == "cpu" and not weight.is_nested
+        if not is_plain or weight.is_quantized or weight.is_complex():
+            raise ValueError(f"{file} holds {shown(name)} as no plain tensor; write its weights as dense numbers")
+    claimed = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    if claimed > 2 * _num_bytes(weights) + _SPARE_BYTES:
+        raise ValueError(f"{file} claims weights of {claimed:,} bytes and does not hold them; refused")
 
 
 def _num_bytes(weights: Mapping[str, Tensor]) -> int:

@@ -29,6 +29,7 @@ from unmask.runtime.kinds import DATA, from_record
 from unmask.runtime.run_record import recall_places
 
 _log = logging.getLogger("unmask")
+_LEAST_CROP = 0.1  # fraction of an image; the formats are tried with images that large
 _REPORT_NAME = "report.json"
 _KEYS_OF_A_REPORT = {"ckpt_path", "data", "git", "metrics", "num_test_images", "protocol", "seed"}
 _BACKBONE_EXPORTERS: tuple[Exporter, ...] = (HuggingFaceExporter(), TimmExporter(), TorchExporter(), OnnxExporter())
@@ -152,8 +153,8 @@ def _training_sections(saved: SavedRun) -> list[str]:
 
 def _crop_pct(saved: SavedRun) -> float:
     crop_pct = from_record(saved.record.get("data"), DATA).get("crop_pct", 1.0)
-    if not 0.0 < crop_pct <= 1.0:
-        raise ValueError(f"the checkpoint's data have crop_pct={shown(crop_pct)}, which must lie in (0, 1]")
+    if not _LEAST_CROP <= crop_pct <= 1.0:
+        raise ValueError(f"the checkpoint's data have crop_pct={shown(crop_pct)}, which must lie in [{_LEAST_CROP}, 1]")
     return float(crop_pct)
 
 
