@@ -78,7 +78,7 @@ def refusal(script: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch, 
             "3 number(s) for data.channels=4; give one a channel, or set",
         ),
         (["data=folder", "data.root=.", "data.channels=17"], "data.channels must lie in 1..16, got 17"),
-        (["data=folder", "data.root=.", "data.background=snow-white"], "data.background=snow-white is no colour"),
+        (["data=folder", "data.root=.", "data.background=snow-white"], "data.background=snow-white is no color"),
     ],
 )
 def test_a_mistake_before_training_is_one_sentence(
