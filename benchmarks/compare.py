@@ -59,6 +59,7 @@ UNTRAINED = "untrained"  # name of the rows of random weights
 CHECKPOINT = "checkpoints/last.ckpt"  # of a run: what is measured
 TRAINING = "pretraining"  # folder of a run; no evaluation may be called so
 REHEARSED_STEPS = (10, 60)  # of the two short runs behind a budget in CPU minutes
+CONSTANT_RATE = "schedule._target_=unmask.optim.schedules.constant"  # a short run may be shorter than its warm-up
 ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 _NAME = re.compile(r"[\w.+-][\w .,+'-]*")
@@ -165,7 +166,7 @@ def _budget_problems(budget: Any) -> list[str]:
 
 
 class CommandError(Exception):
-    """A command ended with an error; the text says what it printed last and where the rest is."""
+    """A command ended with an error; the text says what it printed of it and where the rest is."""
 
 
 class Commands:
@@ -242,8 +243,9 @@ class Commands:
                 self._running.discard(process)
         if process.returncode:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            said = lines[-1].strip() if lines else "nothing"
-            raise CommandError(f"exit code {process.returncode}, last line: {said} (all of it: {log})")
+            errors = [line for line in lines if line.startswith("error: ")] or lines
+            said = errors[-1].strip() if errors else "nothing"
+            raise CommandError(f"exit code {process.returncode}: {said} (all of it: {log})")
         return usage.ru_utime + usage.ru_stime, time.monotonic() - start
 
 
@@ -306,7 +308,7 @@ class Comparison:
             try:
                 budgets[name] = done.result()
             except CommandError as error:
-                self.failures.append(Failure(name, None, "rehearsal", str(error)))
+                self.failures.append(_failed(name, None, "rehearsal", error))
         return budgets
 
     def _budget_overrides(self, variant: str) -> list[str]:
@@ -321,7 +323,7 @@ class Comparison:
         lengths = REHEARSED_STEPS if kind == "cpu_minutes" else (1,)
         seconds = []
         for length in lengths:
-            short = ["trainer.max_epochs=1", f"trainer.max_steps={length}"]
+            short = ["trainer.max_epochs=1", f"trainer.max_steps={length}", CONSTANT_RATE]
             overrides = self._training_overrides(variant, short, self.plan.seeds[0])
             folder = home / f"rehearsal_{length}"
             record = self.commands.finish(folder, self.commands.run, overrides, "backbone.safetensors")
@@ -346,7 +348,7 @@ class Comparison:
             record = self.commands.finish(run_dir, self.commands.run, overrides, CHECKPOINT)
             training = _training_cell(record, run_dir)
         except CommandError as error:
-            return [], [Failure(variant, seed, TRAINING, str(error))]
+            return [], [_failed(variant, seed, TRAINING, error)]
         measured, failures = [], []
         for name, given in self.plan.evaluations.items():
             folder = home / _folder_name(name)
@@ -354,7 +356,7 @@ class Comparison:
             try:
                 record = self.commands.finish(folder, self.commands.evaluate, overrides, "report.json")
             except CommandError as error:
-                failures.append(Failure(variant, seed, name, str(error)))
+                failures.append(_failed(variant, seed, name, error))
                 continue
             for report in json.loads((folder / "report.json").read_text())["reports"].values():
                 if report["ckpt_path"] is not None:
@@ -366,6 +368,12 @@ class Comparison:
     def _baseline(self, variant: str) -> list[str]:
         """Random weights are measured once a seed, not beside every variant."""
         return [] if self.plan.untrained is None else [f"eval.baseline={str(variant == self.plan.untrained).lower()}"]
+
+
+def _failed(variant: str, seed: int | None, part: str, error: CommandError) -> Failure:
+    failure = Failure(variant, seed, part, str(error))
+    _log.error(f"{time.strftime('%H:%M:%S')}  failed: {failure.text}")
+    return failure
 
 
 def _training_cell(record: Mapping[str, Any], run_dir: Path) -> Cell:
@@ -465,8 +473,6 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     print((settings.out / "table.md").read_text())
-    for failure in failures:
-        print(f"failed: {failure.text}", file=sys.stderr)
     return 1 if failures else 0
 
 
