@@ -558,7 +558,8 @@ def test_nothing_in_the_package_unpickles_or_fetches_code() -> None:
 
 
 def test_floors_keep_out_versions_that_run_code_from_files() -> None:
-    """timm below 1.0.31 unpickles `model_args.checkpoint_path`, torch below 2.6 escapes `weights_only`."""
+    """timm below 1.0.31 unpickles `model_args.checkpoint_path`, torch below 2.10 lets a file past `weights_only`
+    (CVE-2025-32434, CVE-2026-24747)."""
     import tomllib
 
     import unmask
@@ -569,5 +570,5 @@ def test_floors_keep_out_versions_that_run_code_from_files() -> None:
         name, floor = re.match(r"([\w-]+)>=([\d.]+)", dependency).groups()  # type: ignore[union-attr]
         floors[name] = tuple(map(int, floor.split(".")))
     assert floors["timm"] >= (1, 0, 31)
-    assert floors["torch"] >= (2, 6)
+    assert floors["torch"] >= (2, 10)
     assert floors["lightning"] >= (2, 6, 6)
