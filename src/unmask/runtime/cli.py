@@ -98,10 +98,10 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
 
     keep_freed_memory()
     register_resolvers()
-    if not any(argument in _HELP for argument in sys.argv[1:]):
-        show_constructor_defaults()  # which imports what the configuration names
+    if not any(argument in _HELP for argument in sys.argv[1:]):  # both import torch
+        show_constructor_defaults()
+        _require_safe_loading()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
-    _require_safe_loading()
     main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))
     if os.environ.get(_TRACEBACK_SWITCH) == "1":
         main()
@@ -123,11 +123,11 @@ def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     calm_libraries()
-    _require_safe_loading()
     overrides = sys.argv[1:]
     if any(override in _ABOUT for override in overrides):
         sys.stdout.write((config_directory() / f"{config_name}.yaml").read_text(encoding="utf-8"))
         return
+    _require_safe_loading()
     try:
         task(compose_config(config_name, overrides))
     except _user_errors() as error:
