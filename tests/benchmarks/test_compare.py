@@ -18,6 +18,7 @@ sys.path.insert(0, str(BENCHMARKS))  # as Python does for a script
 import compare as tool  # noqa: E402
 import comparison_report as report  # noqa: E402
 
+from unmask.runtime.builders import build  # noqa: E402
 from unmask.runtime.config import compose_config  # noqa: E402
 
 # The stand-ins note each call; a training costs nothing and has 4 steps of 16 images an epoch.
@@ -280,6 +281,16 @@ def test_cpu_seconds_are_of_all_processes_and_not_of_waiting(tmp_path: Path) -> 
 def test_mistakes_in_a_plan_are_told(bench: Bench, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bench.plan(**changes)
+
+
+@pytest.mark.parametrize("path", sorted((BENCHMARKS / "plans").glob("*.yaml")), ids=lambda path: path.stem)
+def test_plans_name_keys_that_exist(path: Path) -> None:
+    plan = tool.read_plan(path, ["data.root=DIR"])
+
+    for overrides in plan.variants.values():
+        build(compose_config("run", [*overrides, *plan.run]).method)
+    for overrides in plan.evaluations.values():
+        build(compose_config("eval", [*overrides, "ckpt_path=FILE"]).eval)
 
 
 TINY = [
