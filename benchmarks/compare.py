@@ -8,9 +8,10 @@ checkpoint measured once an evaluation, every command in a process of its own on
 (`VARIANT/seed_N/`), `table.md`, `table.csv`, `differences.csv` and `plot.png`: means over the seeds, the differences
 paired by seed with their interval, which split chose what, and each command with its commit and CPU time.
 
-A command that was finished is not run again, so an interrupted table goes on where it stood; one that fails is
-reported and stops nothing else. Evaluations are separate commands rather than one with `compare=`, since that writes
-nothing until all its files are measured; `eval=all` reads the images once for several protocols.
+Measured is `last.ckpt`, which must be of the run's last step. A command that was finished is not run again, so an
+interrupted table goes on where it stood; one that fails is reported and stops nothing else. Evaluations are separate
+commands rather than one with `compare=`, since that writes nothing until all its files are measured; `eval=all` reads
+the images once for several protocols.
 
 Keys of a plan:
     variants: {NAME: overrides of run.py}
@@ -184,6 +185,7 @@ class Commands:
         self.evaluate = evaluate
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
+        self._is_stopped = False
 
     def finish(self, folder: Path, script: Path, overrides: Sequence[str], product: str) -> dict[str, Any]:
         """Runs a command whose output belongs into `folder`, or reads the record of when it was run.
@@ -224,8 +226,9 @@ class Commands:
         return record
 
     def stop(self) -> None:
-        """Ends what is running."""
+        """Ends what is running; nothing more is begun."""
         with self._lock:
+            self._is_stopped = True
             for process in self._running:
                 process.terminate()
 
@@ -234,8 +237,12 @@ class Commands:
         log.parent.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **ONE_CORE})
             with self._lock:
+                if self._is_stopped:
+                    raise CommandError("not begun: the comparison was stopped")
+                process = subprocess.Popen(
+                    command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **ONE_CORE}
+                )
                 self._running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)

@@ -210,6 +210,15 @@ def test_a_command_that_fails_is_reported_and_stops_nothing_else(bench: Bench) -
     assert (bench.out / "b" / "seed_0" / "pretraining_unfinished_1").is_dir()
 
 
+def test_nothing_is_begun_after_a_stop(bench: Bench) -> None:
+    commands = tool.Commands(run=bench.folder / "run.py", evaluate=bench.folder / "eval.py")
+    commands.stop()
+
+    with pytest.raises(tool.CommandError, match="the comparison was stopped"):
+        commands.finish(bench.out / "a", commands.run, ["method=a"], "backbone.safetensors")
+    assert bench.calls() == []
+
+
 def test_a_checkpoint_that_is_not_of_the_last_step_is_not_measured(bench: Bench) -> None:
     bench.end_at(4)
 
