@@ -45,6 +45,7 @@ def write_arrays(folder: Path, channels: int, count: int = 8) -> list[np.ndarray
 @pytest.mark.parametrize("method", TINY)
 def test_every_method_trains_on_any_number_of_channels(method: str, channels: int, tmp_path: Path) -> None:
     from unmask.runtime.builders import build, build_method
+    from unmask.runtime.checkpoint import build_backbone
     from unmask.runtime.config import compose_config
 
     write_arrays(tmp_path, channels)
@@ -74,4 +75,4 @@ def test_every_method_trains_on_any_number_of_channels(method: str, channels: in
     assert weights.shape[1] == channels
     assert (weights != before[stem]).any(dim=(0, 2, 3)).all()  # every channel has been learned from
     assert module(next(iter(data.val_dataloader())).image.float()).prediction.shape[1] == channels
-    assert build(module.exported_backbone.settings).in_channels == channels
+    assert build_backbone(module.exported_backbone.settings).in_channels == channels
