@@ -146,31 +146,47 @@ def _require_safe_loading() -> None:
 
 
 def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Prepares the process for the task and, if the user's settings stop it, removes the folder it was given."""
+    """Prepares the process for the task and, if the user's settings stop it, removes the folder it was given.
+
+    Of a sweep, each job is such a process, and its folder stays.
+    """
 
     def prepared(config: DictConfig) -> Any:
-        from unmask.callbacks.stopping import Preempted, RunStopped
+        from unmask.callbacks.stopping import RunStopped
         from unmask.data.bad_images import BAD_IMAGES_NAME
-        from unmask.runtime.console import calm_libraries
+        from unmask.runtime.console import calm_libraries, one_sentence
+        from unmask.runtime.sweep import is_job_of_sweep, report_to_sweep, run_job
 
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            return run_job()
         calm_libraries()
         run_dir = Path(config.paths.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)  # Hydra makes its own folder alone, which it is by default
         is_fresh = all(entry.name == ".hydra" for entry in run_dir.iterdir())  # else it holds what a user made
         try:
-            return task(config)
+            value = task(config)
+            report_to_sweep(value=value)
+            return value
         except _user_errors() as error:
-            if is_fresh and not any((run_dir / kept).exists() for kept in ("checkpoints", BAD_IMAGES_NAME)):
+            report_to_sweep(sentence=one_sentence(error, (), ()))
+            is_empty = not any((run_dir / kept).exists() for kept in ("checkpoints", BAD_IMAGES_NAME))
+            if is_fresh and is_empty and not is_job_of_sweep():
                 logging.shutdown()
                 shutil.rmtree(run_dir)
-            if os.environ.get(_TRACEBACK_SWITCH) == "1" or HydraConfig.get().mode == RunMode.MULTIRUN:
+            if os.environ.get(_TRACEBACK_SWITCH) == "1":
                 raise
             # Leaving by SystemExit keeps Hydra from printing a preface of its own.
             sys.exit(_explain(error))
         except RunStopped as stopped:
-            if HydraConfig.get().mode == RunMode.MULTIRUN and not isinstance(stopped, Preempted):
-                raise  # the other jobs of a sweep go on
+            report_to_sweep(sentence=str(stopped))
             sys.exit(_explain_stop(stopped, run_dir))
+        except Exception as error:
+            report_to_sweep(sentence=f"{type(error).__name__}: {one_sentence(error, (), ())}")
+            raise
+        except SystemExit as left:
+            if left.code:
+                report_to_sweep(sentence=f"left by sys.exit({left.code!r})")
+            raise
         finally:
             _finish_wandb()
 
@@ -221,6 +237,6 @@ def _command_to_go_on(run_dir: Path) -> str:
 
 
 def _finish_wandb() -> None:
-    """Ends the W&B run, or the next job of a sweep would write into it."""
+    """Ends the W&B run with the command, also where several commands share a process."""
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()

@@ -17,11 +17,15 @@ LOCK_NAME, HOLDER_NAME = "run.lock", "running.json"
 
 
 @contextmanager
-def locked(run_dir: Path) -> Iterator[None]:
+def locked(run_dir: Path, *, setting: str = "hydra.run.dir") -> Iterator[None]:
     """Keeps other runs out of a folder, and removes what a killed one left half written in it.
 
     The system gives the lock back when the process ends, however it does. Of the processes of one run the first alone
     holds it.
+
+    Args:
+        run_dir: The folder of a run or of a sweep.
+        setting: The key that chooses it.
 
     Raises:
         ValueError: Another run holds it.
@@ -34,8 +38,7 @@ def locked(run_dir: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(
-            f"{run_dir} is in use by {_holder(run_dir)}; wait for its end, or choose another folder by "
-            "hydra.run.dir=DIR"
+            f"{run_dir} is in use by {_holder(run_dir)}; wait for its end, or choose another folder by {setting}=DIR"
         ) from None
     try:
         _write_holder(run_dir)

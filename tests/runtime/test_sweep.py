@@ -1,0 +1,121 @@
+"""Sweeps in processes as users start them: of failing jobs, of several devices, of odd overrides."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = ["method=mae", "model=vit_mini", "model.embed_dim=24", "model.depth=2", "method.decoder.embed_dim=24"]
+TINY += ["method.decoder.depth=1", "method.decoder.num_heads=3", "data.num_train=16", "data.num_val=8"]
+TINY += ["data.num_test=8", "global_batch_size=8", "trainer.accelerator=cpu", "trainer.precision=32-true"]
+TINY += ["callbacks.reconstruction=null", "logger=csv", "schedule=constant", "trainer.max_epochs=1"]
+FAULT = """
+import os, signal, sys
+from lightning import Callback
+
+class Fault(Callback):
+    def __init__(self, *, kind, note=""):
+        self.kind = kind
+
+    def on_train_start(self, trainer, pl_module):
+        {
+            "none": lambda: None,
+            "exit": lambda: sys.exit("enough"),
+            "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+            "numbers": lambda: next(pl_module.parameters()).data.fill_(float("nan")),
+            "setting": lambda: int("seven"),
+            "stop": lambda: os.kill(os.getpid(), signal.SIGTERM),
+        }[self.kind]()
+"""
+
+
+def sweep(folder: Path, *overrides: str, program: str = "run.py") -> subprocess.CompletedProcess[str]:
+    (folder / "fault.py").write_text(FAULT)
+    paths = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    command = [sys.executable, str(ROOT / program), "-m", *overrides, "hydra.sweep.dir=out"]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+    )
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "out" / "sweep.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def status(folder: Path, job: int) -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder / "out" / str(job) / "status.json").read_text())
+    return content
+
+
+@pytest.mark.slow
+def test_failing_jobs_leave_the_others_alone_and_are_all_accounted_for(tmp_path: Path) -> None:
+    kinds = {"setting": 2, "numbers": 3, "exit": 1, "kill": -9, "none": 0}
+    faults = "+callbacks.fault={_target_:fault.Fault,kind:none}"
+    done = sweep(tmp_path, *TINY, faults, f"+kind={','.join(kinds)}", "callbacks.fault.kind=${kind}")
+
+    assert done.returncode == 5, done.stderr
+    jobs = rows(tmp_path)
+    assert {job["overrides"].split("+kind=")[1].split()[0]: int(job["exit_code"]) for job in jobs} == kinds
+    assert [job["state"] for job in jobs] == ["failed"] * 4 + ["complete"]
+    sentences = ["'seven'", "is not finite", "left by sys.exit('enough')", "killed by SIGKILL"]
+    for number, sentence in enumerate(sentences):
+        assert sentence in jobs[number]["sentence"]
+        assert sentence in done.stdout.partition("1 of 5 jobs complete")[2]
+        assert status(tmp_path, number)["state"] == "failed"
+        assert not (tmp_path / "out" / str(number) / "backbone.safetensors").exists()
+    assert status(tmp_path, 4)["state"] == "complete"
+    assert (tmp_path / "out" / "4" / "backbone.safetensors").exists()
+    assert 0 < float(jobs[4]["value"]) < 10
+    assert [job["value"] for job in jobs[:4]] == [""] * 4
+
+
+@pytest.mark.slow
+def test_two_devices_run_each_job_once_in_its_folder(tmp_path: Path) -> None:
+    done = sweep(tmp_path, *TINY, "seed=0,1", "trainer.devices=2", "trainer.strategy=ddp")
+
+    assert done.returncode == 0, done.stderr
+    assert (
+        sorted(path.parent.name for path in tmp_path.rglob("last.ckpt*") if path.name == "last.ckpt")
+        == ["checkpoints"] * 2
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["0", "1", "jobs"]
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "multirun").exists()
+    assert [job["state"] for job in rows(tmp_path)] == ["complete", "complete"]
+    assert done.stdout.count("8 = 4 x 2 device(s)") == 2
+    assert rows(tmp_path)[0]["value"] != rows(tmp_path)[1]["value"]
+
+
+@pytest.mark.slow
+def test_a_job_asked_to_stop_ends_the_sweep_and_odd_overrides_break_no_path(tmp_path: Path) -> None:
+    note = "it's/../a b,=" + "x" * 300
+    quoted = note.replace("'", "\\'")
+    fault = f"+callbacks.fault={{_target_:fault.Fault,kind:none,note:'{quoted}'}}"
+    done = sweep(tmp_path, *TINY, fault, "callbacks.fault.kind=none,stop,none")
+
+    assert done.returncode == 75, done.stderr
+    assert [job["state"] for job in rows(tmp_path)] == ["complete", "preempted"]
+    assert "later jobs were not begun" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert note in (tmp_path / "out" / "0" / ".hydra" / "config.yaml").read_text().replace("''", "'")
+
+
+@pytest.mark.slow
+def test_a_sweep_has_its_folder_to_itself(tmp_path: Path) -> None:
+    from filelock import FileLock  # noqa: PLC0415
+
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / "run.lock"):
+        done = sweep(tmp_path, *TINY, "seed=0,1")
+    assert done.returncode == 2
+    assert "out is in use by another run; wait for its end, or choose another folder by hydra.sweep.dir=DIR" in (
+        done.stderr
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.lock"]
