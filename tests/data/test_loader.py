@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -74,6 +76,40 @@ def test_a_dead_worker_is_reported_with_its_image(dies_at: int) -> None:
     said = str(raised.value) if isinstance(raised.value, ValueError) else loader.explain(raised.value)
     assert f"a loader worker died while the workers were reading image {dies_at}; " in str(said)
     assert "set data.num_workers below 1" in str(said)
+
+
+_LEFT_OPEN = """
+import multiprocessing, sys, torch
+from unmask.data.dataset import InMemoryDataset, LoaderCrop, LoaderDataset, SampleKey
+from unmask.data.loader import DeferredDataLoader
+
+class AsItIs(LoaderCrop):
+    def __call__(self, image, key):
+        return image
+
+def main():
+    global batches
+    images = InMemoryDataset(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.zeros(1, dtype=torch.long), ())
+    keys = [[SampleKey(0, 0)]] * 50
+    loader = DeferredDataLoader(LoaderDataset(images, AsItIs()), keys, num_workers=2, persistent_workers=True)
+    batches = iter(loader)
+    next(batches)
+    sys.exit(3)
+
+if sys.argv[1] == "main":
+    main()
+child = multiprocessing.get_context("fork").Process(target=main)
+child.start()
+child.join()
+sys.exit(child.exitcode)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["main", "child"])
+def test_a_process_that_ends_within_an_epoch_does_not_wait_for_its_workers(process: str) -> None:
+    command = [sys.executable, "-c", _LEFT_OPEN, process]
+    assert subprocess.run(command, timeout=60, check=False, capture_output=True).returncode == 3
 
 
 def test_other_errors_pass_as_they_are() -> None:

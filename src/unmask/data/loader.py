@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from unmask.data.dataset import IDLE, LoaderDataset, RawBatch, SampleKey
-from unmask.data.worker_signals import leave_signals_to_main
+from unmask.data.worker_signals import end_workers_at_exit, leave_signals_to_main
 
 _FAILED_WORKER = re.compile(r"DataLoader (worker \(pid(?:\(s\))? [\d, ]+\)|timed out)")
 
@@ -52,6 +52,8 @@ class DeferredDataLoader(DataLoader[RawBatch]):
         )
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch names the class of its own iterator
+        if self.num_workers:
+            end_workers_at_exit()
         try:
             yield from super().__iter__()
         except RuntimeError as error:

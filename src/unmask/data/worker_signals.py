@@ -1,5 +1,7 @@
 """How loader workers take the signals that ask a run to stop."""
 
+import multiprocessing
+import multiprocessing.util
 import os
 import signal
 from types import FrameType
@@ -25,3 +27,18 @@ def _end_next_time(_number: int, _frame: FrameType | None) -> None:
 
 def _end_now(_number: int, _frame: FrameType | None) -> None:
     os._exit(0)
+
+
+def end_workers_at_exit() -> None:
+    """Kills the workers of this process when it exits, however it does.
+
+    Python would end them by one SIGTERM, which they ignore, and wait for them for ever.
+    """
+    multiprocessing.util.Finalize(None, _kill_workers, exitpriority=0)  # before Python's own SIGTERM
+
+
+def _kill_workers() -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # by which torch would report them as failed
+    for worker in multiprocessing.active_children():
+        if worker.daemon:
+            worker.kill()
