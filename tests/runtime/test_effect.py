@@ -115,6 +115,7 @@ def test_a_setting_without_effect_is_refused(
         ("run", [*MAE, "images_per_device=2", "augmentation.hflip_prob=0", "recipe=supervised", "strategy=ddp"]),
         ("run", [*MAE, "checkpoint_every_n_epochs=3", "callbacks.throughput=null", "trainer.max_epochs=3"]),
         ("run", [*MAE, "method.decoder.depth=2", "method.mask_generator.ratio=0.5", "model.norm_eps=1e-5"]),
+        ("run", [*MAE, "base_lr=1e30"]),
         ("run", [*MAE, "+note.seed=1", "seed=${note.seed}", "name=mine", "~callbacks.loss_curve", "resume=auto"]),
         ("run", ["method=supervised", "mixup=0.5", "method.label_smoothing=0.2", "method.layer_decay=0.5"]),
         ("run", ["experiment=quickstart", "trainer.max_epochs=1", "on_nonfinite=skip"]),

@@ -101,7 +101,9 @@ def _another(value: Any) -> Any:
     """A different value of the same kind, so that what is computed from it still can be."""
     if isinstance(value, bool):
         return not value
-    if isinstance(value, int | float):
+    if isinstance(value, float):
+        return value + max(1.0, abs(value))  # 1e30 + 1 is 1e30
+    if isinstance(value, int):
         return value + 1
     if isinstance(value, list) and value:
         return [_another(item) for item in value]
