@@ -216,7 +216,7 @@ def _read_pickled(file: Path, start: bytes) -> Mapping[str, Any]:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(_refusal(file, str(error))) from error
-    except _DAMAGED as error:
+    except _NONSENSE as error:
         raise ValueError(f"{file} cannot be read, it may be damaged: {error}".split("\n")[0]) from error
     return content if isinstance(content, Mapping) else {}
 

@@ -1,12 +1,18 @@
 """Zip archives, which may come from untrusted sources."""
 
+import lzma
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 _MAX_EXPANSION = 200  # times; images hardly shrink in a zip
 _SMALL = 2**24  # bytes; below, any expansion is harmless
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, RuntimeError)
 _ORDINARY = (0, stat.S_IFREG, stat.S_IFDIR)  # kinds of members; 0 where the archive names none
 
 
@@ -27,17 +33,13 @@ def unpack_zip(archive: Path, target: Path) -> Path:
         raise ValueError(f"{archive} is not a zip archive ({archive.stat().st_size} bytes); download it again")
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # an interrupted extraction of ours
-    with zipfile.ZipFile(archive) as opened:
+    with _refusing_damage(archive, partial), zipfile.ZipFile(archive) as opened:
         members = opened.infolist()
         for member in members:
             _require_ordinary(member, archive)
             _require_inside(member, archive, target)
         _require_room(members, archive, target)
-        try:
-            opened.extractall(partial)
-        except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: a password is asked for
-            shutil.rmtree(partial, ignore_errors=True)
-            raise ValueError(f"{archive} cannot be extracted: {error}; nothing was kept") from error
+        opened.extractall(partial)
     inner = partial / target.name
     if inner.is_dir() and len(list(partial.iterdir())) == 1:
         inner.rename(target)
@@ -45,6 +47,19 @@ def unpack_zip(archive: Path, target: Path) -> Path:
     else:
         partial.rename(target)
     return target
+
+
+@contextmanager
+def _refusing_damage(archive: Path, partial: Path) -> Iterator[None]:
+    """Removes what was extracted and raises a ValueError where an archive cannot be read to its end."""
+    try:
+        yield
+    except (*_DAMAGED, ValueError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, ValueError) and not isinstance(error, UnicodeError):
+            raise
+        # A RuntimeError asks for a password.
+        raise ValueError(f"{archive} cannot be extracted: {error}; nothing was kept") from error
 
 
 def _require_inside(member: zipfile.ZipInfo, archive: Path, target: Path) -> None:
