@@ -86,7 +86,7 @@ class Sample(NamedTuple):
     """What a process of the training used at a moment."""
 
     process: int
-    seconds: float
+    seconds: float  # since it was first seen
     mebibytes: float
     files: int
 
@@ -180,9 +180,11 @@ def watch(process: subprocess.Popen[bytes], seconds: float) -> list[Sample]:
     """Looks at the run and its workers twice a second until the time is over or the run ends."""
     samples: list[Sample] = []
     began = time.monotonic()
+    first_seen: dict[int, float] = {}  # workers of a validation live for moments
     while process.poll() is None and time.monotonic() - began < seconds:
         for pid in (process.pid, *workers_of(process.pid)):
-            samples += look_at(pid, time.monotonic() - began)
+            now = time.monotonic()
+            samples += look_at(pid, now - first_seen.setdefault(pid, now))
         time.sleep(0.5)
     return samples
 
