@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from torch import Tensor, nn
 
 
@@ -39,6 +41,14 @@ def _logging_as_found() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _hydra_as_found() -> Iterator[None]:
+    """Forgets the job of a command run in this process, which later ones would take for theirs."""
+    yield
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
