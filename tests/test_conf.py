@@ -43,7 +43,7 @@ def _first_stride(backbone: object) -> int:
 @pytest.mark.parametrize("method", choices("method"))
 @pytest.mark.parametrize("model", ["vit_mini", "swin_mini"])
 def test_every_partial_of_a_method_completes(method: str, model: str) -> None:
-    from unmask.runtime.builders import build, build_method  # noqa: PLC0415
+    from unmask.runtime.builders import build, build_module  # noqa: PLC0415
 
     if (method, model) == ("mae", "swin_mini"):
         pytest.skip("MAE needs a ViT; tests/methods/test_mae.py holds the refusal")
@@ -52,7 +52,7 @@ def test_every_partial_of_a_method_completes(method: str, model: str) -> None:
     if (method, model) == ("ddmim", "vit_mini"):
         stages = ["method.mask_generator.ratios=[0.5,0.5,0]", "method.features.weights=[1,1,1]"]
     config = composed("run", f"method={method}", f"model={model}", "data.num_train=20", "data.num_val=2", *stages)
-    module = build_method(config.method, build(config.data))
+    module = build_module(config.method, build(config.data))
 
     groups = [{"params": list(module.parameters())}]
     optimizer = module.optimizer_factory(groups)

@@ -34,13 +34,13 @@ def build(tiny_overrides: Callable[[str], list[str]]) -> Build:
         from lightning import seed_everything
 
         from unmask.runtime.builders import build as build_node
-        from unmask.runtime.builders import build_method
+        from unmask.runtime.builders import build_module
         from unmask.runtime.config import compose_config
 
         seed_everything(0, verbose=False)
         config = compose_config("run", [*tiny_overrides(method), *DATA, *overrides])
         data = build_node(config.data)
-        return build_method(config.method, data), data
+        return build_module(config.method, data), data
 
     return built
 
@@ -204,14 +204,14 @@ def test_a_checkpoint_rebuilds_the_method_with_its_weights(
     method: str, tmp_path: Path, build: Build, tiny_overrides: Callable[[str], list[str]]
 ) -> None:
     from unmask.callbacks.provenance import Provenance
-    from unmask.runtime.builders import as_plain
+    from unmask.runtime.builders import resolve_config
     from unmask.runtime.checkpoint import load_method
     from unmask.runtime.config import compose_config
     from unmask.runtime.run_record import describe_run
 
     module, data = build(method)
     config = compose_config("run", [*tiny_overrides(method), *DATA, "name=x", "paths.run_dir=x"])
-    record = describe_run(as_plain(config), num_classes=data.num_classes, class_names=data.class_names)
+    record = describe_run(resolve_config(config), num_classes=data.num_classes, class_names=data.class_names)
     trainer = Trainer(
         max_epochs=1, limit_val_batches=0, callbacks=[Provenance(record=record)], enable_checkpointing=False, **QUIET
     )

@@ -15,7 +15,7 @@ from unmask.patches import (
 
 
 def mask_of(*rows: str, patch_size: PatchSize = 8, num_masked: int | None = None) -> PatchMask:
-    """Reads a mask of one image, `#` for hidden."""
+    """Reads a mask of one image, `#` for masked."""
     masked = torch.tensor([[cell == "#" for cell in row] for row in rows])
     return PatchMask(masked[None], patch_size, num_masked)
 
@@ -44,7 +44,7 @@ def test_mask_at_a_finer_stride_repeats_each_patch() -> None:
     assert torch.equal(fine, mask_of("##....", "##....", "....##", "....##").masked)
 
 
-def test_mask_at_a_coarser_stride_hides_a_cell_only_where_all_of_it_is_hidden() -> None:
+def test_mask_at_a_coarser_stride_masks_a_cell_only_where_all_of_it_is_masked() -> None:
     mask = mask_of("###.", "###.", "..##", "#.#.")
     assert torch.equal(mask.at_stride(16), mask_of("#.", "..").masked)
 
@@ -55,7 +55,7 @@ def test_nearest_takes_the_top_left_patch_of_a_coarser_cell() -> None:
 
 
 @pytest.mark.parametrize("patch_size", [2, (2, 3), (3, 1)])
-def test_mask_at_pixels_covers_exactly_the_hidden_patches(patch_size: PatchSize) -> None:
+def test_mask_at_pixels_covers_exactly_the_masked_patches(patch_size: PatchSize) -> None:
     mask = mask_of("#..", "..#", patch_size=patch_size)
     pixels = mask.at_pixels()
     tall, wide = patch_sides(patch_size)

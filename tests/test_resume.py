@@ -302,7 +302,7 @@ def train(cell: Cell, data: list[str], last: Finish | Interrupt, ckpt_path: Path
 
     from unmask.callbacks.exact_resume import ExactResume
     from unmask.callbacks.step_seeding import StepSeeding
-    from unmask.runtime.builders import build, build_method
+    from unmask.runtime.builders import build, build_module
     from unmask.runtime.config import compose_config
 
     torch.manual_seed(0)
@@ -329,7 +329,7 @@ def train(cell: Cell, data: list[str], last: Finish | Interrupt, ckpt_path: Path
         num_sanity_val_steps=0,
         **settings,
     )
-    trainer.fit(build_method(config.method, served), datamodule=served, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(build_module(config.method, served), datamodule=served, ckpt_path=ckpt_path, weights_only=True)
 
 
 def write_data(kind: str, folder: Path) -> list[str]:

@@ -56,7 +56,7 @@ def test_order_of_the_visible_patches_only_reorders_the_result(make_vit, randomi
 
 
 @pytest.mark.parametrize("patch_size", [8, (16, 4)])
-def test_visible_path_never_reads_hidden_pixels(make_vit, randomise, patch_size) -> None:
+def test_visible_path_never_reads_masked_pixels(make_vit, randomise, patch_size) -> None:
     backbone = randomise(make_vit(patch_size=patch_size))
     mask = PatchMask(torch.rand(2, 16).argsort(dim=1).view(2, *backbone.grid) < 12, patch_size)
     images = torch.randn(2, 3, 32, 32)

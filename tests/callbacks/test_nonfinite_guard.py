@@ -69,7 +69,7 @@ def test_the_step_is_not_made_and_the_run_stops(
 
     method, plant = make_mae(), _Plant(where, {8}, value)
     with pytest.raises(
-        NumbersFailed, match=r"is not finite .* at step 8 \(epoch 2\); the step was not made"
+        NumbersFailed, match=r"is not finite .* at step 8 \(epoch 2\); the step was not taken"
     ) as stopped:
         guarded(plant, method, precision=precision)
 
@@ -119,7 +119,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(
 ) -> None:
     from unmask.callbacks.stopping import NumbersFailed
 
-    with pytest.raises(NumbersFailed, match=r"at step 7 .*; 3 steps in a row were left out before it"):
+    with pytest.raises(NumbersFailed, match=r"at step 7 .*; 3 steps in a row were skipped before it"):
         guarded(_Plant("loss", {4, 5, 6, 7}), make_mae(), on_nonfinite="skip", max_skips=3)
 
 

@@ -10,7 +10,7 @@ import torch
 from lightning import LightningModule, Trainer
 from torch import nn
 
-from unmask.callbacks.provenance import Provenance, as_plain, describe_git
+from unmask.callbacks.provenance import Provenance, describe_git, to_plain_containers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -77,7 +77,7 @@ class Name(str):
     [(np.float64(0.5), 0.5), (Color.RED, 1), (Name("swin"), "swin"), (True, True), (2, 2), (None, None)],
 )
 def test_scalars_become_pythons_own(value, expected):
-    plain = as_plain({"key": [value]}, "record")["key"][0]
+    plain = to_plain_containers({"key": [value]}, "record")["key"][0]
     assert plain == expected
     assert type(plain) is type(expected)
 
@@ -90,7 +90,7 @@ def test_what_a_checkpoint_cannot_hold_is_refused_by_its_place(value):
 
 def test_keys_must_be_plain_too():
     with pytest.raises(ValueError, match=r"record has the key \(1, 2\)"):
-        as_plain({(1, 2): "pair"}, "record")
+        to_plain_containers({(1, 2): "pair"}, "record")
 
 
 def test_git_tells_the_commit_and_whether_files_differ_from_it(repository):

@@ -179,7 +179,7 @@ def test_where_nothing_can_be_read_the_run_stops(folder: Path, make_data: Callab
 def test_evaluation_replaces_nothing(folder: Path, make_data: Callable[..., ImageFolder], split: Any) -> None:
     (folder / "val" / "01.png").write_bytes(b"")
     data = make_data()
-    with pytest.raises(ValueError, match=r"bad image .*; repair or remove the file: evaluation replaces no image"):
+    with pytest.raises(ValueError, match=r"bad image .*; repair or remove the file: evaluation never replaces images"):
         list(data.evaluation_loader(split))
     with pytest.raises(ValueError, match=r"bad image .*val/01\.png: empty file; .*evaluation replaces"):
         data.held_out_images(3)

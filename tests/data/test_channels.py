@@ -44,7 +44,7 @@ def write_arrays(folder: Path, channels: int, count: int = 8) -> list[np.ndarray
 @pytest.mark.parametrize("channels", [1, 4, 7])
 @pytest.mark.parametrize("method", TINY)
 def test_every_method_trains_on_any_number_of_channels(method: str, channels: int, tmp_path: Path) -> None:
-    from unmask.runtime.builders import build, build_method
+    from unmask.runtime.builders import build, build_module
     from unmask.runtime.checkpoint import build_backbone
     from unmask.runtime.config import compose_config
 
@@ -55,7 +55,7 @@ def test_every_method_trains_on_any_number_of_channels(method: str, channels: in
     overrides += ["data.val_fraction=0.2", "data.test_fraction=0.2", "data.num_workers=0", "global_batch_size=2"]
     config = compose_config("run", [f"method={method}", *TINY[method], *overrides])
     data = build(config.data)
-    module = build_method(config.method, data)
+    module = build_module(config.method, data)
     before = {name: weights.clone() for name, weights in module.backbone.named_parameters()}
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(

@@ -9,7 +9,7 @@ from unmask.data.dataset import ImageFileDataset
 from unmask.data.files.decoding import ImageDecoder
 from unmask.data.files.paths import PathList
 from unmask.data.sources.filelist import FileList
-from unmask.evaluation.few_labels import Budget, FewLabels, spread
+from unmask.evaluation.few_labels import Budget, FewLabels, mean_and_std
 
 ONE_SHOT, THREE_SHOT = Budget("1shot", None, 1), Budget("3shot", None, 3)
 
@@ -116,5 +116,5 @@ def test_impossible_settings_are_refused(make_few, settings, message):
 
 
 def test_the_deviation_is_that_of_a_sample():
-    assert spread([1.0, 3.0]) == {"": 2.0, "_std": pytest.approx(2**0.5)}
-    assert spread([4.0]) == {"": 4.0}
+    assert mean_and_std([1.0, 3.0]) == {"": 2.0, "_std": pytest.approx(2**0.5)}
+    assert mean_and_std([4.0]) == {"": 4.0}

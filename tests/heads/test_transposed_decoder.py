@@ -26,7 +26,7 @@ def decoder() -> TransposedConvDecoder:
     return decoder.eval()
 
 
-def test_hidden_places_get_the_embedding_of_a_grey_patch_read_across_its_channels(decoder) -> None:
+def test_masked_places_get_the_embedding_of_a_grey_patch_read_across_its_channels(decoder) -> None:
     grey_image = torch.full((1, 3, 8, 12), 127 / 255)
     normalised = (grey_image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     embedded = nn.functional.conv2d(normalised, decoder.mask_embed.weight, decoder.mask_embed.bias, stride=4)

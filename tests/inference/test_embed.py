@@ -64,7 +64,7 @@ def test_a_folder_of_something_else_is_refused(write, channel_means, tmp_path: P
         write(part_size=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("kept")
-    with pytest.raises(ValueError, match="is there and holds something else"):
+    with pytest.raises(ValueError, match="exists and contains something else"):
         write("mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 

@@ -37,16 +37,16 @@ def test_the_picture_is_what_the_method_makes_of_the_given_images(
     images = drawn["shown"].image
     colours = torch.tensor([[10, 250, 10], [10, 10, 250]]) / 255.0  # the first and third of five, in order of names
     torch.testing.assert_close(images.mean(dim=(2, 3)), colours, atol=1e-3, rtol=0)
-    hidden = drawn["shown"].mask.at_pixels().expand_as(images)
-    assert hidden.float().mean() == pytest.approx(0.75, abs=0.02)
-    assert torch.equal(drawn["shown"].composite[~hidden], images[~hidden])
+    masked = drawn["shown"].mask.at_pixels().expand_as(images)
+    assert masked.float().mean() == pytest.approx(0.75, abs=0.02)
+    assert torch.equal(drawn["shown"].composite[~masked], images[~masked])
     with torch.inference_mode():
         normalised = shown.data.normalize(255 * images)
         again = method(normalised, drawn["shown"].mask).prediction
     predicted = (
         again * torch.tensor(backbone.pixel_std)[:, None, None] + torch.tensor(backbone.pixel_mean)[:, None, None]
     )
-    torch.testing.assert_close(drawn["shown"].prediction[hidden], predicted.clamp(0, 1)[hidden], atol=1e-4, rtol=0)
+    torch.testing.assert_close(drawn["shown"].prediction[masked], predicted.clamp(0, 1)[masked], atol=1e-4, rtol=0)
     assert (tmp_path / "reconstruction.png").stat().st_size > 1000
 
 

@@ -66,7 +66,7 @@ def test_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     content = {"model": WEIGHTS, "config": Intruder()} if where == "beside" else {"model": {"a": Intruder()}}
     torch.save(content, "evil.pth")
     with pytest.raises(
-        ValueError, match=r"evil\.pth holds Python objects beside weights and is refused: getattr would"
+        ValueError, match=r"evil\.pth contains Python objects besides weights and is refused: getattr would"
     ):
         read_weights("evil.pth")
     assert not Path("intruded").exists()
@@ -94,9 +94,9 @@ def test_safetensors_is_told_by_content_not_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"just a text, of some length", r"is not a complete checkpoint \(it is another kind of file\)"),
+        (b"just a text, of some length", r"is not a complete checkpoint \(it is a file of another kind\)"),
         (b"", r"is not a complete checkpoint"),
-        (pickle.dumps({"model": 1}), "another kind of file"),
+        (pickle.dumps({"model": 1}), "a file of another kind"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -112,7 +112,7 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, is_old: bool, share: float)
     torch.save({"model": {"weight": torch.zeros(500)}}, path, _use_new_zipfile_serialization=not is_old)
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    said = "cannot be read, it may be damaged" if is_old else "its closing index is missing: cut short"
+    said = "cannot be read, it may be damaged" if is_old else "its final index is missing: the file is truncated"
     with pytest.raises(ValueError, match=said) as refusal:
         read_weights(path)
     assert "\n" not in str(refusal.value)
@@ -125,7 +125,7 @@ def test_folders_without_weights_and_broken_descriptions_are_refused(tmp_path: P
         read_weights(tmp_path)
     save_file(WEIGHTS, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is no valid JSON"):
+    with pytest.raises(ValueError, match=r"config.json is not valid JSON"):
         read_weights(tmp_path)
     with pytest.raises(ValueError, match=r"nowhere.pth does not exist"):
         read_weights(tmp_path / "nowhere.pth")

@@ -68,7 +68,7 @@ def test_who_is_not_logged_in_is_told_how() -> None:
     with pytest.raises(ValueError, match="needs you to be logged in to the Hugging Face hub: run `hf auth login` once"):
         HubUpload("ada/mae", client=hub)
     hub.login_error = ConnectError("Name or service not known")
-    with pytest.raises(ValueError, match=r"does not let you in \(Name or service not known\)"):
+    with pytest.raises(ValueError, match=r"denies access \(Name or service not known\)"):
         HubUpload("ada/mae", client=hub)
 
 

@@ -72,23 +72,25 @@ def test_less_than_all_is_refused_unless_allowed(make_vit, randomise) -> None:
     del weights["vit.norm.bias"]
     weights["vit.blocks.0.ls1.gamma"] = torch.ones(24)
     partial = replace(conversion, backbone=weights)
-    message = r"file.pth, Somebody .*, lacks 1 weights of the backbone \(vit.norm.bias\) and holds 1 weights this .*ls1"
+    message = (
+        r"file.pth, Somebody .*, lacks 1 weights of the backbone \(vit.norm.bias\) and holds 1 weights unknown .*ls1"
+    )
     with pytest.raises(ValueError, match=message):
         load_backbone_weights(ours, partial)
     assert all(torch.equal(weight, ours.state_dict()[name]) for name, weight in before.items())
     coverage = load_backbone_weights(ours, partial, allow_partial=True)
-    assert (coverage.missing, coverage.unplaced) == (("vit.norm.bias",), ("vit.blocks.0.ls1.gamma",))
+    assert (coverage.missing_keys, coverage.unexpected_keys) == (("vit.norm.bias",), ("vit.blocks.0.ls1.gamma",))
     assert torch.equal(ours.vit.norm.bias, before["vit.norm.bias"])
     assert torch.equal(ours.vit.norm.weight, theirs.vit.norm.weight)
-    assert "missing, left as they were: vit.norm.bias" in coverage.describe()
+    assert "missing keys, left as they were: vit.norm.bias" in coverage.describe()
 
 
 @pytest.mark.parametrize("allow_partial", [False, True])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embed_dim": 48}, r"width 24, .* have other sizes .*: vit.cls_token 1x1x24 there, 1x1x48 here"),
-        ({"patch_size": 16}, "vit.patch_embed.proj.weight 24x3x8x8 there, 24x3x16x16 here"),
+        ({"embed_dim": 48}, r"width 24, .* have other sizes .*: vit.cls_token 1x1x24 in the file, 1x1x48 in the model"),
+        ({"patch_size": 16}, "vit.patch_embed.proj.weight 24x3x8x8 in the file, 24x3x16x16 in the model"),
         ({"num_heads": 6}, r"with 3 attention heads, the configured model has 6; set model.num_heads=3"),
     ],
 )
@@ -105,10 +107,10 @@ def test_another_family_is_never_taken(make_vit, make_swin) -> None:
 def test_what_no_shape_shows_is_said(make_vit) -> None:
     theirs = make_vit(norm_eps=1e-12)
     theirs.prepare_for_finetuning(drop_path_rate=0.0)
-    conversion = conversion_of(theirs, assumed={"num_heads": "64 channels each, as usual"})
+    conversion = conversion_of(theirs, assumed={"num_heads": "64 channels each, the default"})
     notes = load_backbone_weights(make_vit(num_heads=6), conversion).notes
     assert notes == (
-        "not told by the file: num_heads; 6 is used, of the model",
-        "differs: norm_eps is 1e-12 in the file, the usual in the configured model",
+        "not stated in the file: num_heads; 6 is used, of the model",
+        "differs: norm_eps is 1e-12 in the file, the default in the configured model",
         "differs: norm_after_pooling is True in the file, False in the configured model",
     )

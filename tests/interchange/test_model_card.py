@@ -35,5 +35,5 @@ def test_the_card_describes_the_network_and_the_check(make_vit) -> None:
 
 
 def test_an_unknown_training_is_called_unknown(make_vit) -> None:
-    assert "says nothing of its training" in card(make_vit(depth=1))
-    assert "says nothing" not in card(make_vit(depth=1), card="## Training\n\nMAE")
+    assert "has no record of its training" in card(make_vit(depth=1))
+    assert "no record" not in card(make_vit(depth=1), card="## Training\n\nMAE")

@@ -75,9 +75,9 @@ def test_positions_are_resized_as_by_the_official_code() -> None:
 
 
 def test_what_is_no_square_is_refused() -> None:
-    with pytest.raises(ValueError, match="15 positions of patches are no square"):
+    with pytest.raises(ValueError, match="15 positions of patches do not form a square"):
         resize_positions(torch.zeros(1, 16, 4), (3, 3), num_prefix_tokens=1)
-    with pytest.raises(ValueError, match="a table of 64 relative positions is of no square window"):
+    with pytest.raises(ValueError, match="a table of 64 relative positions is not of a square window"):
         resize_bias_table(torch.zeros(64, 1), (3, 3))
 
 

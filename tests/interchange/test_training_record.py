@@ -70,5 +70,5 @@ def test_numbers_are_those_of_the_reports() -> None:
 
 def test_without_a_report_no_number_is_stated() -> None:
     section = accuracy_section([])
-    assert "no number is stated" in section
+    assert "no accuracy is stated" in section
     assert not any(character.isdigit() for character in section)

@@ -3,7 +3,7 @@ import torch
 from unmask.losses.masked import masked_mean
 
 
-def test_mean_equals_a_loop_over_the_hidden_values() -> None:
+def test_mean_equals_a_loop_over_the_masked_values() -> None:
     values = torch.randn(2, 3, 4, 5)
     masked = torch.rand(2, 1, 4, 5) < 0.4
     chosen = [
@@ -17,13 +17,13 @@ def test_mean_equals_a_loop_over_the_hidden_values() -> None:
     torch.testing.assert_close(masked_mean(values, masked), torch.tensor(sum(chosen) / len(chosen)))
 
 
-def test_mean_counts_every_number_of_a_hidden_patch_vector() -> None:
+def test_mean_counts_every_number_of_a_masked_patch_vector() -> None:
     values = torch.tensor([[[1.0, 2.0], [30.0, 40.0]], [[5.0, 6.0], [7.0, 9.0]]])
     masked = torch.tensor([[[True], [False]], [[True], [True]]])
     assert masked_mean(values, masked) == (1 + 2 + 5 + 6 + 7 + 9) / 6  # over the batch at once, not image by image
 
 
-def test_nothing_hidden_gives_zero_and_a_zero_gradient() -> None:
+def test_nothing_masked_gives_zero_and_a_zero_gradient() -> None:
     values = torch.randn(2, 3, 4, 4, requires_grad=True)
     loss = masked_mean(values, torch.zeros(2, 1, 4, 4, dtype=torch.bool))
     loss.backward()

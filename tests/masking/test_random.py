@@ -43,7 +43,7 @@ def test_every_patch_is_hidden_equally_often(is_keyed: bool) -> None:
     share = 22 / 36
     deviation = (share * (1 - share) / images) ** 0.5  # of a binomial share
     assert (masked.mean(dim=0) - share).abs().max() < 5 * deviation
-    # Without replacement, two patches are hidden together with probability 22 * 21 / (36 * 35).
+    # Without replacement, two patches are masked together with probability 22 * 21 / (36 * 35).
     together = (masked.T @ masked / images)[~torch.eye(36, dtype=torch.bool)]
     pair_fraction = 22 * 21 / (36 * 35)
     assert (together - pair_fraction).abs().max() < 6 * (pair_fraction * (1 - pair_fraction) / images) ** 0.5

@@ -104,9 +104,9 @@ def published_losses(method: DDMIM, images: Tensor, keep: Tensor, temperature: f
     s = describe(u) @ describe(t).T / temperature
     per_query = [-s[a, a] + torch.log(1 + sum(torch.exp(s[a, b]) for b in range(len(s)))) for a in range(len(s))]
     losses["contrastive"] = torch.stack(per_query).mean()
-    hidden = (1 - keep).repeat_interleave(4, 1).repeat_interleave(4, 2).unsqueeze(1)
+    masked = (1 - keep).repeat_interleave(4, 1).repeat_interleave(4, 2).unsqueeze(1)
     rebuilt = method.reconstruction.head(student.norm(u).permute(0, 3, 1, 2))
-    losses["reconstruction"] = F.smooth_l1_loss(hidden * rebuilt, hidden * images)  # the mean over all pixels
+    losses["reconstruction"] = F.smooth_l1_loss(masked * rebuilt, masked * images)  # the mean over all pixels
     return losses
 
 
@@ -158,9 +158,9 @@ def test_an_unmasked_student_that_is_its_teacher_has_nothing_to_learn_from_it(ma
 
 def test_hidden_pixels_reach_the_teacher_alone(method: DDMIM, images: Tensor, refill_masked: Callable) -> None:
     mask = method.mask_generator(images)
-    hidden = method._masked_tokens(mask)
+    masked = method._masked_tokens(mask)
     scrambled = refill_masked(images, mask)
-    before, after = (method._encode(method.backbone, pictures, hidden) for pictures in (images, scrambled))
+    before, after = (method._encode(method.backbone, pictures, masked) for pictures in (images, scrambled))
     assert all(torch.equal(a, b) for a, b in zip(before.feature_points, after.feature_points, strict=True))
     assert torch.equal(method(images, mask).prediction, method(scrambled, mask).prediction)
     teacher = method.teacher["backbone"]
@@ -198,20 +198,20 @@ def test_hidden_tokens_become_the_learned_token_of_their_stage(make_swin, images
     mask = method(images).mask
     assert sorted(method.mask_tokens) == ["1", "2"]
     for stage in (1, 2):
-        hidden = mask.at_stride(4 * 2**stage)
-        assert (entered[stage][hidden] == method.mask_tokens[str(stage)]).all()
-        assert not (entered[stage][~hidden] == method.mask_tokens[str(stage)]).all(dim=1).any()
+        masked = mask.at_stride(4 * 2**stage)
+        assert (entered[stage][masked] == method.mask_tokens[str(stage)]).all()
+        assert not (entered[stage][~masked] == method.mask_tokens[str(stage)]).all(dim=1).any()
     assert not (entered[0][mask.at_stride(4)] == 0).any()  # stage 0 has ratio 0
 
 
 def test_the_reconstruction_is_the_mean_over_hidden_pixels(method: DDMIM, images: Tensor) -> None:
     output = method(images)
-    hidden = output.mask.at_pixels().expand_as(images)
-    expected = F.smooth_l1_loss(output.prediction[hidden], images[hidden])
+    masked = output.mask.at_pixels().expand_as(images)
+    expected = F.smooth_l1_loss(output.prediction[masked], images[masked])
     torch.testing.assert_close(output.terms["reconstruction"], expected)
     method.reconstruction.mean = "all"
     over_all = method(images, output.mask).terms["reconstruction"]
-    torch.testing.assert_close(over_all, expected * hidden.float().mean())
+    torch.testing.assert_close(over_all, expected * masked.float().mean())
 
 
 @pytest.mark.parametrize("positions", ["masked", "visible"])
@@ -337,7 +337,7 @@ def test_a_batch_of_one_is_refused_in_training(make_swin, images: Tensor) -> Non
         ({"reconstruction": {"weight": -1.0}}, "method.reconstruction.weight=-1.0 must be above 0"),
         ({"reconstruction": {"mean": "visible"}}, "method.reconstruction.mean=visible does not exist"),
         ({"mask_value": "noise"}, "method.mask_value=noise does not exist; use zero or learned"),
-        ({"reconstruction": None, "contrast": None, "features": None}, "method=ddmim has no term to train by"),
+        ({"reconstruction": None, "contrast": None, "features": None}, "method=ddmim has no loss term"),
         ({"teacher": None}, "method.teacher is null; give it settings"),
         ({"contrast": None, "features": None}, "set method.teacher=null too"),
         (
@@ -366,8 +366,8 @@ def test_the_students_view_is_changed_in_training_alone(make_swin, images: Tenso
     method.eval()(images, mask)
     assert torch.equal(seen["student"][0], 0.5 * images)
     assert all(torch.equal(pictures, images) for pictures in (seen["student"][1], *seen["teacher"]))
-    hidden = mask.at_pixels().expand_as(images)
-    expected = F.smooth_l1_loss(output.prediction[hidden], images[hidden])
+    masked = mask.at_pixels().expand_as(images)
+    expected = F.smooth_l1_loss(output.prediction[masked], images[masked])
     torch.testing.assert_close(output.terms["reconstruction"], expected)
 
 
@@ -405,8 +405,8 @@ def test_each_network_sees_its_crop_in_training(make_swin, images: Tensor) -> No
     assert torch.equal(seen["teacher"][0], 3 * theirs)
     assert torch.equal(seen["student"][1], images)
     assert torch.equal(seen["teacher"][1], images)
-    hidden = mask.at_pixels().expand_as(images)
-    torch.testing.assert_close(output.terms["reconstruction"], F.smooth_l1_loss(output.prediction[hidden], own[hidden]))
+    masked = mask.at_pixels().expand_as(images)
+    torch.testing.assert_close(output.terms["reconstruction"], F.smooth_l1_loss(output.prediction[masked], own[masked]))
     assert all(output.terms[f"feature_stage_{stage}"] == 0 for stage in range(3))  # the crops share no position
     assert output.terms["contrastive"] > 0
 

@@ -92,7 +92,7 @@ def as_transformers(method: MAE) -> ViTMAEForPreTraining:
 def test_loss_and_predictions_equal_transformers(method: MAE) -> None:
     images = torch.randn(3, 3, 32, 32)
     mask = method.mask_generator(images)
-    # transformers keeps the patches of the lowest noise, so the hidden ones get the higher.
+    # transformers keeps the patches of the lowest noise, so the masked ones get the higher.
     noise = mask.masked.flatten(1) + 0.5 * torch.rand(3, 16)
     with torch.no_grad():
         ours = method(images, mask)
@@ -123,9 +123,9 @@ def test_oblong_patches_are_predicted_where_they_lie(make_vit, randomise) -> Non
     method = randomise(make_mae(make_vit(patch_size=[16, 4]), patch_size=[16, 4], norm_pix_loss=False))
     images = torch.randn(2, 3, 32, 32)
     output = method(images)
-    hidden = output.mask.at_pixels().expand_as(images)
-    assert hidden.float().mean() == 0.75
-    torch.testing.assert_close(output.loss, (output.prediction - images)[hidden].square().mean())
+    masked = output.mask.at_pixels().expand_as(images)
+    assert masked.float().mean() == 0.75
+    torch.testing.assert_close(output.loss, (output.prediction - images)[masked].square().mean())
     predicted = method.predict_patches(images, output.mask)
     for row, col in [(0, 0), (0, 7), (1, 3)]:
         shown = output.prediction[:, :, 16 * row : 16 * row + 16, 4 * col : 4 * col + 4].permute(0, 2, 3, 1)

@@ -122,8 +122,8 @@ def test_oblong_tokens_are_hidden_and_predicted_where_they_lie(make_vit, randomi
     method = randomise(make_simmim(make_vit(patch_size=[8, 4]), patch_size=[16, 8]))
     images = torch.randn(2, 3, 32, 32)
     output = method(images)
-    hidden = output.mask.at_pixels().expand_as(images)
-    torch.testing.assert_close(output.loss, (output.prediction - images)[hidden].abs().mean())
+    masked = output.mask.at_pixels().expand_as(images)
+    torch.testing.assert_close(output.loss, (output.prediction - images)[masked].abs().mean())
     assert torch.equal(method(refill_masked(images, output.mask), output.mask).prediction, output.prediction)
     with pytest.raises(ValueError, match="patches of 16x6 px are not a whole number of the backbone's 8x4 px tokens"):
         make_simmim(make_vit(image_size=(32, 48), patch_size=[8, 4]), patch_size=[16, 6])

@@ -31,7 +31,7 @@ def _run(rank: int, world_size: int, port: int, runs: Sequence[tuple[str, list[s
 
     from unmask.callbacks.mean_loss import MeanLoss
     from unmask.callbacks.step_seeding import StepSeeding
-    from unmask.runtime.builders import build, build_method
+    from unmask.runtime.builders import build, build_module
     from unmask.runtime.config import compose_config
 
     class Recorder(Callback):
@@ -56,7 +56,7 @@ def _run(rank: int, world_size: int, port: int, runs: Sequence[tuple[str, list[s
         seed_everything(0, verbose=False)
         config = compose_config("run", [*overrides, *DATA])
         data = build(config.data)
-        module = build_method(config.method, data)
+        module = build_module(config.method, data)
         before = {key: weight.clone() for key, weight in module.state_dict().items()}
         recorder = Recorder()
         trainer = Trainer(

@@ -89,14 +89,14 @@ def test_images_of_another_range_are_refused(make_vit, low: float, high: float) 
 
 def test_a_reconstruction_shows_what_the_method_predicts_under_its_mask(method: Any, images: Tensor) -> None:
     shown = unmask.reconstruct(method, images, seed=5)
-    hidden = shown.mask.at_pixels().expand_as(images)
-    assert hidden.float().mean() == pytest.approx(method.mask_generator(images).masked.float().mean())
+    masked = shown.mask.at_pixels().expand_as(images)
+    assert masked.float().mean() == pytest.approx(method.mask_generator(images).masked.float().mean())
 
     torch.testing.assert_close(shown.image, images, rtol=0, atol=1e-5)
-    assert torch.equal(shown.composite[~hidden], shown.image[~hidden])
-    assert torch.equal(shown.composite[hidden], shown.prediction[hidden])
-    assert torch.equal(shown.masked[~hidden], shown.image[~hidden])
-    assert (shown.masked[hidden] == 0.5).all()
+    assert torch.equal(shown.composite[~masked], shown.image[~masked])
+    assert torch.equal(shown.composite[masked], shown.prediction[masked])
+    assert torch.equal(shown.masked[~masked], shown.image[~masked])
+    assert (shown.masked[masked] == 0.5).all()
 
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS.values())
     with torch.no_grad():

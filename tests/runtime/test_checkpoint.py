@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from unmask.callbacks.provenance import Provenance
 from unmask.data.sources.synthetic import CLASS_NAMES
-from unmask.runtime.builders import as_plain, build, build_method
+from unmask.runtime.builders import build, build_module, resolve_config
 from unmask.runtime.checkpoint import (
     export_weights,
     load_backbone,
@@ -37,11 +37,11 @@ def trained(method: str, folder: Path) -> tuple[Any, Path]:
     name = "supervised" if method == "fine-tuned" else method
     config = compose_config("run", [f"method={name}", *OVERRIDES[method], *DATA, "schedule=constant"])
     data = build(config.data)
-    module = build_method(config.method, data)
+    module = build_module(config.method, data)
     if method == "fine-tuned":
         module.backbone.prepare_for_finetuning(drop_path_rate=0.25)
     names = list(data.class_names)
-    plain = {"method": as_plain(config.method), "data": as_plain(config.data)}
+    plain = {"method": resolve_config(config.method), "data": resolve_config(config.data)}
     record = describe_run(plain, num_classes=len(names), class_names=names)
     trainer = Trainer(
         accelerator="cpu",
@@ -168,7 +168,7 @@ def test_weights_without_a_description_are_refused(
     backbone: Any, tmp_path: Path, metadata: dict[str, str] | None
 ) -> None:
     save_file(backbone.state_dict(), tmp_path / "weights.safetensors", metadata=metadata)
-    with pytest.raises(ValueError, match=r"weights\.safetensors is of no program known here"):
+    with pytest.raises(ValueError, match=r"weights\.safetensors has an unknown format"):
         load_backbone(tmp_path / "weights.safetensors")
 
 
@@ -207,8 +207,8 @@ def test_other_weights_than_described_are_refused(backbone: Any, tmp_path: Path,
         path = write_checkpoint(tmp_path / "backbone.ckpt", backbone, weights=named)
     said = {
         "a weight missing": r"lacks 1 weights of the backbone \(vit\.blocks\.1\.mlp\.fc1\.weight\)",
-        "a weight too many": r"holds 1 weights this backbone has no place for \(vit\.blocks\.2\.mlp\.fc1\.weight\)",
-        "a weight of another shape": r"1 of its weights have other sizes .*: vit\.norm\.weight 25 there, 24 here",
+        "a weight too many": r"holds 1 weights unknown to this backbone \(vit\.blocks\.2\.mlp\.fc1\.weight\)",
+        "a weight of another shape": r"have other sizes .*: vit\.norm\.weight 25 in the file, 24 in the model",
     }
     with pytest.raises(ValueError, match=said[damage]):
         load_backbone(path)
@@ -219,7 +219,7 @@ def test_a_head_that_is_missing_is_refused(tmp_path: Path) -> None:
     content = torch.load(path, weights_only=True)
     del content["state_dict"]["head.linear.bias"]
     torch.save(content, path)
-    with pytest.raises(ValueError, match="does not hold the weights its description promises"):
+    with pytest.raises(ValueError, match="does not contain the weights its record describes"):
         load_method(path)
 
 

@@ -253,7 +253,7 @@ def test_a_foreign_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch, capsys
     torch.save({"state_dict": {"weight": torch.zeros(2)}}, "foreign.ckpt")
 
     said = refusal("eval", ["eval=knn", "ckpt_path=foreign.ckpt"], monkeypatch, capsys)
-    assert "is of no program known here" in said
+    assert "has an unknown format" in said
 
 
 def test_a_missing_checkpoint_key_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -272,7 +272,7 @@ def test_resuming_another_model_names_the_difference(
     other = [entry for entry in QUICK if entry != "model.depth=2"]
     said = refusal("run", ["method=mae", *other, "ckpt_path=first/checkpoints/last.ckpt"], monkeypatch, capsys)
 
-    assert "depth 2 there, 6 here" in said
+    assert "depth 2 in the checkpoint, 6 in this run" in said
 
 
 def test_the_bare_command_is_the_quickstart_and_a_named_run_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

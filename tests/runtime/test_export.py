@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import unmask
 from unmask.data.sources.synthetic import CLASS_NAMES
-from unmask.runtime.builders import as_plain, build, build_method
+from unmask.runtime.builders import build, build_module, resolve_config
 from unmask.runtime.config import compose_config
 from unmask.runtime.export import checkpoint_source, export
 from unmask.runtime.run_record import describe_run, remember_places
@@ -33,8 +33,8 @@ def write_checkpoint(path: Path, overrides: list[str], **config: Any) -> tuple[A
     """A method with random weights, and a checkpoint as a run of that configuration would leave it."""
     composed = compose_config("run", [*overrides, *DATA])
     data = build(composed.data)
-    method = build_method(composed.method, data).eval()
-    plain = as_plain(composed) | config
+    method = build_module(composed.method, data).eval()
+    plain = resolve_config(composed) | config
     record = describe_run(plain, num_classes=data.num_classes, class_names=data.class_names)
     remember_places(record, plain)
     entry = {

@@ -58,7 +58,7 @@ def test_a_full_mae_brings_its_decoder(official_mae: tuple[Any, Path], images: T
     ("change", "reason"),
     [
         ("method.decoder.depth=2", "the configured head has more (decoder.blocks.1.norm1.weight)"),
-        ("method.decoder.embed_dim=12", "the configured head has other sizes (decoder.mask_token: 1x1x24 there"),
+        ("method.decoder.embed_dim=12", "the configured head has other sizes (decoder.mask_token: 1x1x24 in the file"),
         ("method=simmim", "the configured method has no such head (decoder.mask_token)"),
     ],
 )
@@ -127,7 +127,9 @@ def test_a_classifier_of_other_classes_is_left_out(tmp_path: Path, caplog: pytes
     torch.save({"unmask": record, "state_dict": weights}, tmp_path / "last.ckpt")
     with caplog.at_level(logging.INFO, logger="unmask"):
         ours = unmask.build_method(["method=supervised", *VIT, f"method.init_from={tmp_path / 'last.ckpt'}"])
-    assert "the configured head has other sizes (head.linear.weight: 3x24 there, 10x24 here)" in caplog.text
+    assert (
+        "the configured head has other sizes (head.linear.weight: 3x24 in the file, 10x24 in the model)" in caplog.text
+    )
     assert torch.equal(ours.backbone.vit.cls_token, theirs.backbone.vit.cls_token)
     assert not (ours.head.linear.weight == 0).any()
 
@@ -172,7 +174,7 @@ def test_an_evaluation_takes_any_file_with_its_data_named(
     theirs = randomise(timm.create_model("vit_tiny_patch16_224", **sizes))
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     named = [f"ckpt_path={tmp_path / 'vit.pth'}", "eval=knn", "callbacks=none"]
-    with pytest.raises(ValueError, match=r"vit\.pth does not remember the data it was trained on; add data=NAME"):
+    with pytest.raises(ValueError, match=r"vit\.pth does not record the data it was trained on; add data=NAME"):
         evaluate(configuration("eval", tmp_path, *named))
     data = ["data=synthetic", "data.num_train=40", "data.num_val=4", "data.num_test=4"]
     for changes, size in (
@@ -182,5 +184,7 @@ def test_an_evaluation_takes_any_file_with_its_data_named(
         evaluate(configuration("eval", tmp_path, *named, *data, *changes))
         report = json.loads((tmp_path / "report.json").read_text())["reports"]["checkpoint"]
         assert f"{size} px" in report["protocol"]
-    with pytest.raises(ValueError, match=r"of another program's checkpoint the backbone alone is taken, by eval=knn"):
+    with pytest.raises(
+        ValueError, match=r"of another program's checkpoint only the backbone can be loaded, by eval=knn"
+    ):
         evaluate(configuration("eval", tmp_path, *named, "eval=test", "data=synthetic"))

@@ -23,7 +23,7 @@ def test_the_verdict_names_the_slower_side(
     monkeypatch.setattr(inspect, "_time_loading", lambda *_: ("batch", loading))
     monkeypatch.setattr(inspect, "_time_training", lambda *_: (training, "this CPU"))
     monkeypatch.setattr(inspect, "_describe_step", lambda *_: "MAE")
-    monkeypatch.setattr(inspect, "build_method", lambda *_: None)
+    monkeypatch.setattr(inspect, "build_module", lambda *_: None)
     config: Any = SimpleNamespace(seconds_of_loading=1.0, timed_steps=2, method=None)
     caplog.set_level("INFO")
     assert _unchecked(inspect._describe_speed)(config, data) == "batch"

@@ -43,6 +43,6 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
     with pytest.raises(
-        ValueError, match="is no step that a run left out; those lie in the run's folder under nonfinite/"
+        ValueError, match="is not a step that a run skipped; such steps are in the run's folder under nonfinite/"
     ):
         replay(tmp_path / "last.ckpt")

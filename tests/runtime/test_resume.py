@@ -90,7 +90,7 @@ def test_a_damaged_newest_file_falls_back_to_the_one_before_with_one_warning(
     assert (point.path.name, point.step, point.epochs_done) == ("last-previous.ckpt", 2, 1)
     (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
     assert "last.ckpt " in warning
-    assert warning.endswith("last-previous.ckpt is taken in its place")
+    assert warning.endswith("last-previous.ckpt is used instead")
 
 
 def test_a_run_without_any_whole_file_is_refused(copied: Path) -> None:
@@ -147,7 +147,7 @@ def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(tmp_path: Path,
 
     assert "resumed from " in caplog.text
     assert "last.ckpt (step 4, 2 epochs done, 32 images seen)" in caplog.text
-    assert "changed: trainer.max_epochs 2 there, 3 here" in caplog.text
+    assert "changed: trainer.max_epochs 2 in the checkpoint, 3 in this run" in caplog.text
     loads = [
         torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (tmp_path / "whole", copied)
     ]
@@ -167,25 +167,25 @@ def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(tmp_path: Path,
 
 
 REFUSED = {
-    "base_lr=0.5": "base_lr 0.00015 there, 0.5 here",
+    "base_lr=0.5": "base_lr 0.00015 in the checkpoint, 0.5 in this run",
     "optimizer.weight_decay=0.3": "optimizer.weight_decay",
-    "betas=[0.9,0.9]": "betas [0.9, 0.95] there, [0.9, 0.9] here",
-    "seed=7": "seed 0 there, 7 here",
-    "global_batch_size=4": "global_batch_size 8 there, 4 here",
-    "method.mask_generator.ratio=0.5": "method.mask_generator.ratio 0.75 there, 0.5 here",
-    "method.decoder.depth=2": "method.decoder.depth 1 there, 2 here",
-    "model.depth=3": "depth 2 there, 3 here",
-    "data.num_train=24": "data.num_train 16 there, 24 here",
+    "betas=[0.9,0.9]": "betas [0.9, 0.95] in the checkpoint, [0.9, 0.9] in this run",
+    "seed=7": "seed 0 in the checkpoint, 7 in this run",
+    "global_batch_size=4": "global_batch_size 8 in the checkpoint, 4 in this run",
+    "method.mask_generator.ratio=0.5": "method.mask_generator.ratio 0.75 in the checkpoint, 0.5 in this run",
+    "method.decoder.depth=2": "method.decoder.depth 1 in the checkpoint, 2 in this run",
+    "model.depth=3": "depth 2 in the checkpoint, 3 in this run",
+    "data.num_train=24": "data.num_train 16 in the checkpoint, 24 in this run",
     "augmentation.hflip_prob=0": "augmentation.hflip_prob",
     "optimizer=sgd": "optimizer._target_",
-    "+trainer.limit_train_batches=1": "trainer.limit_train_batches None there, 1 here",
+    "+trainer.limit_train_batches=1": "trainer.limit_train_batches None in the checkpoint, 1 in this run",
 }
 TAKING_EFFECT = {
-    "trainer.max_epochs=4": "trainer.max_epochs 2 there, 4 here",
-    "trainer.gradient_clip_val=1": "trainer.gradient_clip_val None there, 1 here",
-    "images_per_device=2": "images_per_device None there, 2 here",
-    "trainer.precision=bf16-mixed": "trainer.precision '32-true' there, 'bf16-mixed' here",
-    "checkpoint_every_minutes=1": "checkpoint_every_minutes 10 there, 1 here",
+    "trainer.max_epochs=4": "trainer.max_epochs 2 in the checkpoint, 4 in this run",
+    "trainer.gradient_clip_val=1": "trainer.gradient_clip_val None in the checkpoint, 1 in this run",
+    "images_per_device=2": "images_per_device None in the checkpoint, 2 in this run",
+    "trainer.precision=bf16-mixed": "trainer.precision '32-true' in the checkpoint, 'bf16-mixed' in this run",
+    "checkpoint_every_minutes=1": "checkpoint_every_minutes 10 in the checkpoint, 1 in this run",
 }
 WITHOUT_EFFECT = [
     "logger=none",
@@ -214,13 +214,13 @@ def test_where_things_are_written_may_change_silently(change: str, begun: Path) 
 
 
 def verdict(folder: Path, change: str) -> list[str]:
-    from unmask.runtime.builders import as_plain
+    from unmask.runtime.builders import resolve_config
     from unmask.runtime.resume import find_resume_point, require_same_run, settings_of_run
 
     config = configure(folder, "trainer.max_epochs=2", "resume=auto", change)
     point = find_resume_point(config)
     assert point is not None
-    return require_same_run(point, settings_of_run(as_plain(config)))
+    return require_same_run(point, settings_of_run(resolve_config(config)))
 
 
 def test_other_images_under_the_same_name_are_refused(copied: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 import unmask
 from unmask.callbacks.restricted_state import restrict_paths
-from unmask.runtime.builders import as_plain
+from unmask.runtime.builders import resolve_config
 from unmask.runtime.checkpoint import read_checkpoint
 from unmask.runtime.config import compose_config, config_directory, list_experiments
 from unmask.runtime.kinds import DATA, METHOD, Kinds, from_record, to_record, unlisted
@@ -36,7 +36,7 @@ def _place_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def composed(*overrides: str) -> dict[str, Any]:
-    return as_plain(compose_config("run", [*overrides, "name=x", "paths.run_dir=x"]))
+    return resolve_config(compose_config("run", [*overrides, "name=x", "paths.run_dir=x"]))
 
 
 def described(plain: dict[str, Any]) -> dict[str, Any]:

@@ -88,7 +88,9 @@ class TimmSettings:
         """Refuses more tokens than any network takes."""
         rows, cols = patch_grid(self.size, patch_sides(patch_size))
         if rows * cols > most:
-            raise ValueError(f"an image of {rows} x {cols} patches is beyond any network; use fewer pixels a side")
+            raise ValueError(
+                f"an image of {rows} x {cols} patches is too large for any network; use fewer pixels a side"
+            )
 
 
 def takes(settings: type[TimmSettings]) -> Callable[[Constructor], Constructor]:

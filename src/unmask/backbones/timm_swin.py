@@ -43,7 +43,8 @@ class SwinSettings(TimmSettings):
         rows, cols = patch_grid(self.size, self.patch_size)
         if rows * cols * self.window_size**2 > _MAX_PAIRS:
             raise ValueError(
-                f"{rows} x {cols} tokens in windows of {self.window_size} are beyond any network; use smaller windows"
+                f"{rows} x {cols} tokens in windows of {self.window_size} are too large for any network; "
+                "use smaller windows"
             )
         _require_whole_windows(self.size, self.patch_size, self.window_size, num_stages)
         windows = self.pretrained_window_sizes

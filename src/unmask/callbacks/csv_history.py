@@ -44,7 +44,7 @@ class CSVHistory(CSVLogger):
             super().save()
         except OSError as error:
             if not self._was_full:
-                _log.error(f"readings could not be written ({error}); they are kept in memory until they can be")
+                _log.error(f"metrics could not be written ({error}); they are kept in memory until they can be")
             self._was_full = True
         else:
             self._was_full = False

@@ -48,7 +48,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
         bad = next((name for name, tensor in _trained_tensors(checkpoint) if not _is_finite(tensor)), None)
         if bad is not None:
             text = (
-                f"{path} is not written at step {step}: {bad} holds numbers that are not finite; what was there stays"
+                f"{path} is not written at step {step}: {bad} contains numbers that are not finite; an earlier file "
+                "is unchanged"
             )
             self.reason_to_stop = NumbersFailed(text)
             _log.error(text)
@@ -96,7 +97,7 @@ def find_damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
-        return f"is cut short or no checkpoint ({error})"
+        return f"is truncated or not a checkpoint ({error})"
     return None if damaged is None else f"is damaged: {damaged} in it does not match its checksum"
 
 

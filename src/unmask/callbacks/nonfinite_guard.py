@@ -110,15 +110,13 @@ class NonfiniteGuard(Callback):
         what = f"{_sentence(box)} at step {trainer.global_step} (epoch {trainer.current_epoch + 1})"
         if self.on_nonfinite == "stop":
             raise NumbersFailed(
-                f"{what}; the step was not made. python -m unmask.replay {path} computes it again; lower the learning "
-                "rate, set trainer.gradient_clip_val, or leave such steps out by on_nonfinite=skip"
+                f"{what}; the step was not taken. python -m unmask.replay {path} computes it again; lower the learning "
+                "rate, set trainer.gradient_clip_val, or skip such steps by on_nonfinite=skip"
             )
         if self._skipped_in_a_row > self.max_skips:
-            raise NumbersFailed(f"{what}; {self.max_skips} steps in a row were left out before it")
+            raise NumbersFailed(f"{what}; {self.max_skips} steps in a row were skipped before it")
         if trainer.is_global_zero:
-            _log.warning(
-                f"{what}; the step is left out ({self._skipped_in_a_row} in a row of at most {self.max_skips})"
-            )
+            _log.warning(f"{what}; the step is skipped ({self._skipped_in_a_row} in a row of at most {self.max_skips})")
 
     def _describe(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         assert self._batch is not None

@@ -36,7 +36,7 @@ class Provenance(Callback):
     """
 
     def __init__(self, record: Mapping[str, Any]) -> None:
-        self.record = as_plain(record, "record")
+        self.record = to_plain_containers(record, "record")
         self.images_seen = 0
         self._git: dict[str, str | bool] | None = None
 
@@ -53,7 +53,7 @@ class Provenance(Callback):
         checkpoint[RECORD_KEY] = {
             "format": FORMAT,
             "record": self.record,
-            "backbone": None if backbone is None else as_plain(backbone.settings, "backbone.settings"),
+            "backbone": None if backbone is None else to_plain_containers(backbone.settings, "backbone.settings"),
             "versions": {package: _version(package) for package in _PACKAGES},
             "git": self._git,
             "images_seen": self.images_seen,
@@ -64,16 +64,16 @@ class Provenance(Callback):
             self.images_seen = int(checkpoint[RECORD_KEY]["images_seen"])
 
 
-def as_plain(value: Any, name: str) -> Any:
+def to_plain_containers(value: Any, name: str) -> Any:
     """Copies nested containers as dict and list, and scalars as Python's own types.
 
     Raises:
         ValueError: A value, named by its path, is of another kind.
     """
     if isinstance(value, Mapping):
-        return {_plain_key(key, name): as_plain(item, f"{name}.{key}") for key, item in value.items()}
+        return {_plain_key(key, name): to_plain_containers(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_plain(item, f"{name}[{position}]") for position, item in enumerate(value)]
+        return [to_plain_containers(item, f"{name}[{position}]") for position, item in enumerate(value)]
     if value is None:
         return None
     # Subclasses (an enum's members, numpy's float64, torch's version) would be pickled as themselves.

@@ -61,7 +61,7 @@ class AutoSplitDataModule(ImageDataModule):
         own = {split: origin for split in splits if (origin := self.origin(split)) is not None}
         idle = {f"{split}_fraction": f"the {split} split is read from {origin}" for split, origin in own.items()}
         if len(own) == len(splits):
-            idle["split_seed"] = "every split is the source's own"
+            idle["split_seed"] = "every split comes from the source"
         return super().settings_without_effect() | idle
 
     @abstractmethod

@@ -17,7 +17,7 @@ BAD_IMAGES_NAME = "bad_images.txt"
 """The file in a run's folder that lists them: path, reason and epoch, separated by tabs."""
 
 IN_TRAINING = "repair or remove the file, or set data.on_bad_image=skip; python -m unmask.inspect finds others"
-IN_EVALUATION = "repair or remove the file: evaluation replaces no image"
+IN_EVALUATION = "repair or remove the file: evaluation never replaces images"
 
 _MAX_REPLACEMENTS = 10  # that may be bad themselves
 _NUM_NAMED = 3  # in the log; the file has them all
@@ -198,7 +198,7 @@ class BadImageList:
 
     def _announce(self, image: BadImage) -> None:
         if len(self) <= _NUM_NAMED:
-            _log.warning("bad image %s: %s; another image takes its place", image.name, image.reason)
+            _log.warning("bad image %s: %s; replaced by another image", image.name, image.reason)
         elif len(self) == _NUM_NAMED + 1:
             _log.warning("more bad images are listed in %s", self.path)
 

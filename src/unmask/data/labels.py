@@ -46,7 +46,7 @@ def number_labels(
         return torch.full((len(labels),), UNLABELLED), ()
     if lines is not None and None in labels:
         _log.warning(
-            "%s: no label, and %d of %d images have one; it is taken as unlabelled",
+            "%s: no label, and %d of %d images have one; it is treated as unlabelled",
             place(None),
             len(labels) - labels.count(None),
             len(labels),

@@ -71,7 +71,7 @@ class DeferredDataLoader(DataLoader[RawBatch]):
         reading = f"while the workers were reading {', '.join(names)}" if names else "between two images"
         if "timed out" in str(error):
             return (
-                f"a loader worker returned nothing for {self.timeout:g} s {reading}; look at that storage, or raise "
+                f"a loader worker returned nothing for {self.timeout:g} s {reading}; check that storage, or raise "
                 "data.worker_timeout"
             )
         return (

@@ -163,7 +163,7 @@ def write_packed(
         partial.mkdir(parents=True)
     except FileExistsError:
         raise ValueError(
-            f"{partial} exists: another packing to {out} is at work, or was killed; remove it if none is"
+            f"{partial} exists: another packing to {out} is running, or was killed; remove it if none is running"
         ) from None
     try:
         written = {

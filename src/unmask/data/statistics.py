@@ -121,4 +121,6 @@ def save_cached(path: Path, statistics: PixelStatistics) -> None:
         with atomic_write(path) as partial:
             partial.write_text(json.dumps(statistics._asdict()) + "\n")
     except OSError as error:
-        _log.warning("cannot keep the images' statistics in %s (%s); each run measures them", path, error.strerror)
+        _log.warning(
+            "cannot keep the images' statistics in %s (%s); each run measures them again again", path, error.strerror
+        )

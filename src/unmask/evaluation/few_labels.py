@@ -108,7 +108,7 @@ class FewLabels:
         return path
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
+def mean_and_std(values: Sequence[float]) -> dict[str, float]:
     """Gives the mean and, of more than one value, their deviation (n - 1)."""
     mean = sum(values) / len(values)
     if len(values) == 1:

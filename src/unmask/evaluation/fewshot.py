@@ -8,7 +8,7 @@ from unmask.backbones.base import MaskedBackbone, Pooling
 from unmask.evaluation.base import EvalReport, EvaluationData
 from unmask.evaluation.evaluator import FeatureProtocol
 from unmask.evaluation.features import FrozenFeatures, PooledLayer, describe_images, require_labels
-from unmask.evaluation.few_labels import Budget, FewLabels, spread
+from unmask.evaluation.few_labels import Budget, FewLabels, mean_and_std
 from unmask.evaluation.logistic import require_pooling
 from unmask.evaluation.metrics import accuracy_metrics
 from unmask.heads.logistic_regression import LogisticRegression
@@ -73,7 +73,7 @@ class FewShot(FeatureProtocol):
         for budget in self.few.budgets:
             measured = [self._measure_list(features, budget, seed) for seed in self.few.seeds]
             metrics |= {
-                f"top1_{budget.name}{suffix}": value for suffix, value in spread([t for t, _ in measured]).items()
+                f"top1_{budget.name}{suffix}": value for suffix, value in mean_and_std([t for t, _ in measured]).items()
             }
             sizes[budget.name] = measured[0][1]
         layer = self._pooled_layer(features.backbone)

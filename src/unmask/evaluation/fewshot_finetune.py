@@ -11,7 +11,7 @@ from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer
 from unmask.evaluation.evaluator import BackboneEvaluator
 from unmask.evaluation.features import require_labels
-from unmask.evaluation.few_labels import FewLabels, spread
+from unmask.evaluation.few_labels import FewLabels, mean_and_std
 from unmask.evaluation.finetune import FineTune
 
 
@@ -67,7 +67,7 @@ class FewShotFineTune(BackboneEvaluator):
             data.choose_training(None)
         metrics: dict[str, float] = {}
         for name, measured in reports.items():
-            spreads = spread([report.metrics["top1"] for report in measured])
+            spreads = mean_and_std([report.metrics["top1"] for report in measured])
             metrics |= {f"top1_{name}{suffix}": value for suffix, value in spreads.items()}
         listed = ", ".join(f"{name} ({measured[0].num_train_images})" for name, measured in reports.items())
         one = next(iter(reports.values()))[0]

@@ -92,7 +92,7 @@ class Embed(Inference):
             named = embedded._replace(images=[shown.name(index) for index in indices])
             write_atomically(path, self._encode(named))
             _log.info(f"part {part + 1} of {num_parts}: {path}")
-        kept = f", {num_there} of them there before" if num_there else ""
+        kept = f", {num_there} of them written before" if num_there else ""
         _log.info(f"{len(shown)} image(s), {model.embed_dim} features each, in {num_parts} part(s){kept}: {self.out}")
 
     def _claim(self, record: dict[str, Any]) -> None:
@@ -107,7 +107,7 @@ class Embed(Inference):
                 )
             return
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise ValueError(f"eval.out={self.out} is there and holds something else; name a new folder")
+            raise ValueError(f"eval.out={self.out} exists and contains something else; name a new folder")
         write_atomically(path, json.dumps(record, indent=2).encode() + b"\n")
 
     def _record(self, backbone: MaskedBackbone, shown: SelectedImages) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Conversion:
     left_out: Mapping[str, str] = field(default_factory=dict)  # name in the file -> why it has no place
     assumed: Mapping[str, str] = field(
         default_factory=dict
-    )  # setting the file does not tell -> by which rule it is set
+    )  # setting the file does not state -> by which rule it is set
     source: str = ""  # where it was read from
 
 
@@ -34,15 +34,15 @@ class LoadReport:
     source_format: str
     loaded: tuple[str, ...]  # names of the backbone taken as they are
     resized: Mapping[str, str]  # name of the backbone -> from what size to what
-    missing: tuple[str, ...]  # of the backbone, not in the file: left as they were
-    unplaced: tuple[str, ...]  # of the file's backbone, unknown to this one
+    missing_keys: tuple[str, ...]  # of the backbone, not in the file: left as they were
+    unexpected_keys: tuple[str, ...]  # of the file's backbone, not of this one
     left_out: Mapping[str, str]  # name in the file -> why
     heads: tuple[str, ...]  # names of the method's heads taken
     notes: tuple[str, ...]  # what was assumed, and what differs between file and network
 
     def describe(self) -> str:
         """Writes the report, a line a finding."""
-        total = len(self.loaded) + len(self.resized) + len(self.missing)
+        total = len(self.loaded) + len(self.resized) + len(self.missing_keys)
         lines = [
             f"{self.source_format}: {len(self.loaded) + len(self.resized)} of {total} tensors of the backbone loaded"
         ]
@@ -54,10 +54,10 @@ class LoadReport:
         for reason in dict.fromkeys(self.left_out.values()):
             names = [name for name, why in self.left_out.items() if why == reason]
             lines.append(f"left out: {_listed(names)}: {reason}")
-        if self.missing:
-            lines.append(f"missing, left as they were: {_listed(self.missing)}")
-        if self.unplaced:
-            lines.append(f"without a place in this backbone: {_listed(self.unplaced)}")
+        if self.missing_keys:
+            lines.append(f"missing keys, left as they were: {_listed(self.missing_keys)}")
+        if self.unexpected_keys:
+            lines.append(f"unexpected keys: {_listed(self.unexpected_keys)}")
         return "\n".join([*lines, *self.notes])
 
 

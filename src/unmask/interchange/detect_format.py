@@ -60,7 +60,7 @@ def convert(file: WeightFile, *, use_ema_weights: bool = False) -> Conversion:
     if importer is None:
         names = ", ".join(list(file.weights)[:_NUM_NAMES_SHOWN]) or "none"
         raise ValueError(
-            f"{file.path} is of no program known here (its weights: {names}, ...); what can be read are checkpoints of "
+            f"{file.path} has an unknown format (its weights: {names}, ...); supported are checkpoints of "
             "Unmask, MAE, SimMIM, mmpretrain, FlyEgle, DDMIM, lightly, solo-learn, and timm's or Hugging Face's ViT "
             "and Swin"
         )
@@ -68,7 +68,7 @@ def convert(file: WeightFile, *, use_ema_weights: bool = False) -> Conversion:
     if not use_ema_weights:
         return conversion
     if not conversion.averaged:
-        raise ValueError(f"{file.path} ({conversion.source_format}) holds no averaged teacher beside its weights")
+        raise ValueError(f"{file.path} ({conversion.source_format}) contains no averaged teacher beside its weights")
     return replace(
         conversion, source_format=f"{conversion.source_format}, teacher", backbone=conversion.averaged, averaged={}
     )

@@ -112,7 +112,7 @@ def read_weights(path: str | Path) -> WeightFile:
     """
     require_safe_loading()
     if "://" in str(path):
-        raise ValueError(f"{path} is a URL, and nothing is fetched; download the file and name it on this machine")
+        raise ValueError(f"{path} is a URL, and URLs are not fetched; download the file and give its local path")
     place = Path(path).expanduser()
     if not place.is_dir():
         return _read_file(_require_file(path))
@@ -157,7 +157,7 @@ def refusing_nonsense(path: str | Path) -> Iterator[None]:
         yield
     except _NONSENSE as error:
         said = printable(str(error).split("\n")[0])[:_MAX_SAID]
-        raise ValueError(f"{path} describes no network that can be built or filled: {said}") from error
+        raise ValueError(f"{path} does not describe a network that can be built and loaded: {said}") from error
 
 
 def parse_json(text: str, place: str) -> dict[str, Any]:
@@ -167,18 +167,18 @@ def parse_json(text: str, place: str) -> dict[str, Any]:
         ValueError: The text is not valid JSON, names a key twice, or is nested or long beyond reason.
     """
     if len(text) > _MAX_JSON:
-        raise ValueError(f"{place} has {len(text):,} characters, more than a description has; refused")
+        raise ValueError(f"{place} has {len(text):,} characters, which is too long for a configuration; refused")
     try:
         content = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is no valid JSON: {str(error)[:_MAX_SAID]}") from error
+        raise ValueError(f"{place} is not valid JSON: {str(error)[:_MAX_SAID]}") from error
     return content if isinstance(content, dict) else {}
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError("a key stands twice in one object")
+        raise ValueError("an object has a duplicate key")
     return content
 
 
@@ -206,8 +206,8 @@ def _read_safetensors(file: Path) -> WeightFile:
 
 def _read_pickled(file: Path, start: bytes) -> Mapping[str, Any]:
     if not zipfile.is_zipfile(file) and not start.startswith(_OLD_START):
-        cut = "its closing index is missing: cut short, download or copy it again"
-        reason = cut if start.startswith(_ZIP_START) else "it is another kind of file"
+        cut = "its final index is missing: the file is truncated, download or copy it again"
+        reason = cut if start.startswith(_ZIP_START) else "it is a file of another kind"
         raise ValueError(f"{file} is not a complete checkpoint ({reason})")
     _require_stored(file)
     stand_ins = [(OrderedDict, name) for name in _MAPPINGS] + [(_LeftUnread, name) for name in _UNREAD]
@@ -231,7 +231,7 @@ def _require_stored(file: Path) -> None:
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise ValueError(f"{file} is not a complete checkpoint ({error})") from error
     if unpacked > file.stat().st_size:
-        raise ValueError(f"{file} would unpack to {unpacked:,} bytes, which no checkpoint does; refused")
+        raise ValueError(f"{file} would unpack to {unpacked:,} bytes, which is too large for a checkpoint; refused")
 
 
 def _require_whole(weights: Mapping[str, Tensor], file: Path) -> None:
@@ -239,10 +239,12 @@ def _require_whole(weights: Mapping[str, Tensor], file: Path) -> None:
     for name, weight in weights.items():
         is_plain = weight.layout == torch.strided and weight.device.type == "cpu" and not weight.is_nested
         if not is_plain or weight.is_quantized or weight.is_complex():
-            raise ValueError(f"{file} holds {shown(name)} as no plain tensor; write its weights as dense numbers")
+            raise ValueError(
+                f"{file} holds {shown(name)}, which is not a plain tensor; save its weights as dense tensors"
+            )
     claimed = sum(weight.numel() * weight.element_size() for weight in weights.values())
     if claimed > 2 * _num_bytes(weights) + _SPARE_BYTES:
-        raise ValueError(f"{file} claims weights of {claimed:,} bytes and does not hold them; refused")
+        raise ValueError(f"{file} claims weights of {claimed:,} bytes but does not contain them; refused")
 
 
 def _num_bytes(weights: Mapping[str, Tensor]) -> int:
@@ -253,10 +255,10 @@ def _num_bytes(weights: Mapping[str, Tensor]) -> int:
 def _refusal(file: Path, reason: str) -> str:
     asked_for = re.search(r"GLOBAL (\S+)", reason)
     if asked_for is None:
-        return f"{file} cannot be read, it may be damaged or no checkpoint at all: {reason}".split("\n")[0]
+        return f"{file} cannot be read, it may be damaged or not a checkpoint: {reason}".split("\n")[0]
     return (
-        f"{file} holds Python objects beside weights and is refused: {asked_for[1]} would have to be run to read it. "
-        "If you trust the file, write its weights alone: python -c \"import torch; whole = torch.load('FILE', "
+        f"{file} contains Python objects besides weights and is refused: {asked_for[1]} would be run to read it. "
+        "If you trust the file, save only its weights: python -c \"import torch; whole = torch.load('FILE', "
         "weights_only=False); torch.save(whole['model'], 'weights.pth')\" (or whole['state_dict'])"
     )
 
@@ -281,11 +283,11 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     if file.stat().st_size > _MAX_JSON:
-        raise ValueError(f"{file} is larger than a description is; refused")
+        raise ValueError(f"{file} is too large for a configuration; refused")
     try:
         return parse_json(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text: {error}") from error
+        raise ValueError(f"{file} is not text: {error}") from error
 
 
 def _require_file(path: str | Path) -> Path:

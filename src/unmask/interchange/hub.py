@@ -41,8 +41,7 @@ class HubUpload:
             self.client.upload_folder(repo_id=self.repository, folder_path=folder, commit_message="Export of unmask")
         except _UNREACHABLE as error:
             raise ValueError(
-                f"push_to={self.repository} did not work, the export itself is complete in {folder}: "
-                f"{_first_line(error)}"
+                f"push_to={self.repository} failed, the export itself is complete in {folder}: {_first_line(error)}"
             ) from error
         return str(url)
 
@@ -55,7 +54,7 @@ class HubUpload:
             ) from error
         except _UNREACHABLE as error:
             raise ValueError(
-                f"push_to={self.repository}: the Hugging Face hub does not let you in ({_first_line(error)}); "
+                f"push_to={self.repository}: the Hugging Face hub denies access ({_first_line(error)}); "
                 "run `hf auth login`, or leave push_to out"
             ) from error
 

@@ -182,7 +182,7 @@ def swin(
         if image_size is None:
             image_size = published_size
             assumed["image_size"] = "as published with that window"
-        assumed["window_size"] = "as published, for weights of Swin V2 do not tell it"
+        assumed["window_size"] = "as published, since weights of Swin V2 do not contain it"
     window_size = window_size or max(tables)
     last_stride = patch_size * 2 ** (len(depths) - 1)
     if image_size is None:
@@ -255,8 +255,8 @@ def _usual_heads(width: int) -> tuple[int | None, str]:
     if width in _HEADS_OF_WIDE:
         return _HEADS_OF_WIDE[width], f"as in the published ViT of width {width}"
     if width % _HEAD_WIDTH:
-        return None, f"a width of {width} being no multiple of the usual {_HEAD_WIDTH} channels a head"
-    return width // _HEAD_WIDTH, f"{_HEAD_WIDTH} channels each, as usual"
+        return None, f"a width of {width} not being a multiple of the default {_HEAD_WIDTH} channels a head"
+    return width // _HEAD_WIDTH, f"{_HEAD_WIDTH} channels each, the default"
 
 
 def _swin_name(width: int, depths: list[int], *, is_v2: bool) -> str:
@@ -315,7 +315,7 @@ def _depths(weights: Weights, source_format: str) -> list[int]:
     if not blocks:
         raise ValueError(f"{source_format}: the weights hold no stages of a Swin")
     if max(max(block) for block in blocks) >= _MAX_BLOCKS:
-        raise ValueError(f"{source_format}: the weights name a block of a number no network has")
+        raise ValueError(f"{source_format}: the weights name a block of an impossible number")
     num_stages = max(stage for stage, _ in blocks) + 1
     return [1 + max((block for stage, block in blocks if stage == wanted), default=-1) for wanted in range(num_stages)]
 

@@ -28,7 +28,7 @@ def load_backbone_weights(
     Args:
         backbone: Filled in place; untouched where the file is refused.
         conversion: Of the file.
-        allow_partial: Accept weights that are missing, which stay as they are, and weights without a place.
+        allow_partial: Accept weights that are missing, which stay as they are, and unexpected ones.
 
     Returns:
         What was loaded and what was not.
@@ -46,37 +46,37 @@ def load_backbone_weights(
             continue
         fitted, change = _resize(name, weight, own[name], backbone)
         if fitted.shape != own[name].shape:
-            misfits[name] = f"{_shape(weight)} there, {_shape(own[name])} here"
+            misfits[name] = f"{_shape(weight)} in the file, {_shape(own[name])} in the model"
             continue
         fitting[name] = fitted
         if change:
             resized[name] = change
-    missing = tuple(name for name in own if name not in offered)
-    unplaced = tuple(name for name in offered if name not in own)
-    _require_fit(misfits, missing, unplaced, conversion, allow_partial=allow_partial)
+    missing_keys = tuple(name for name in own if name not in offered)
+    unexpected_keys = tuple(name for name in offered if name not in own)
+    _require_fit(misfits, missing_keys, unexpected_keys, conversion, allow_partial=allow_partial)
     backbone.load_state_dict(fitting, strict=False)
     return LoadReport(
         source_format=conversion.source_format,
         loaded=tuple(name for name in fitting if name not in resized),
         resized=resized,
-        missing=missing,
-        unplaced=unplaced,
-        left_out={**conversion.left_out, **dict.fromkeys(conversion.heads, "a head, no part of the backbone")},
+        missing_keys=missing_keys,
+        unexpected_keys=unexpected_keys,
+        left_out={**conversion.left_out, **dict.fromkeys(conversion.heads, "a head, not part of the backbone")},
         heads=(),
         notes=tuple(_notes(backbone, conversion)),
     )
 
 
-def load_head_weights(module: nn.Module, conversion: Conversion, coverage: LoadReport) -> LoadReport:
+def load_head_weights(module: nn.Module, conversion: Conversion, report: LoadReport) -> LoadReport:
     """Loads the heads of a method where it has the same, all of them or none.
 
     Fixed positions of a decoder for another grid are not taken: the decoder has computed its own.
 
     Returns:
-        The coverage of the backbone, completed.
+        The report of the backbone, completed.
     """
     if not conversion.heads:
-        return coverage
+        return report
     own = module.state_dict()
     heads = {
         name: weight
@@ -84,22 +84,23 @@ def load_head_weights(module: nn.Module, conversion: Conversion, coverage: LoadR
         if not name.endswith("pos_embed") or own.get(name, weight).shape == weight.shape
     }
     refused = _why_not(heads, own, set(conversion.heads))
-    left_out = {name: why for name, why in coverage.left_out.items() if name not in conversion.heads}
+    left_out = {name: why for name, why in report.left_out.items() if name not in conversion.heads}
     if refused:
-        return replace(coverage, left_out=left_out | dict.fromkeys(conversion.heads, refused))
+        return replace(report, left_out=left_out | dict.fromkeys(conversion.heads, refused))
     module.load_state_dict(heads, strict=False)
     fixed = dict.fromkeys(conversion.heads.keys() - heads.keys(), "fixed positions of another grid")
-    return replace(coverage, heads=tuple(heads), left_out=left_out | fixed)
+    return replace(report, heads=tuple(heads), left_out=left_out | fixed)
 
 
 def _why_not(heads: Mapping[str, Tensor], own: Mapping[str, Tensor], offered: Collection[str]) -> str:
-    strange = [name for name in heads if name not in own]
-    if strange:
-        return f"the configured method has no such head ({strange[0]})"
+    unknown = [name for name in heads if name not in own]
+    if unknown:
+        return f"the configured method has no such head ({unknown[0]})"
     misfits = [name for name, weight in heads.items() if weight.shape != own[name].shape]
     if misfits:
         name = misfits[0]
-        return f"the configured head has other sizes ({name}: {_shape(heads[name])} there, {_shape(own[name])} here)"
+        sizes = f"{_shape(heads[name])} in the file, {_shape(own[name])} in the model"
+        return f"the configured head has other sizes ({name}: {sizes})"
     parts = {name.partition(".")[0] for name in heads}
     lacking = [name for name in own if name.partition(".")[0] in parts and name not in offered]
     return f"the configured head has more ({lacking[0]})" if lacking else ""
@@ -107,12 +108,12 @@ def _why_not(heads: Mapping[str, Tensor], own: Mapping[str, Tensor], offered: Co
 
 def _spread_shared_table(weights: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
     """Gives each block of a fine-tuned BEiT the table that a pre-trained one shares."""
-    spread = dict(weights)
+    per_block_weights = dict(weights)
     per_block = [name for name in own if re.match(r"beit\.blocks\.\d+\.attn\.relative_position_bias_table", name)]
-    if _SHARED_TABLE in spread and per_block:
-        table = spread.pop(_SHARED_TABLE)
-        spread |= dict.fromkeys(per_block, table)
-    return spread
+    if _SHARED_TABLE in per_block_weights and per_block:
+        table = per_block_weights.pop(_SHARED_TABLE)
+        per_block_weights |= dict.fromkeys(per_block, table)
+    return per_block_weights
 
 
 def _resize(name: str, weight: Tensor, target: Tensor, backbone: MaskedBackbone) -> tuple[Tensor, str]:
@@ -144,7 +145,7 @@ def _require_same_family(offered: Mapping[str, Tensor], own: Mapping[str, Tensor
 
 
 def _require_same_heads(backbone: MaskedBackbone, conversion: Conversion) -> None:
-    """Compares what a ViT's weights do not show but a file may tell."""
+    """Compares what the weights of a ViT do not show but a file may state."""
     theirs = conversion.settings.get("num_heads")
     ours = next(part.num_heads for part in backbone.modules() if hasattr(part, "num_heads"))
     if isinstance(theirs, int) and theirs != ours and "num_heads" not in conversion.assumed:
@@ -156,8 +157,8 @@ def _require_same_heads(backbone: MaskedBackbone, conversion: Conversion) -> Non
 
 def _require_fit(
     misfits: Mapping[str, str],
-    missing: tuple[str, ...],
-    unplaced: tuple[str, ...],
+    missing_keys: tuple[str, ...],
+    unexpected_keys: tuple[str, ...],
     conversion: Conversion,
     *,
     allow_partial: bool,
@@ -168,15 +169,17 @@ def _require_fit(
             f"{conversion.source} holds {_describe(conversion)}, and {len(misfits)} of its weights have other sizes "
             f"than the model they are for: {shown}. Choose the model the file was made with"
         )
-    if (missing or unplaced) and not allow_partial:
-        lacks = f"lacks {len(missing)} weights of the backbone ({_some(missing)})" if missing else ""
-        strange = (
-            f"holds {len(unplaced)} weights this backbone has no place for ({_some(unplaced)})" if unplaced else ""
+    if (missing_keys or unexpected_keys) and not allow_partial:
+        lacks = f"lacks {len(missing_keys)} weights of the backbone ({_some(missing_keys)})" if missing_keys else ""
+        unknown = (
+            f"holds {len(unexpected_keys)} weights unknown to this backbone ({_some(unexpected_keys)})"
+            if unexpected_keys
+            else ""
         )
-        found = " and ".join(part for part in (lacks, strange) if part)
+        found = " and ".join(part for part in (lacks, unknown) if part)
         raise ValueError(
-            f"{conversion.source}, {_describe(conversion)}, {found}; it is incomplete or of another architecture. Take "
-            "what fits with allow_partial=true"
+            f"{conversion.source}, {_describe(conversion)}, {found}; it is incomplete or of another architecture. Load "
+            "what fits by allow_partial=true"
         )
 
 
@@ -184,7 +187,7 @@ def _notes(backbone: MaskedBackbone, conversion: Conversion) -> Iterable[str]:
     for setting, rule in conversion.assumed.items():
         used = backbone.settings.get(setting)
         why = rule if used == conversion.settings[setting] else "of the model"
-        yield f"not told by the file: {setting}; {_default(used)} is used, {why}"
+        yield f"not stated in the file: {setting}; {_default(used)} is used, {why}"
     for name in _COMPARED:
         there, here = conversion.settings.get(name), backbone.settings.get(name)
         if there != here and name in backbone.settings and name in conversion.settings:
@@ -210,4 +213,4 @@ def _some(names: tuple[str, ...]) -> str:
 
 
 def _default(value: Any) -> str:
-    return "the usual" if value is None else str(value)
+    return "the default" if value is None else str(value)

@@ -7,7 +7,7 @@ from unmask.interchange.exporters.base import Comparison, ExportSource
 from unmask.interchange.record import KIND_KEY
 
 CARD_NAME = "README.md"
-UNTOLD = "## Training\n\nWhat this was exported from says nothing of its training."
+UNTOLD = "## Training\n\nThe source of this export has no record of its training."
 _NUM_NAMES_SHOWN = 20
 
 
@@ -38,7 +38,8 @@ def model_card(source: ExportSource, usage: str, comparisons: Sequence[Compariso
         "## Check",
         "\n".join(_checked(comparison) for comparison in comparisons),
         "## Licence",
-        "None is stated. Who publishes these weights adds one; the terms of the training images may bind them too.",
+        "No licence is stated. Whoever publishes these weights should add one; the terms of the training images may "
+        "apply too.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -97,7 +97,9 @@ class _Walk:
         if isinstance(value, Mapping):
             for key, item in value.items():
                 if not isinstance(key, str) or not _KEY.fullmatch(key) or len(key) > _MAX_TEXT or "__" in key:
-                    raise ValueError(f"{place} has the key {shown(key)}, which is no name of a setting; refused")
+                    raise ValueError(
+                        f"{place} has the key {shown(key)}, which is not a valid name of a setting; refused"
+                    )
                 self.visit(item, f"{place}.{key}" if depth < 3 else place, depth + 1)
         elif isinstance(value, list | tuple):
             for item in value:
@@ -116,6 +118,6 @@ def _require_scalar(value: Any, place: str) -> None:
     if type(value) is str and is_plain_text(value):
         return
     raise ValueError(
-        f"{place} is {shown(value)}, which a file may not say: a setting is a number, a short plain string, a Boolean, "
-        "null or a list of them; refused"
+        f"{place} is {shown(value)}, which a file may not contain: a setting is a number, a short plain string, a "
+        "Boolean, null or a list of them; refused"
     )

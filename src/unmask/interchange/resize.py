@@ -24,7 +24,9 @@ def resize_positions(
     prefix, patches = positions[:, :num_prefix_tokens], positions[:, num_prefix_tokens:]
     side = math.isqrt(patches.shape[1])
     if side * side != patches.shape[1]:
-        raise ValueError(f"{patches.shape[1]} positions of patches are no square and cannot be resized to another grid")
+        raise ValueError(
+            f"{patches.shape[1]} positions of patches do not form a square and cannot be resized to another grid"
+        )
     if (side, side) == grid:
         return positions
     as_image = patches.float().transpose(1, 2).unflatten(2, (side, side))
@@ -51,7 +53,9 @@ def resize_bias_table(
     num_offsets = table.shape[0] - num_extra_rows
     side = math.isqrt(max(0, num_offsets))
     if side * side != num_offsets or side % 2 == 0:
-        raise ValueError(f"a table of {table.shape[0]} relative positions is of no square window and cannot be resized")
+        raise ValueError(
+            f"a table of {table.shape[0]} relative positions is not of a square window and cannot be resized"
+        )
     target = 2 * window[0] - 1, 2 * window[1] - 1
     if target == (side, side):
         return table

@@ -45,9 +45,9 @@ def training_section(run: TrainingRun, *, title: str) -> str:
         "seed": _shown(training.get("seed")),
         "program": _program(run.origin),
     }
-    recipe = {name: training[name] for name in _RECIPE_KEYS if name in training}
-    recipe |= {"method": method, "data": data, "trainer": trainer}
-    details = ["<details><summary>All settings</summary>", "", "```json", json.dumps(recipe, indent=1), "```", ""]
+    settings = {name: training[name] for name in _RECIPE_KEYS if name in training}
+    settings |= {"method": method, "data": data, "trainer": trainer}
+    details = ["<details><summary>All settings</summary>", "", "```json", json.dumps(settings, indent=1), "```", ""]
     known = {name: value for name, value in rows.items() if value}
     return "\n".join([f"## {title}", "", markdown_table(known), "", *details, "</details>"])
 
@@ -55,7 +55,7 @@ def training_section(run: TrainingRun, *, title: str) -> str:
 def accuracy_section(measurements: Sequence[Measurement]) -> str:
     """Lists what reports measured, each number with its protocol; says so where there is none."""
     if not measurements:
-        return "## Accuracy\n\nNo report of this checkpoint was given or found, so no number is stated."
+        return "## Accuracy\n\nNo report of this checkpoint was given or found, so no accuracy is stated."
     lines = ["## Accuracy", "", "| protocol | top-1, % [95 % interval] | top-5, % | untrained, top-1 | test images |"]
     lines.append("|---|---|---|---|---|")
     for measured in measurements:

@@ -113,7 +113,7 @@ class DDMIM(Method):
         self.contrast = None if contrast is None else contrast(backbone=backbone)
         terms = [term for term in (self.reconstruction, self.features, self.contrast) if term is not None]
         if not terms:
-            raise ValueError("method=ddmim has no term to train by; leave reconstruction, features or contrast in")
+            raise ValueError("method=ddmim has no loss term; keep reconstruction, features or contrast")
         self.weights = {name: weight for term in terms for name, weight in term.weights.items()}
         self.feature_point = "post_merge" if self.features is None else self.features.feature_point
 

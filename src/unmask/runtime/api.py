@@ -11,16 +11,16 @@ from torch import Tensor
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.callbacks.panel import Reconstruction, reconstruction_pixels
+from unmask.methods.backbone_module import BackboneModule
 from unmask.methods.base import Method
-from unmask.runtime.builders import AnyMethod, build_data
-from unmask.runtime.builders import build_method as build_configured
+from unmask.runtime.builders import build_data, build_module
 from unmask.runtime.config import compose_config, configuration_names
 from unmask.runtime.console import one_sentence
 from unmask.runtime.initialise import initialise
 from unmask.types import Images
 
 
-def build_method(overrides: Sequence[str]) -> AnyMethod:
+def build_method(overrides: Sequence[str]) -> BackboneModule:
     """Builds a method from what one would type after `run.py`, with random weights or those of `method.init_from`.
 
     Args:
@@ -32,7 +32,7 @@ def build_method(overrides: Sequence[str]) -> AnyMethod:
     try:
         config = compose_config("run", overrides)
         data = build_data(config)
-        method = build_configured(config.method, data)
+        method = build_module(config.method, data)
         initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(one_sentence(error, *configuration_names("run"))) from error

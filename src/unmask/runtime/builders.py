@@ -13,8 +13,6 @@ from unmask.data.datamodule import ImageDataModule
 from unmask.methods.backbone_module import BackboneModule
 from unmask.optim.accumulation import accumulated_batches
 
-AnyMethod = BackboneModule
-
 
 def build(config: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:
     """Instantiates a node; plain containers reach the constructor, never a configuration."""
@@ -36,10 +34,10 @@ def build_data(config: DictConfig) -> ImageDataModule:
     return data
 
 
-def build_method(config: DictConfig, data: ImageDataModule) -> AnyMethod:
+def build_module(config: DictConfig, data: ImageDataModule) -> BackboneModule:
     """Builds a method; one that needs the number of classes (`_partial_`) is completed from the data."""
     built = build(config)
-    method: AnyMethod = built(num_classes=data.num_classes) if config.get("_partial_") else built
+    method: BackboneModule = built(num_classes=data.num_classes) if config.get("_partial_") else built
     return method
 
 
@@ -89,7 +87,7 @@ def build_entries(entries: DictConfig | None, **arguments: Any) -> list[Any]:
     return [build(entry, **arguments) for entry in (entries or {}).values() if entry is not None]
 
 
-def as_plain(config: DictConfig) -> dict[str, Any]:
+def resolve_config(config: DictConfig) -> dict[str, Any]:
     """Resolves a configuration to plain containers, fit for a checkpoint."""
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)

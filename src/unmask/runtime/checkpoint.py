@@ -18,7 +18,8 @@ from unmask.interchange.infer_config import with_changes
 from unmask.interchange.limits import bounded_networks
 from unmask.interchange.load_weights import load_backbone_weights
 from unmask.interchange.record import FORMAT, RECORD_KEY, printable, require_format, require_plain, shown
-from unmask.runtime.builders import AnyMethod, build
+from unmask.methods.backbone_module import BackboneModule
+from unmask.runtime.builders import build
 from unmask.runtime.kinds import BACKBONE, METHOD, from_record
 
 _log = logging.getLogger("unmask")
@@ -51,7 +52,7 @@ def read_checkpoint(path: str | Path) -> SavedRun:
     if saved is None:
         raise ValueError(
             f"{file.path} was not written by this program (it has no {RECORD_KEY!r} record); of another program's "
-            "checkpoint the backbone alone is taken, by eval=knn, linear or finetune and by method.init_from"
+            "checkpoint only the backbone can be loaded, by eval=knn, linear or finetune and by method.init_from"
         )
     return saved
 
@@ -103,7 +104,7 @@ def _require_shapes(written: Mapping[str, Any], record: Mapping[str, Any], path:
             )
     images_seen = written.get("images_seen")
     if images_seen is not None and (type(images_seen) is not int or images_seen < 0):
-        raise ValueError(f"{path} was trained on {shown(images_seen)} images, which is no number of images; refused")
+        raise ValueError(f"{path} was trained on {shown(images_seen)} images, which is not a number of images; refused")
 
 
 def _class_names(record: Mapping[str, Any], path: Path) -> tuple[str, ...]:
@@ -119,12 +120,12 @@ def _steps(steps: Any) -> int | None:
     return steps if type(steps) is int and 0 <= steps < 2**63 else None
 
 
-def load_method(path: str | Path) -> AnyMethod:
+def load_method(path: str | Path) -> BackboneModule:
     """Rebuilds the method of a training checkpoint, heads included, from the file alone."""
     return rebuild_method(read_checkpoint(path), path)
 
 
-def rebuild_method(saved: SavedRun, path: str | Path) -> AnyMethod:
+def rebuild_method(saved: SavedRun, path: str | Path) -> BackboneModule:
     """Rebuilds the method of a checkpoint already read from `path`, in eval mode.
 
     Raises:
@@ -135,7 +136,7 @@ def rebuild_method(saved: SavedRun, path: str | Path) -> AnyMethod:
         if config.pop("_partial_", False):
             config["num_classes"] = saved.num_classes
         config["backbone"] = from_record(saved.backbone, BACKBONE)  # as saved: fine-tuning changes its form
-        method: AnyMethod = _build(config)
+        method: BackboneModule = _build(config)
         _load_weights(method, saved.state_dict, path)
     return method.eval()
 
@@ -180,12 +181,12 @@ def export_weights(backbone: MaskedBackbone, path: Path) -> Path:
     return path
 
 
-def require_same_backbone(method: AnyMethod, path: str | Path) -> None:
+def require_same_backbone(method: BackboneModule, path: str | Path) -> None:
     """Refuses to resume from a checkpoint whose backbone has other settings than the configured one."""
     saved = read_checkpoint(path).backbone
     configured = method.exported_backbone.settings
     different = [
-        f"{name} {shown(saved.get(name))} there, {shown(configured.get(name))} here"
+        f"{name} {shown(saved.get(name))} in the checkpoint, {shown(configured.get(name))} in this run"
         for name in sorted({*saved, *configured})
         if saved.get(name) != configured.get(name)
     ]
@@ -208,6 +209,4 @@ def _load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor], 
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(
-            f"{path} does not hold the weights its description promises: {error}".split("\n")[0]
-        ) from error
+        raise ValueError(f"{path} does not contain the weights its record describes: {error}".split("\n")[0]) from error

@@ -12,7 +12,7 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.data.datamodule import ImageDataModule
-from unmask.runtime.builders import AnyMethod
+from unmask.methods.backbone_module import BackboneModule
 
 _log = logging.getLogger("unmask")
 _KEYS_ELSEWHERE = {  # what other programs of this kind call it, by the last part of the key
@@ -40,13 +40,13 @@ _EXPECTED_WARNINGS = (
     "The number of training batches",  # fewer than log_every_n_steps
     "Checkpoint directory .* exists and is not empty",  # several checkpoint callbacks share it
     r".*could not find the monitored key .'val/loss'",  # a run without validation keeps no best.ckpt
-    r"Found \d+ module\(s\) in eval mode",  # a teacher rests
+    r"Found \d+ module\(s\) in eval mode",  # a teacher is in eval mode
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning on torch 2.14
 )
 
 
 def print_plan(
-    config: DictConfig, learning_rate: str, method: AnyMethod, data: ImageDataModule, trainer: Trainer
+    config: DictConfig, learning_rate: str, method: BackboneModule, data: ImageDataModule, trainer: Trainer
 ) -> None:
     """States what is about to run, derived values included."""
     backbone = method.exported_backbone
@@ -125,7 +125,7 @@ def _unknown_key(key: str, known_keys: Sequence[str], groups: Sequence[str]) -> 
     renamed = ".".join(_PARTS_ELSEWHERE.get(part, part) for part in key.split("."))
     renamed = _KEYS_ELSEWHERE.get(key.rpartition(".")[2], renamed)
     if key in known:
-        return f"{key} is no key of what was chosen here; add it by +{key}=..., all keys are listed by --cfg job"
+        return f"{key} is not a key of the chosen configuration; add it by +{key}=..., all keys are listed by --cfg job"
     near = [renamed] if renamed in known else difflib.get_close_matches(renamed, known, n=3, cutoff=0.5)
     hint = f"; nearest: {', '.join(near)}" if near else ""
     return f"unknown key {key!r}{hint}. A new key is added by +{key}=..., all keys are listed by --cfg job"

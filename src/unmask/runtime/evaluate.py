@@ -31,7 +31,7 @@ from unmask.evaluation.report import (
 )
 from unmask.inference.base import Inference
 from unmask.interchange.files import read_weights
-from unmask.runtime.builders import as_plain, build, build_entries, build_trainer, idle_settings
+from unmask.runtime.builders import build, build_entries, build_trainer, idle_settings, resolve_config
 from unmask.runtime.checkpoint import build_backbone, find_run, load_backbone, load_method
 from unmask.runtime.console import describe_batch
 from unmask.runtime.effect import require_effect
@@ -138,7 +138,7 @@ def _subjects(config: DictConfig) -> list[Subject]:
 
 
 def _load(config: DictConfig, path: str) -> MaskedBackbone:
-    changes = {name: value for name, value in as_plain(config.backbone).items() if value is not None}
+    changes = {name: value for name, value in resolve_config(config.backbone).items() if value is not None}
     return load_backbone(path, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights, **changes)
 
 
@@ -295,15 +295,15 @@ def _build_data(config: DictConfig, backbone: MaskedBackbone) -> tuple[ImageData
     """
     images = _image_settings(config, backbone)
     if config.get("data") is not None:
-        settings = as_plain(config.data) | images
+        settings = resolve_config(config.data) | images
         return build(settings), settings
     first = config.ckpt_path[0] if OmegaConf.is_list(config.ckpt_path) else config.ckpt_path
     images |= {
-        "augmentation": as_plain(config.augmentation),
+        "augmentation": resolve_config(config.augmentation),
         "global_batch_size": config.global_batch_size,
         "seed": config.seed,
     }
-    changes = as_plain(config.own_data)
+    changes = resolve_config(config.own_data)
     own = _data_of_checkpoint(first, changes)
     _require_settings_of(own, changes, fixed=images)
     settings = own | changes | images
@@ -344,7 +344,7 @@ def _image_settings(config: DictConfig, backbone: MaskedBackbone) -> dict[str, A
 def _data_of_checkpoint(path: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     saved = find_run(read_weights(path))
     if saved is None:
-        raise ValueError(f"{path} does not remember the data it was trained on; add data=NAME data.root=DIR")
+        raise ValueError(f"{path} does not record the data it was trained on; add data=NAME data.root=DIR")
     return own_data(saved.record, changes, path)
 
 
@@ -353,7 +353,7 @@ def _trainers(
 ) -> MakeTrainer:
     """Makes trainers for one backbone; a classifier they fit is kept under `checkpoints/<label>`."""
     folder = Path(config.paths.run_dir) / "checkpoints" / subject.label
-    plain = redacted(as_plain(config))
+    plain = redacted(resolve_config(config))
     kept_config = plain | {
         "method": plain["eval"].get("classifier"),
         "data": data_settings,

@@ -13,8 +13,8 @@ from unmask.backbones.base import MaskedBackbone
 from unmask.interchange.exporters.base import Exporter, ExportSource
 from unmask.interchange.exporters.folder import Export, require_free, write_export
 from unmask.interchange.exporters.huggingface import HuggingFaceExporter
+from unmask.interchange.exporters.location import ExportLocation
 from unmask.interchange.exporters.onnx import OnnxExporter
-from unmask.interchange.exporters.place import Place
 from unmask.interchange.exporters.swin_simmim import SwinSimMIMExporter
 from unmask.interchange.exporters.timm import TimmExporter
 from unmask.interchange.exporters.torch_export import TorchExporter
@@ -51,9 +51,9 @@ def export(config: DictConfig) -> None:
         reports_root=Path(config.reports_root),
         keep_classifier=config.classifier,
     )
-    place = None if hub is None else Place(hub.repository, is_on_hub=True)
-    _tell(write_export(exporter, source, directory, place=place), directory)
-    _log.info(f"\n{exporter.usage(source, Place(str(directory)))}\n")
+    location = None if hub is None else ExportLocation(hub.repository, is_on_hub=True)
+    _tell(write_export(exporter, source, directory, location=location), directory)
+    _log.info(f"\n{exporter.usage(source, ExportLocation(str(directory)))}\n")
     if hub is not None:
         _log.info(f"sent to {hub.send(directory)}")
 
@@ -144,10 +144,10 @@ def _training_sections(saved: SavedRun) -> list[str]:
     if start is None:
         return [*sections, "Which checkpoint fine-tuning started from is not known on the machine that wrote this."]
     if not Path(start).exists():
-        return [*sections, f"Fine-tuning started from `{_short(start)}`, which was not there to be described."]
+        return [*sections, f"Fine-tuning started from `{_short(start)}`, which was not found."]
     first = find_run(read_weights(start))
     if first is None:
-        return [*sections, f"Fine-tuning started from `{_short(start)}`, which does not tell how it was trained."]
+        return [*sections, f"Fine-tuning started from `{_short(start)}`, which has no record of its training."]
     return [training_section(TrainingRun(first.record, first.origin), title="Pre-training"), *sections]
 
 

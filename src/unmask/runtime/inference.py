@@ -16,7 +16,8 @@ from unmask.data.sources.image_paths import ImagePaths
 from unmask.inference.base import Inference
 from unmask.inference.images import SelectedImages
 from unmask.interchange.files import read_weights
-from unmask.runtime.builders import AnyMethod, as_plain, build_trainer
+from unmask.methods.backbone_module import BackboneModule
+from unmask.runtime.builders import build_trainer, resolve_config
 from unmask.runtime.checkpoint import find_run, load_backbone, load_method, read_checkpoint
 from unmask.runtime.kinds import DATA, from_record
 from unmask.runtime.resolvers import auto_workers
@@ -34,7 +35,7 @@ class CheckpointFile:
     def load_backbone(self) -> MaskedBackbone:
         return load_backbone(self.path)
 
-    def load_module(self) -> AnyMethod:
+    def load_module(self) -> BackboneModule:
         return load_method(self.path)
 
     def class_names(self) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ def run_inference(
 
 def _image_paths(config: DictConfig, path: str, backbone: MaskedBackbone, crop_pct: float | None) -> ImagePaths:
     """Serves images at a path as the checkpoint's own data, or the configured data, is served."""
-    own = as_plain(config.data) if config.get("data") is not None else _data_of(config.ckpt_path)
+    own = resolve_config(config.data) if config.get("data") is not None else _data_of(config.ckpt_path)
     decoding = {"crop_pct": _DEFAULT_CROP_PCT} | {name: own[name] for name in _DECODING_KEYS if name in own}
     if crop_pct is not None:
         decoding["crop_pct"] = crop_pct

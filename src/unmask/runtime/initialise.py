@@ -5,12 +5,12 @@ import logging
 from unmask.interchange.detect_format import convert
 from unmask.interchange.files import read_weights, refusing_nonsense
 from unmask.interchange.load_weights import load_backbone_weights, load_head_weights
-from unmask.runtime.builders import AnyMethod
+from unmask.methods.backbone_module import BackboneModule
 
 _log = logging.getLogger("unmask")
 
 
-def initialise(method: AnyMethod, *, allow_partial: bool = False, use_ema_weights: bool = False) -> None:
+def initialise(method: BackboneModule, *, allow_partial: bool = False, use_ema_weights: bool = False) -> None:
     """Loads the file a method names in `init_from`, if any: its backbone, and its heads where the method has the same.
 
     Nothing but weights is taken: optimizer, schedule and counters start afresh.
@@ -28,7 +28,7 @@ def initialise(method: AnyMethod, *, allow_partial: bool = False, use_ema_weight
     file = read_weights(method.init_from)
     with refusing_nonsense(method.init_from):
         conversion = convert(file, use_ema_weights=use_ema_weights)
-        coverage = load_backbone_weights(method.backbone, conversion, allow_partial=allow_partial)
-        coverage = load_head_weights(method, conversion, coverage)
-    method.on_weights_loaded(coverage.heads)
-    _log.info(f"{method.init_from}\n{coverage.describe()}")
+        report = load_backbone_weights(method.backbone, conversion, allow_partial=allow_partial)
+        report = load_head_weights(method, conversion, report)
+    method.on_weights_loaded(report.heads)
+    _log.info(f"{method.init_from}\n{report.describe()}")

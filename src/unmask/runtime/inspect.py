@@ -22,7 +22,8 @@ from unmask.data.dataset import RawBatch
 from unmask.data.files.splits import Split
 from unmask.data.inspection import Inspection, inspect_images
 from unmask.inference.contact_sheet import Cell, contact_sheet
-from unmask.runtime.builders import AnyMethod, build, build_method, build_trainer
+from unmask.methods.backbone_module import BackboneModule
+from unmask.runtime.builders import build, build_module, build_trainer
 from unmask.types import ImageBatch
 
 _SMALL = 32  # px; images with a shorter side are counted
@@ -52,7 +53,7 @@ def inspect(config: DictConfig) -> None:
         raise ValueError("no training image that was decoded can be read, or all are of one colour; see above")
     _log.info(_row("pixels", *_describe_pixels(found, config)))
     logging.getLogger("unmask.data").setLevel(logging.WARNING)  # all has been said when the splits were first read
-    data = _served(config, data, found)
+    data = _with_small_batches(config, data, found)
     batch = _describe_speed(config, data)
     _log.info(_row("contact sheet", str(_draw(data, batch, Path(config.contact_sheet)))))
     _log.info(_row("took", f"{time.monotonic() - start:.0f} s"))
@@ -149,7 +150,7 @@ def _describe_pixels(found: Inspection, config: DictConfig) -> list[str]:
     return [f"mean {mean}, deviation {std} of the training images decoded", advice]
 
 
-def _served(config: DictConfig, data: ImageDataModule, found: Inspection) -> ImageDataModule:
+def _with_small_batches(config: DictConfig, data: ImageDataModule, found: Inspection) -> ImageDataModule:
     """The data as training serves them, in batches small enough to be timed."""
     assert found.pixels is not None
     if config.data.get("statistics") == "auto":
@@ -169,7 +170,7 @@ def _describe_speed(config: DictConfig, data: ImageDataModule) -> ImageBatch:
     _log.info(_row("loading", f"{_rounded(loading)} images/s, decoded and augmented ({workers})"))
     if config.timed_steps:
         try:
-            method = build_method(config.method, data)
+            method = build_module(config.method, data)
             training, device = _time_training(config, method, served)
         except ValueError as error:
             _log.info(_row("training", f"not timed: {error}"))
@@ -188,7 +189,7 @@ def _rounded(rate: float) -> str:
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
 
 
-def _describe_step(method: AnyMethod, batch: ImageBatch) -> str:
+def _describe_step(method: BackboneModule, batch: ImageBatch) -> str:
     backbone = method.exported_backbone
     size = sum(parameter.numel() for parameter in backbone.parameters()) / 1e6
     return f"{type(method).__name__}, {type(backbone).__name__} of {size:.1f} M, steps of {len(batch.image)}"
@@ -209,7 +210,7 @@ def _time_loading(data: ImageDataModule, seconds: float) -> tuple[ImageBatch, fl
     return served, images / max(time.monotonic() - start, 1e-9)
 
 
-def _time_training(config: DictConfig, method: AnyMethod, batch: ImageBatch) -> tuple[float, str]:
+def _time_training(config: DictConfig, method: BackboneModule, batch: ImageBatch) -> tuple[float, str]:
     """Images per second of whole training steps on one device, the first left out, and the device's name."""
     clock = _Clock(config.timed_steps + 1)
     trainer = build_trainer(

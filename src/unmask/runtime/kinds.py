@@ -21,8 +21,8 @@ from unmask.interchange.record import KIND_KEY, is_plain_text, require_plain, sh
 from unmask.runtime.config import config_directory
 from unmask.runtime.signatures import require_settings
 
-Place = tuple[str, ...]  # keys from the root of the composed configuration
-Slot = frozenset[Place]  # places that may hold the same
+ConfigPath = tuple[str, ...]  # keys from the root of the composed configuration
+Slot = frozenset[ConfigPath]  # places that may hold the same
 
 BACKBONE: Slot = frozenset({("model",)})
 METHOD: Slot = frozenset({("method",), ("eval", "classifier")})
@@ -51,9 +51,9 @@ class Kinds:
 
     def __init__(self, directories: Iterable[Path]) -> None:
         # A file that replaces single values of others (`@package _global_`) may leave `_partial_` to them.
-        self._whole: dict[Place, dict[str, bool]] = defaultdict(dict)
-        self._overlaid: dict[Place, dict[str, bool | None]] = defaultdict(dict)
-        self._references: dict[Place, set[Place]] = defaultdict(set)
+        self._whole: dict[ConfigPath, dict[str, bool]] = defaultdict(dict)
+        self._overlaid: dict[ConfigPath, dict[str, bool | None]] = defaultdict(dict)
+        self._references: dict[ConfigPath, set[ConfigPath]] = defaultdict(set)
         for directory in directories:
             for file in sorted(directory.rglob("*.yaml")):
                 self._read(file, file.relative_to(directory).parent.parts)
@@ -97,7 +97,7 @@ class Kinds:
 
     def below(self, slot: Slot, key: str) -> Slot:
         """The places a key of a node leads to, references to other groups followed."""
-        found: set[Place] = set()
+        found: set[ConfigPath] = set()
         waiting = [(*place, key) for place in slot]
         while waiting:
             place = waiting.pop()
@@ -116,7 +116,7 @@ class Kinds:
                     choices[target] = choices.get(target, False) or inherited
         return [Choice(target, is_partial) for target, is_partial in choices.items()]
 
-    def _read(self, file: Path, group: Place) -> None:
+    def _read(self, file: Path, group: ConfigPath) -> None:
         text = file.read_text(encoding="utf-8")
         if not _OF_INTEREST.search(text):  # most experiments set numbers alone, and reading YAML takes its time
             return
@@ -214,11 +214,11 @@ def _kind(target: str) -> str:
     return target.rpartition(".")[2]
 
 
-def _package(name: str) -> Place:
+def _package(name: str) -> ConfigPath:
     return () if name == "_global_" else tuple(name.split("."))
 
 
-def _nodes(node: Any, place: Place) -> Iterator[tuple[Place, Any]]:
+def _nodes(node: Any, place: ConfigPath) -> Iterator[tuple[ConfigPath, Any]]:
     """Yields the mappings and strings of a file with their places; what stands in lists is no place of its own."""
     if isinstance(node, Mapping):
         yield place, node

@@ -15,14 +15,14 @@ from unmask.callbacks.run_settings import RunSettings
 from unmask.callbacks.run_status import RunStatus, write_status
 from unmask.callbacks.stopping import RunStopped, launched_processes
 from unmask.data.datamodule import ImageDataModule
+from unmask.methods.backbone_module import BackboneModule
 from unmask.runtime.builders import (
-    AnyMethod,
-    as_plain,
     build_data,
     build_entries,
-    build_method,
+    build_module,
     build_trainer,
     idle_settings,
+    resolve_config,
 )
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
 from unmask.runtime.console import describe_learning_rate, print_plan
@@ -69,7 +69,7 @@ def pretrain(config: DictConfig) -> float | None:
 
 def _pretrain(config: DictConfig) -> float | None:
     learning_rate = describe_learning_rate(config)
-    settings = settings_of_run(redacted(as_plain(config)))
+    settings = settings_of_run(redacted(resolve_config(config)))
     point = find_resume_point(config)
     changes = [] if point is None else require_same_run(point, settings)
     if point is not None and is_complete(point, config):
@@ -79,7 +79,7 @@ def _pretrain(config: DictConfig) -> float | None:
     composed = copy.deepcopy(config)  # building replaces rules by their values
     seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config)
-    method = build_method(config.method, data)
+    method = build_module(config.method, data)
     require_effect(
         composed,
         read=[*_READ, *(_READ_WITH_WEIGHTS if config.method.get("init_from") is not None else ())],
@@ -95,7 +95,7 @@ def _pretrain(config: DictConfig) -> float | None:
         require_same_images(point, fingerprints)
     else:
         initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
-    plain = redacted(as_plain(config))
+    plain = redacted(resolve_config(config))
     record = describe_run(plain, num_classes=data.num_classes, class_names=data.class_names)
     provenance = Provenance(record)
     run_dir = Path(config.paths.run_dir)
@@ -137,12 +137,12 @@ def _require_labels(data: ImageDataModule) -> None:
 
 
 def _log_settings(trainer: Trainer, config: DictConfig) -> None:
-    settings = {name: value for name, value in redacted(as_plain(config)).items() if name != "callbacks"}
+    settings = {name: value for name, value in redacted(resolve_config(config)).items() if name != "callbacks"}
     for logger in trainer.loggers:
         logger.log_hyperparams(settings)
 
 
-def _export(method: AnyMethod, run_dir: Path) -> None:
+def _export(method: BackboneModule, run_dir: Path) -> None:
     exported = export_weights(method.exported_backbone, run_dir / EXPORT_NAME)
     _log.info(f"backbone exported to {exported}")
     _log.info(f"next: python eval.py eval=knn ckpt_path={exported.parent / 'checkpoints' / 'last.ckpt'}")

@@ -44,7 +44,7 @@ def summarize(reports: Mapping[str, Mapping[str, Any]]) -> str:
     trained, untrained = reports["checkpoint"]["metrics"], reports["random"]["metrics"]
     gain = trained["top1"] - untrained["top1"]
     if trained["top1_ci95_low"] > untrained["top1_ci95_high"]:
-        verdict = f"Pre-training without labels is worth {gain:.1f} points here."
+        verdict = f"Pre-training without labels gains {gain:.1f} points here."
     elif gain > 0:
         verdict = f"The gain of {gain:.1f} points is not certain: the 95 % intervals overlap."
     else:

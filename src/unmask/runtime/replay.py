@@ -27,7 +27,9 @@ def replay(path: str | Path) -> str | None:
     file = read_weights(path)
     saved = find_run(file)
     if saved is None or BOX_KEY not in file.content:
-        raise ValueError(f"{path} is no step that a run left out; those lie in the run's folder under nonfinite/")
+        raise ValueError(
+            f"{path} is not a step that a run skipped; such steps are in the run's folder under nonfinite/"
+        )
     box: dict[str, Any] = file.content[BOX_KEY]
     module = rebuild_method(saved, path).train()
     trainer: Any = SimpleNamespace(

@@ -124,7 +124,7 @@ def read_resume_point(path: Path) -> ResumePoint:
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{path} is no checkpoint a run can continue from (it lacks {error}); to start from its weights use "
+            f"{path} is not a checkpoint a run can continue from (it lacks {error}); to start from its weights use "
             "method.init_from=FILE"
         ) from error
 
@@ -161,7 +161,7 @@ def require_same_images(point: ResumePoint, fingerprints: Mapping[str, str]) -> 
     if other:
         raise ValueError(
             f"{point.path} was trained on other images: those of the {' and '.join(other)} split have changed since; "
-            f"bring back the files it was begun with, or {_OPTIMIZER_ADVICE}"
+            f"restore the files it was started with, or {_OPTIMIZER_ADVICE}"
         )
 
 
@@ -187,9 +187,9 @@ def _first_whole(files: Iterable[Path]) -> ResumePoint:
             reasons.append(str(error))
             continue
         if reasons and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            _log.warning(f"{'; '.join(reasons)}; {path.name} is taken in its place")
+            _log.warning(f"{'; '.join(reasons)}; {path.name} is used instead")
         return point
-    raise ValueError(f"no checkpoint can be continued from: {'; '.join(reasons)}; choose another folder to begin anew")
+    raise ValueError(f"no checkpoint can be continued from: {'; '.join(reasons)}; choose another folder for a new run")
 
 
 def _newest_first(folder: Path) -> list[Path]:
@@ -208,7 +208,7 @@ def _require_unused(folder: Path, files: list[Path], config: DictConfig) -> None
 
 
 def _change(point: ResumePoint, settings: Mapping[str, Any], name: str) -> str:
-    return f"{name} {shown(point.settings.get(name))} there, {shown(settings.get(name))} here"
+    return f"{name} {shown(point.settings.get(name))} in the checkpoint, {shown(settings.get(name))} in this run"
 
 
 def _flat(node: Any, name: str) -> Iterable[tuple[str, Any]]:

@@ -70,7 +70,9 @@ def test_batches_and_single_images_are_distorted_alike(size: int | tuple[int, in
 
 @pytest.mark.parametrize("policy", ["rand-x9", "randm9", "original", "rand-m9-mstd", ""])
 def test_another_policy_is_refused_with_an_example(policy: str) -> None:
-    with pytest.raises(ValueError, match=f"rand_augment='{policy}' is no policy .* write it as rand-m9-mstd0.5-inc1"):
+    with pytest.raises(
+        ValueError, match=f"rand_augment='{policy}' is not a policy .* write it as rand-m9-mstd0.5-inc1"
+    ):
         Augmentation(rand_augment=policy)
 
 

@@ -66,7 +66,7 @@ def test_a_transfer_that_failed_is_begun_again(tmp_path: Path, url: str, name: s
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("broken.tar", r"broken.tar cannot be fetched, tried 3 times: 300 of 1000 bytes came"),
+        ("broken.tar", r"broken.tar cannot be fetched, tried 3 times: 300 of 1000 bytes were received"),
         ("missing.tar", r"missing.tar cannot be fetched: 404 Not Found"),
     ],
 )
@@ -78,7 +78,7 @@ def test_a_transfer_that_goes_on_failing_leaves_nothing(tmp_path: Path, url: str
 
 def test_other_places_than_the_web_are_refused(tmp_path: Path) -> None:
     for place in ("s3://bucket/a.tar", "file:///etc/passwd"):
-        with pytest.raises(ValueError, match=f"{place} cannot be fetched: http:// and https:// alone are"):
+        with pytest.raises(ValueError, match=f"{place} cannot be fetched: only http:// and https:// are supported"):
             download(place, tmp_path)
 
 

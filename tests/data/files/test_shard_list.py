@@ -14,7 +14,7 @@ def test_braces_stand_for_numbers_and_words_in_order() -> None:
     assert places("http://h/{008..011}.tar") == [f"http://h/{number:03d}.tar" for number in (8, 9, 10, 11)]
     assert places("/d/{b,a}-{0..1}.tar") == ["/d/b-0.tar", "/d/b-1.tar", "/d/a-0.tar", "/d/a-1.tar"]
     assert places(["/d/z.tar", "/d/a.tar"]) == ["/d/z.tar", "/d/a.tar"]
-    with pytest.raises(ValueError, match=r"data.train=.*: the range \{9..2\} runs backwards"):
+    with pytest.raises(ValueError, match=r"data.train=.*: the range \{9..2\} ends before it starts"):
         places("/d/{9..2}.tar")
 
 

@@ -72,11 +72,11 @@ def test_the_image_member_can_be_named(tmp_path: Path, write_shard) -> None:
         ({"a.png": b"", "a.json": '{"label": 1}', "b.png": b"", "b.json": "{}"}, r"b.json has no field 'label'"),
         ({"a.png": b"", "a.json": '{"label": 1.5}'}, r"a.json: label is 1.5, expected a whole number or a name"),
         ({"a.png": b"", "a.json": '{"label": true}'}, r"a.json: label is True, expected"),
-        ({"a.png": b"", "a.json": "[1]"}, r"a.json holds no JSON object"),
+        ({"a.png": b"", "a.json": "[1]"}, r"a.json is not a JSON object"),
         ({"a.png": b"", "a.json": "{"}, r"a.json cannot be read as a label"),
         ({"a.png": b"", "a.cls": b"\xff"}, r"a.cls cannot be read as a label"),
-        ({"README": b"x"}, r"holds no sample; expected members such as"),
-        ({"a.PNG": b"", "a.png": b""}, r"a.png is there twice"),
+        ({"README": b"x"}, r"contains no sample; expected members such as"),
+        ({"a.PNG": b"", "a.png": b""}, r"a.png appears twice"),
     ],
 )
 def test_samples_that_do_not_fit_together_are_refused(tmp_path, write_shard, members, sentence) -> None:
@@ -88,7 +88,7 @@ def test_samples_that_do_not_fit_together_are_refused(tmp_path, write_shard, mem
 def test_a_shard_cut_short_anywhere_is_refused(tmp_path: Path, write_shard, kept: int) -> None:
     whole = write_shard(tmp_path / "whole.tar", TWO).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:kept])
-    with pytest.raises(ValueError, match=r"^shard .*cut.tar is (damaged or cut short|no tar archive)"):
+    with pytest.raises(ValueError, match=r"^shard .*cut.tar is (damaged or cut short|not a tar archive)"):
         read(tmp_path / "cut.tar")
 
 
@@ -105,8 +105,8 @@ def test_what_is_no_plain_archive_of_files_is_refused(tmp_path: Path, write_shar
     whole = write_shard(tmp_path / "x.tar", TWO).read_bytes()
     for name, bad, sentence in (
         ("zipped.tar", gzip.compress(whole), r"is compressed \(gzip\).*unpack it to a plain .tar"),
-        ("page.tar", b"<!DOCTYPE html>" + bytes(9999), r"is no tar archive \(it begins with an HTML page\)"),
-        ("joined.tar", whole + whole, "goes on behind its end; join archives by tar -A, not by cat"),
+        ("page.tar", b"<!DOCTYPE html>" + bytes(9999), r"is not a tar archive \(it begins with an HTML page\)"),
+        ("joined.tar", whole + whole, "has data after its end marker; join archives with tar -A, not with cat"),
     ):
         (tmp_path / name).write_bytes(bad)
         with pytest.raises(ValueError, match=rf"^shard .*{name} {sentence}"):
@@ -121,7 +121,7 @@ def test_links_are_refused(tmp_path: Path, kind: bytes) -> None:
     link.type, link.linkname = kind, "/etc/passwd"
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
         archive.addfile(link)
-    with pytest.raises(ValueError, match=r"x.tar: a.png is a link; shards hold files alone"):
+    with pytest.raises(ValueError, match=r"x.tar: a.png is a link; shards may contain only files"):
         read(tmp_path / "x.tar")
 
 
@@ -134,10 +134,10 @@ def test_a_listed_shard_is_not_listed_again_until_it_changes(tmp_path: Path, wri
     os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))  # as if nothing had happened
     assert read(shard).label.tolist() == first.label.tolist()
     assert read(shard).offset.tolist() == first.offset.tolist()
-    with pytest.raises(ValueError, match=r"holds no sample|cut short"):
+    with pytest.raises(ValueError, match=r"contains no sample|cut short"):
         read(shard, label_key="none")  # another question is not answered from there
     os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    with pytest.raises(ValueError, match=r"holds no sample|cut short"):
+    with pytest.raises(ValueError, match=r"contains no sample|cut short"):
         read(shard)
 
 

@@ -80,7 +80,7 @@ def test_splits_without_a_list_are_held_out_of_training_and_disjoint(folder: Pat
     [
         ("plain.png\nlost.png\n", {}, r"train.txt:2: no file .*lost.png"),
         (b"plain.png\n\xff\xfe.png\n", {}, r"train.txt:2: not UTF-8"),
-        ("\n# nothing\n", {}, "names no image"),
+        ("\n# nothing\n", {}, "lists no image"),
         ("plain.png,-1\n", {}, "label -1; classes are numbered from 0"),
         ("plain.png\n", {"root": "ROOT/deep"}, r"no file .*deep/plain.png"),
         ("../plain.png\n", {"root": "ROOT/deep"}, r"train.txt:1: ../plain.png leads out of data.root"),

@@ -109,7 +109,9 @@ def test_mistakes_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "pets", "train", [1, 2, 3], kind=(PETS, [0, 1, 1]))
     with pytest.raises(ValueError, match=r"has no column 'race'; set data.label_column to one of img, kind"):
         make(tmp_path / "pets", label_column="race").dataset("train")
-    with pytest.raises(ValueError, match=r"image column is not clear; set data.image_column to one of img, kind"):
+    with pytest.raises(
+        ValueError, match=r"image column cannot be determined; set data.image_column to one of img, kind"
+    ):
         make(tmp_path / "pets", image_column="photo").dataset("train")
     with pytest.raises(ValueError, match=r"data.root=.*nowhere cannot be read as a data set of the hub"):
         make(tmp_path / "nowhere").dataset("train")

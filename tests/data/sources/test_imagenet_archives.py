@@ -122,7 +122,10 @@ def test_a_full_disk_is_noticed_before_anything_is_written(root: Path, monkeypat
 
 def test_validation_images_without_the_devkit_are_refused(root: Path) -> None:
     (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
-    with pytest.raises(ValueError, match=r"say nothing of their classes; put ILSVRC2012_devkit_t12.tar.gz beside it"):
+    with pytest.raises(
+        ValueError,
+        match=r"which does not contain the classes of its images; put ILSVRC2012_devkit_t12.tar.gz beside it",
+    ):
         extract_archives(root)
 
 
@@ -156,7 +159,7 @@ def test_validation_images_without_class_folders_are_labelled_by_meta(
 def test_a_class_folder_that_meta_does_not_know_is_named(root: Path, make: Callable[..., ImageNet]) -> None:
     extract_archives(root)
     shutil.copytree(root / "train" / "n01", root / "train" / "n04")
-    with pytest.raises(ValueError, match=r"has the class folder 'n04', which meta\.bin does not know"):
+    with pytest.raises(ValueError, match=r"has the class folder 'n04', which meta\.bin does not list"):
         make(root).dataset("train")
 
 

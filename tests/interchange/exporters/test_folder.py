@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
 from unmask.interchange.exporters.folder import write_export
 from unmask.interchange.exporters.huggingface import HuggingFaceExporter
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 from unmask.interchange.exporters.swin_simmim import SwinSimMIMExporter
 from unmask.interchange.exporters.timm import TimmExporter
 from unmask.interchange.exporters.vitmae import ViTMAEExporter
@@ -114,10 +114,10 @@ def test_the_card_names_the_place_it_will_be_read_at(source: ExportSource, tmp_p
     card = (tmp_path / "here" / "README.md").read_text()
     assert 'timm.create_model("local-dir:here", pretrained=True)' in card
     assert str(tmp_path) not in card
-    write_export(HuggingFaceExporter(), source, tmp_path / "sent", place=Place("ada/mae", is_on_hub=True))
+    write_export(HuggingFaceExporter(), source, tmp_path / "sent", location=ExportLocation("ada/mae", is_on_hub=True))
     card = (tmp_path / "sent" / "README.md").read_text()
     assert 'timm.create_model("hf-hub:ada/mae", pretrained=True)' in card
     assert 'AutoImageProcessor.from_pretrained("ada/mae")' in card
     assert "\n# mae\n" in card
-    write_export(TimmExporter(), source, tmp_path / "weights", place=Place("ada/mae", is_on_hub=True))
+    write_export(TimmExporter(), source, tmp_path / "weights", location=ExportLocation("ada/mae", is_on_hub=True))
     assert 'hf_hub_download("ada/mae", "model.safetensors")' in (tmp_path / "weights" / "README.md").read_text()

@@ -53,5 +53,5 @@ def test_what_transformers_has_no_class_for_is_refused(
 
 
 def test_a_backbone_alone_is_refused(make_swin, make_source, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="whose head it keeps; this is a backbone alone"):
+    with pytest.raises(ValueError, match="whose head it includes; this is a backbone alone"):
         write_export(SwinSimMIMExporter(), make_source(make_swin(), classifier=None), tmp_path / "export")

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unmask.interchange.exporters.folder import write_export
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 from unmask.interchange.exporters.timm import TimmExporter
 
 
@@ -14,7 +14,7 @@ from unmask.interchange.exporters.timm import TimmExporter
 def test_the_printed_call_builds_the_network(backbone: Any, make_source, images: Tensor, tmp_path: Path) -> None:
     source = make_source(backbone)
     write_export(TimmExporter(), source, tmp_path / "export")
-    usage = TimmExporter().usage(source, Place(str(tmp_path / "export")))
+    usage = TimmExporter().usage(source, ExportLocation(str(tmp_path / "export")))
     code = usage.split("```python\n")[1].split("```")[0]
     scope: dict[str, Any] = {"images": images}
     exec(code, scope)

@@ -30,10 +30,10 @@ def test_losses_are_ours_under_the_same_mask(
     assert not loading["unexpected_keys"]
     images = torch.randn(3, 3, 32, 32)
     mask = method.mask_generator(images)
-    hidden = mask.masked.flatten(1)
-    theirs = model.eval()(images, noise=hidden + 0.5 * torch.rand(hidden.shape))
+    masked = mask.masked.flatten(1)
+    theirs = model.eval()(images, noise=masked + 0.5 * torch.rand(masked.shape))
     ours = method(images, mask)
-    assert torch.equal(theirs.mask.bool(), hidden)
+    assert torch.equal(theirs.mask.bool(), masked)
     assert theirs.loss.item() == pytest.approx(ours.loss.item(), rel=1e-6, abs=1e-6)
     torch.testing.assert_close(theirs.logits, method.predict_patches(images, mask), rtol=0, atol=1e-5)
 
@@ -54,7 +54,7 @@ def test_the_encoder_opens_alone_and_images_are_prepared(make_method, make_sourc
 
 def test_what_is_not_mae_is_refused(make_method, make_source, make_vit, tmp_path: Path) -> None:
     simmim = make_method("method=simmim", "model=vit_mini", "model.embed_dim=24", "model.depth=1")
-    with pytest.raises(ValueError, match="checkpoint of MAE, whose decoder it keeps; this is SimMIM"):
+    with pytest.raises(ValueError, match="checkpoint of MAE, whose decoder it includes; this is SimMIM"):
         exported(make_source, simmim, tmp_path / "export")
     with pytest.raises(ValueError, match="this is a backbone alone: use format=huggingface"):
         write_export(ViTMAEExporter(), make_source(make_vit(depth=1), classifier=None), tmp_path / "export")

@@ -57,5 +57,5 @@ def test_other_windows_count_in_those_of_the_pretraining(weights, load) -> None:
 
 
 def test_a_file_without_a_teacher_says_so(timm_vit, load) -> None:
-    with pytest.raises(ValueError, match=r"weights.pth \(timm's ViT\) holds no averaged teacher beside its weights"):
+    with pytest.raises(ValueError, match=r"weights.pth \(timm's ViT\) contains no averaged teacher beside its weights"):
         load(timm_vit().state_dict(), use_ema_weights=True)

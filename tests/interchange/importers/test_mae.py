@@ -70,7 +70,7 @@ def test_heads_are_those_of_the_published_widths(converted, width, num_heads) ->
 def test_heads_of_an_unusual_width_must_be_said(timm_vit, load, require_loads_as) -> None:
     theirs = timm_vit(embed_dim=24, num_heads=3)
     with pytest.raises(
-        ValueError, match="a width of 24 being no multiple of the usual 64 channels a head; say num_heads"
+        ValueError, match="a width of 24 not being a multiple of the default 64 channels a head; say num_heads"
     ):
         load(theirs.state_dict())
     require_loads_as(theirs.state_dict(), lambda images: theirs.forward_features(images)[:, 1:], num_heads=3)

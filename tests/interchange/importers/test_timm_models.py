@@ -99,7 +99,7 @@ def test_a_model_this_timm_lacks_is_named(timm_vit, tmp_path) -> None:
 
 def test_weights_a_plain_vit_has_no_place_for_are_refused(timm_vit, load) -> None:
     theirs = timm_vit(init_values=0.1)  # DINOv2's layer scale, without which features would be others
-    with pytest.raises(ValueError, match=r"holds 4 weights this backbone has no place for \(vit.blocks.0.ls1.gamma"):
+    with pytest.raises(ValueError, match=r"holds 4 weights unknown to this backbone \(vit.blocks.0.ls1.gamma"):
         load(theirs.state_dict())
 
 

@@ -36,7 +36,7 @@ class RandAugment:
     def __init__(self, policy: str, *, interpolation: str = "bicubic") -> None:
         if not _POLICY.fullmatch(policy):
             raise ValueError(
-                f"augmentation.rand_augment={policy!r} is no policy of timm's RandAugment; "
+                f"augmentation.rand_augment={policy!r} is not a policy of timm's RandAugment; "
                 "write it as rand-m9-mstd0.5-inc1"
             )
         self.policy = policy

@@ -95,4 +95,6 @@ def _require_room(members: list[zipfile.ZipInfo], archive: Path, target: Path) -
 
 def _require_little_expansion(needed: int, stored: int, what: str) -> None:
     if needed > _SMALL and needed > _MAX_EXPANSION * stored:
-        raise ValueError(f"{what} expands {needed / max(1, stored):.0f} times, as images do not; nothing was extracted")
+        raise ValueError(
+            f"{what} expands {needed / max(1, stored):.0f} times, which images never do; nothing was extracted"
+        )

@@ -251,7 +251,7 @@ class ImageDecoder:
             raise _UnsupportedImageError(f"holds {ordered.dtype.name}, not numbers")
         values = torch.from_numpy(np.multiply(ordered, 255.0 / scale, dtype=np.float64).astype(np.float32))
         if not values.isfinite().all():
-            raise _UnsupportedImageError("holds numbers that are infinite or not a number")
+            raise _UnsupportedImageError("contains infinite or NaN values")
         return values
 
     def _channels_first(self, array: _Array) -> _Array:

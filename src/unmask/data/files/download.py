@@ -37,7 +37,9 @@ def download(url: str, folder: Path, *, size: int | None = None) -> Path:
         ValueError: The URL is of another kind, the server refuses or breaks off three times, or the disk is full.
     """
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url} cannot be fetched: http:// and https:// alone are; download it and name the files")
+        raise ValueError(
+            f"{url} cannot be fetched: only http:// and https:// are supported; download it and name the files"
+        )
     path = folder / hashlib.sha256(url.encode()).hexdigest()[:16] / Path(urllib.parse.urlsplit(url).path).name
     if path.is_file() and size in (None, path.stat().st_size):
         return path
@@ -85,4 +87,4 @@ def _fetch(url: str, partial: Path, size: int | None) -> None:
             shutil.copyfileobj(answer, file, _CHUNK)
     received = partial.stat().st_size
     if expected is not None and received != expected:
-        raise http.client.HTTPException(f"{received} of {expected} bytes came")
+        raise http.client.HTTPException(f"{received} of {expected} bytes were received")

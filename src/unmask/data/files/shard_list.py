@@ -54,7 +54,7 @@ def expand_patterns(patterns: str | Sequence[str], root: str | None, *, key: str
         key: What a message calls them.
 
     Raises:
-        ValueError: A pattern matches nothing, a range runs backwards, or a shard is named twice.
+        ValueError: A pattern matches nothing, a range ends before it starts, or a shard is named twice.
     """
     shards = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
@@ -139,7 +139,7 @@ def _choices(inside: str, pattern: str, key: str) -> list[str]:
         return inside.split(",")
     first, last = int(ends[1]), int(ends[2])
     if first > last:
-        raise ValueError(f"{key}={pattern}: the range {{{inside}}} runs backwards")
+        raise ValueError(f"{key}={pattern}: the range {{{inside}}} ends before it starts")
     return [f"{number:0{len(ends[1])}d}" for number in range(first, last + 1)]
 
 

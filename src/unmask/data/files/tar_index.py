@@ -94,10 +94,10 @@ def _list_samples(shard: Path, source: LabelSource) -> ShardIndex:
         key, ending = matched[1], matched[2].lower()
         members = samples.setdefault(key, {})
         if ending in members:
-            raise ValueError(f"shard {shard}: {member.name} is there twice; each sample needs a name of its own")
+            raise ValueError(f"shard {shard}: {member.name} appears twice; each sample needs a unique name")
         members[ending] = member
     if not samples:
-        raise ValueError(f"shard {shard} holds no sample; expected members such as 000000.jpg and 000000.cls")
+        raise ValueError(f"shard {shard} contains no sample; expected members such as 000000.jpg and 000000.cls")
     images = [_image_of(key, members, source.image_key, shard) for key, members in samples.items()]
     labels = _read_labels(shard, samples, source)
     return ShardIndex(
@@ -118,7 +118,7 @@ def _walk(shard: Path) -> Iterator[tarfile.TarInfo]:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
                     if member.issym() or member.islnk():
-                        raise ValueError(f"shard {shard}: {member.name} is a link; shards hold files alone")
+                        raise ValueError(f"shard {shard}: {member.name} is a link; shards may contain only files")
                     if member.isfile() and not member.issparse():
                         yield member
                 end = archive.offset
@@ -129,7 +129,7 @@ def _walk(shard: Path) -> Iterator[tarfile.TarInfo]:
         if file.read(_BLOCK) != bytes(_BLOCK):
             raise ValueError(f"shard {shard} is damaged or cut short at byte {end}; make or download it again")
         if file.read(_TAIL).strip(b"\0"):
-            raise ValueError(f"shard {shard} goes on behind its end; join archives by tar -A, not by cat")
+            raise ValueError(f"shard {shard} has data after its end marker; join archives with tar -A, not with cat")
 
 
 def _require_plain(shard: Path, head: bytes) -> None:
@@ -142,7 +142,7 @@ def _require_plain(shard: Path, head: bytes) -> None:
     is_page = head.lstrip().lower().startswith((b"<!doctype html", b"<html"))
     if is_page or len(head) < _BLOCK or head[257:262] not in (b"ustar", bytes(5)):  # zeros in archives before POSIX
         content = "an HTML page" if is_page else repr(head[:12])
-        raise ValueError(f"shard {shard} is no tar archive (it begins with {content}); make or download it again")
+        raise ValueError(f"shard {shard} is not a tar archive (it begins with {content}); make or download it again")
 
 
 def _image_of(key: str, members: dict[str, tarfile.TarInfo], image_key: str | None, shard: Path) -> tarfile.TarInfo:
@@ -196,7 +196,7 @@ def _parse_label(content: bytes, name: str, json_field: str) -> str | None:
     except ValueError as error:
         raise ValueError(f"{name} cannot be read as a label: {error}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f'{name} holds no JSON object; expected one such as {{"{json_field}": 3}}')
+        raise ValueError(f'{name} is not a JSON object; expected one such as {{"{json_field}": 3}}')
     if json_field not in fields:
         return None
     label = fields[json_field]

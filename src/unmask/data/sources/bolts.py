@@ -38,7 +38,7 @@ def import_bolts() -> ModuleType:
             if error.name != "pl_bolts":
                 raise
             raise ValueError(
-                "data=imagenet_bolts needs lightning-bolts; pip install 'unmask[bolts]', or take data=imagenet, which "
+                "data=imagenet_bolts needs lightning-bolts; pip install 'unmask[bolts]', or use data=imagenet, which "
                 "makes the same splits without it"
             ) from None
 

@@ -74,7 +74,7 @@ class FileList(AutoSplitDataModule):
         hashes, lines = array("q"), array("q")
         paths = PathList(self._locate_lines(path, written, hashes, lines))
         if not len(paths):
-            raise ValueError(f"{path} names no image")
+            raise ValueError(f"{path} lists no image")
         repeated = len(paths) - len(np.unique(hashes))
         if repeated:
             _log.warning("%s names %d image(s) more than once; each mention is a sample", path, repeated)

@@ -246,7 +246,8 @@ class Hub(AutoSplitDataModule):
         chosen = self.image_column if self.image_column is not None else candidates[0] if len(candidates) == 1 else None
         if chosen not in features:
             raise ValueError(
-                f"{self.root}: the image column is not clear; set data.image_column to one of {', '.join(features)}"
+                f"{self.root}: the image column cannot be determined; set data.image_column to one of "
+                f"{', '.join(features)}"
             )
         return str(chosen)
 

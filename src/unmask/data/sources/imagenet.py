@@ -76,7 +76,7 @@ class ImageNet(ImageFolder):
         unknown = [] if meta is None else [name for name in dataset.class_names if name not in meta.classes]
         if unknown:
             raise ValueError(
-                f"{self._folders[split]} has the class folder {unknown[0]!r}, which meta.bin does not know; "
+                f"{self._folders[split]} has the class folder {unknown[0]!r}, which meta.bin does not list; "
                 "remove it, or use data=folder"
             )
         return dataset

@@ -117,7 +117,7 @@ def _write_meta(root: Path) -> DevkitMeta | None:
     devkit = _archive(root, "devkit")
     if not devkit.is_file():
         raise ValueError(
-            f"{root} has {_archive(root, 'val').name}, whose images say nothing of their classes; "
+            f"{root} has {_archive(root, 'val').name}, which does not contain the classes of its images; "
             f"put {devkit.name} beside it"
         )
     with tempfile.TemporaryDirectory(dir=root, prefix=".devkit-") as folder:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 from unmask.types import Images
 
 
@@ -96,7 +96,7 @@ class Exporter(Protocol):
         """Loads the files as another program would and compares what they compute."""
         ...
 
-    def usage(self, source: ExportSource, place: Place) -> str:
+    def usage(self, source: ExportSource, location: ExportLocation) -> str:
         """Says in Markdown how the files are loaded."""
         ...
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unmask.interchange.exporters.base import Comparison, Exporter, ExportSource
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 from unmask.interchange.model_card import CARD_NAME, model_card
 
 
@@ -16,14 +16,16 @@ class Export(NamedTuple):
     comparisons: list[Comparison]
 
 
-def write_export(exporter: Exporter, source: ExportSource, directory: Path, *, place: Place | None = None) -> Export:
+def write_export(
+    exporter: Exporter, source: ExportSource, directory: Path, *, location: ExportLocation | None = None
+) -> Export:
     """Writes a folder of files with a model card, loads them back, and keeps them if they compute the same.
 
     Args:
         exporter: The format.
         source: What is exported.
         directory: Made here, its parents too; it may exist if it is empty.
-        place: Where the card says the files lie; None = in a folder of that name, wherever it is moved.
+        location: Where the card says the files lie; None = in a folder of that name, wherever it is moved.
 
     Raises:
         ValueError: The directory holds something or is a file, the format cannot hold this network, or the files
@@ -38,7 +40,7 @@ def write_export(exporter: Exporter, source: ExportSource, directory: Path, *, p
             exporter.write(source, folder)
             comparisons = exporter.compare(source, folder)
             _require_close(comparisons)
-            named = Place(directory.name) if place is None else place
+            named = ExportLocation(directory.name) if location is None else location
             usage = exporter.usage(source, named)
             card = model_card(source, usage, comparisons, title=Path(named.name).name, library=exporter.library)
             (folder / CARD_NAME).write_text(card, encoding="utf-8")

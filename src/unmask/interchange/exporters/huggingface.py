@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 from unmask.interchange.exporters.preparation import trial_photos
 from unmask.interchange.exporters.quiet import quiet_transformers
 from unmask.interchange.exporters.timm import WEIGHTS_NAME, compare_timm, num_classes, timm_weights
@@ -38,14 +38,14 @@ class HuggingFaceExporter:
         (folder / CONFIG_NAME).write_text(content, encoding="utf-8")
 
     def compare(self, source: ExportSource, folder: Path) -> list[Comparison]:
-        opened = timm.create_model(Place(str(folder)).timm_name, pretrained=True)
+        opened = timm.create_model(ExportLocation(str(folder)).timm_name, pretrained=True)
         comparisons = [compare_timm(opened, source, what=f"{source.output_name} in timm")]
         if find_spec("transformers") is not None:
             comparisons += _compare_transformers(source, folder)
         return comparisons
 
-    def usage(self, source: ExportSource, place: Place) -> str:
-        return "\n\n".join([_usage_transformers(source, place), _usage_timm(source, place)])
+    def usage(self, source: ExportSource, location: ExportLocation) -> str:
+        return "\n\n".join([_usage_transformers(source, location), _usage_timm(source, location)])
 
 
 def _configuration(source: ExportSource) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _compare_transformers(source: ExportSource, folder: Path) -> list[Comparison
     return comparisons
 
 
-def _usage_transformers(source: ExportSource, place: Place) -> str:
+def _usage_transformers(source: ExportSource, location: ExportLocation) -> str:
     if source.classifier is None:
         model, outputs = "AutoModel", "features = model(**inputs).pooler_output  # one vector an image"
         note = (
@@ -110,8 +110,8 @@ def _usage_transformers(source: ExportSource, place: Place) -> str:
         "from PIL import Image",
         f"from transformers import AutoImageProcessor, {model}",
         "",
-        f'processor = AutoImageProcessor.from_pretrained("{place.name}")',
-        f'model = {model}.from_pretrained("{place.name}").eval()',
+        f'processor = AutoImageProcessor.from_pretrained("{location.name}")',
+        f'model = {model}.from_pretrained("{location.name}").eval()',
         'inputs = processor(Image.open("photo.jpg").convert("RGB"))',
         outputs,
         "```",
@@ -119,13 +119,13 @@ def _usage_transformers(source: ExportSource, place: Place) -> str:
     return "\n".join([*code, "", note])
 
 
-def _usage_timm(source: ExportSource, place: Place) -> str:
+def _usage_timm(source: ExportSource, location: ExportLocation) -> str:
     return "\n".join(
         [
             "```python",
             "import timm",
             "",
-            f'model = timm.create_model("{place.timm_name}", pretrained=True).eval()',
+            f'model = timm.create_model("{location.timm_name}", pretrained=True).eval()',
             "prepare = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
             f"{source.output_name} = model(prepare(image)[None])  # image: of PIL, RGB",
             "```",

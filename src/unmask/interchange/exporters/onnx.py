@@ -7,7 +7,7 @@ import torch
 
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
 from unmask.interchange.exporters.graph import INPUT_NAME, PixelsToOutputs, description, input_sentence
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 
 GRAPH_NAME = "model.onnx"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -57,13 +57,13 @@ class OnnxExporter:
             comparisons.append(compare_outputs(torch.from_numpy(computed), expected, what=what))
         return comparisons
 
-    def usage(self, source: ExportSource, place: Place) -> str:
+    def usage(self, source: ExportSource, location: ExportLocation) -> str:
         code = [
             "```python",
             "import onnxruntime",
-            *place.imports,
+            *location.imports,
             "",
-            f"session = onnxruntime.InferenceSession({place.file(GRAPH_NAME)})",
+            f"session = onnxruntime.InferenceSession({location.file(GRAPH_NAME)})",
             f'({source.output_name},) = session.run(["{source.output_name}"], {{"{INPUT_NAME}": images}})',
             "```",
         ]

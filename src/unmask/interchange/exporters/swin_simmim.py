@@ -10,14 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 from unmask.interchange.exporters.quiet import quiet_transformers
 from unmask.interchange.exporters.timm import WEIGHTS_NAME
 from unmask.interchange.exporters.transformers_names import (
     Renames,
     block_renames,
     compare_processor,
-    rename,
+    rename_for_transformers,
     require_square,
     require_transformers,
     write_json,
@@ -75,7 +75,7 @@ class SwinSimMIMExporter:
             compare_processor(source, folder),
         ]
 
-    def usage(self, source: ExportSource, place: Place) -> str:
+    def usage(self, source: ExportSource, location: ExportLocation) -> str:
         stride = source.backbone.stages[0].stride
         num_tokens = math.prod(patch_grid(source.backbone.image_size, stride))
         return "\n".join(
@@ -85,8 +85,8 @@ class SwinSimMIMExporter:
                 "from PIL import Image",
                 "from transformers import AutoImageProcessor, SwinForMaskedImageModeling",
                 "",
-                f'processor = AutoImageProcessor.from_pretrained("{place.name}")',
-                f'model = SwinForMaskedImageModeling.from_pretrained("{place.name}").eval()',
+                f'processor = AutoImageProcessor.from_pretrained("{location.name}")',
+                f'model = SwinForMaskedImageModeling.from_pretrained("{location.name}").eval()',
                 'inputs = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")',
                 f"masked = torch.rand(1, {num_tokens}) < 0.6  # one a token of {stride} px; True is masked",
                 "reconstruction = model(**inputs, bool_masked_pos=masked).reconstruction",
@@ -100,8 +100,8 @@ def _require_simmim(source: ExportSource) -> Any:
     if not hasattr(method, "mask_token") or not hasattr(method.backbone, "swin"):
         kept = "a backbone alone" if method is None else f"{type(method).__name__} on {type(method.backbone).__name__}"
         raise ValueError(
-            f"format=swin_simmim is for a training checkpoint of SimMIM on Swin, whose head it keeps; this is {kept}: "
-            "use format=huggingface"
+            f"format=swin_simmim is for a training checkpoint of SimMIM on Swin, whose head it includes; this is {kept}"
+            ": use format=huggingface"
         )
     return method
 
@@ -120,7 +120,7 @@ def _require_one_window(swin: Any) -> None:
 def _weights(method: Any) -> dict[str, Tensor]:
     weights = {_merging_closes_a_stage(name): weight for name, weight in method.backbone.swin.state_dict().items()}
     weights |= {"mask_token": method.mask_token.view(1, 1, -1), **method.head.state_dict()}
-    return rename(weights, _RENAMES, format_name="swin_simmim")
+    return rename_for_transformers(weights, _RENAMES, format_name="swin_simmim")
 
 
 def _merging_closes_a_stage(name: str) -> str:

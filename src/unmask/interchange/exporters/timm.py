@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.backbones.timm_spec import TimmSpec
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs, require_linear
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 from unmask.interchange.files import DESCRIPTION_KEY
 
 WEIGHTS_NAME = "model.safetensors"
@@ -40,18 +40,18 @@ class TimmExporter:
         model.load_state_dict(load_file(folder / WEIGHTS_NAME))
         return [compare_timm(model, source, what=f"{source.output_name} in timm")]
 
-    def usage(self, source: ExportSource, place: Place) -> str:
+    def usage(self, source: ExportSource, location: ExportLocation) -> str:
         form = source.backbone.to_timm()
         mean, std = (list(values) for values in (source.backbone.pixel_mean, source.backbone.pixel_std))
         return "\n".join(
             [
                 "```python",
                 "import timm",
-                *place.imports,
+                *location.imports,
                 "from safetensors.torch import load_file",
                 "",
                 f"model = timm.create_model({create_arguments(source, form)})",
-                f"model.load_state_dict(load_file({place.file(WEIGHTS_NAME)}))",
+                f"model.load_state_dict(load_file({location.file(WEIGHTS_NAME)}))",
                 f"{source.output_name} = model.eval()(images)",
                 "```",
                 "",

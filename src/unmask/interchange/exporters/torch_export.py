@@ -6,7 +6,7 @@ import torch
 
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
 from unmask.interchange.exporters.graph import INPUT_NAME, PixelsToOutputs, description, input_sentence
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 
 PROGRAM_NAME = "model.pt2"
 _TRIAL_BATCHES = (1, 3)  # neither is the batch it is traced with
@@ -41,13 +41,13 @@ class TorchExporter:
             comparisons.append(compare_outputs(computed, expected, what=what))
         return comparisons
 
-    def usage(self, source: ExportSource, place: Place) -> str:
+    def usage(self, source: ExportSource, location: ExportLocation) -> str:
         code = [
             "```python",
             "import torch",
-            *place.imports,
+            *location.imports,
             "",
-            f"network = torch.export.load({place.file(PROGRAM_NAME)}).module()",
+            f"network = torch.export.load({location.file(PROGRAM_NAME)}).module()",
             f"{source.output_name} = network(images)",
             "```",
         ]

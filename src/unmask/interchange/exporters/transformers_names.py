@@ -51,7 +51,7 @@ def block_renames(timm_block: str, block: str, *, attention: str) -> Renames:
     return [(timm_block + pattern, f"{block}{name}\\{num_groups + 1}") for pattern, name in parts]
 
 
-def rename(weights: Mapping[str, Tensor], renames: Renames, *, format_name: str) -> dict[str, Tensor]:
+def rename_for_transformers(weights: Mapping[str, Tensor], renames: Renames, *, format_name: str) -> dict[str, Tensor]:
     """Puts weights under new names and splits fused projections.
 
     Raises:

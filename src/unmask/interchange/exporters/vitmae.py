@@ -8,14 +8,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
-from unmask.interchange.exporters.place import Place
+from unmask.interchange.exporters.location import ExportLocation
 from unmask.interchange.exporters.quiet import quiet_transformers
 from unmask.interchange.exporters.timm import WEIGHTS_NAME
 from unmask.interchange.exporters.transformers_names import (
     Renames,
     block_renames,
     compare_processor,
-    rename,
+    rename_for_transformers,
     require_square,
     require_transformers,
     write_json,
@@ -52,8 +52,8 @@ class ViTMAEExporter:
         require_transformers("vitmae")
         method = _require_mae(source)
         side = require_square(source, "vitmae")
-        weights = rename(method.backbone.vit.state_dict(), _ENCODER, format_name="vitmae")
-        weights |= rename(method.decoder.state_dict(), _DECODER, format_name="vitmae")
+        weights = rename_for_transformers(method.backbone.vit.state_dict(), _ENCODER, format_name="vitmae")
+        weights |= rename_for_transformers(method.decoder.state_dict(), _DECODER, format_name="vitmae")
         save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
         write_json(_configuration(method, side), folder / "config.json")
         write_processor(source, folder)
@@ -77,15 +77,15 @@ class ViTMAEExporter:
             compare_processor(source, folder),
         ]
 
-    def usage(self, source: ExportSource, place: Place) -> str:
+    def usage(self, source: ExportSource, location: ExportLocation) -> str:
         return "\n".join(
             [
                 "```python",
                 "from PIL import Image",
                 "from transformers import AutoImageProcessor, ViTMAEForPreTraining",
                 "",
-                f'processor = AutoImageProcessor.from_pretrained("{place.name}")',
-                f'model = ViTMAEForPreTraining.from_pretrained("{place.name}").eval()',
+                f'processor = AutoImageProcessor.from_pretrained("{location.name}")',
+                f'model = ViTMAEForPreTraining.from_pretrained("{location.name}").eval()',
                 'inputs = processor(Image.open("photo.jpg").convert("RGB"), return_tensors="pt")',
                 "loss = model(**inputs).loss  # under a random mask",
                 "```",
@@ -97,7 +97,7 @@ def _require_mae(source: ExportSource) -> Any:
     if not hasattr(source.method, "decoder"):
         kept = "a backbone alone" if source.method is None else type(source.method).__name__
         raise ValueError(
-            f"format=vitmae is for a training checkpoint of MAE, whose decoder it keeps; this is {kept}: "
+            f"format=vitmae is for a training checkpoint of MAE, whose decoder it includes; this is {kept}: "
             "use format=huggingface"
         )
     return source.method
@@ -132,6 +132,6 @@ def _configuration(method: Any, side: int) -> dict[str, Any]:
 
 def _mask_ratio(masked: Tensor) -> float:
     """Finds a ratio from which transformers computes `int(patches * (1 - ratio))`, the patches kept here."""
-    num_patches, num_hidden = masked.numel(), int(masked.sum())
-    ratios = (round(num_hidden / num_patches, 4), num_hidden / num_patches, (num_hidden - 0.5) / num_patches)
-    return next(ratio for ratio in ratios if int(num_patches * (1 - ratio)) == num_patches - num_hidden)
+    num_patches, num_masked = masked.numel(), int(masked.sum())
+    ratios = (round(num_masked / num_patches, 4), num_masked / num_patches, (num_masked - 0.5) / num_patches)
+    return next(ratio for ratio in ratios if int(num_patches * (1 - ratio)) == num_patches - num_masked)

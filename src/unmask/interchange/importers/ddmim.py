@@ -35,7 +35,7 @@ def convert(file: WeightFile) -> Conversion:
     heads |= {f"contrast.projector.layers.0.{name}": weight for name, weight in representation.items()}
     # There the second part counts linear, GELU, linear from 0; here one layer stands before it.
     heads |= {f"contrast.projector.layers.{int(name[0]) + 1}{name[1:]}": weight for name, weight in projector.items()}
-    left_out = dict.fromkeys(classifier, "the classifier") | dict.fromkeys(others, "no part of the backbone")
+    left_out = dict.fromkeys(classifier, "the classifier") | dict.fromkeys(others, "not part of the backbone")
     return infer_config.swin(
         "DDMIM v9",
         microsoft_swin_to_timm(encoder),

@@ -114,7 +114,9 @@ def _swin(
 
 
 def _kind(name: str, weight: Tensor) -> str:
-    return f"a classifier of {weight.shape[0]} classes" if name.startswith("classifier.") else "no part of the backbone"
+    return (
+        f"a classifier of {weight.shape[0]} classes" if name.startswith("classifier.") else "not part of the backbone"
+    )
 
 
 def _statistics(file: WeightFile) -> dict[str, Any]:

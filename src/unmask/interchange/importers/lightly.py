@@ -38,7 +38,7 @@ def convert(file: WeightFile) -> Conversion:
         (f"{owner}.{name}" for name in wrapper), "the mask token of methods that keep masked tokens"
     )
     left_out |= {
-        name: "no part of the backbone"
+        name: "not part of the backbone"
         for name in others
         if not name.startswith("decoder.") or name.removeprefix("decoder.") in unused
     }

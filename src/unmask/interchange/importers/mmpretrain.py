@@ -53,7 +53,7 @@ def convert(file: WeightFile) -> Conversion:
 
 def _kind(name: str, weight: Tensor) -> str:
     is_classifier = name.startswith("head.") and name.endswith("weight")
-    return f"a classifier of {weight.shape[0]} classes" if is_classifier else "no part of the backbone"
+    return f"a classifier of {weight.shape[0]} classes" if is_classifier else "not part of the backbone"
 
 
 def _told_by(file: WeightFile) -> dict[str, Any]:

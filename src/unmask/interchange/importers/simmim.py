@@ -21,7 +21,7 @@ def convert(file: WeightFile) -> Conversion:
     decoder, others = split(others, "decoder.0.")
     is_pretrained = bool(encoder)
     encoder = encoder if is_pretrained else others
-    left_out = dict.fromkeys(others, "no part of the backbone") if is_pretrained else {}
+    left_out = dict.fromkeys(others, "not part of the backbone") if is_pretrained else {}
     heads = simmim_heads(encoder.pop("mask_token", None), decoder)
     form = "pre-trained" if is_pretrained else "or Microsoft's Swin, fine-tuned"
     if "blocks.0.attn.qkv.weight" in encoder:

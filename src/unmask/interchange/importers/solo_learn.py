@@ -22,7 +22,7 @@ def convert(file: WeightFile) -> Conversion:
         "solo-learn's MAE",
         backbone,
         heads=take_mae_decoder(decoder)[0],
-        left_out=dict.fromkeys(others, "no part of the backbone"),
+        left_out=dict.fromkeys(others, "not part of the backbone"),
         num_heads=_NUM_HEADS if backbone["cls_token"].shape[-1] < _WIDE else _NUM_HEADS_OF_WIDE,
         head_rule="as in every ViT of solo-learn of that width",
     )

@@ -60,7 +60,7 @@ def _described_model(file: WeightFile) -> Any:
     for size, value in sizes.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(type(number) is int and 0 < number <= _LARGEST for number in numbers):
-            raise ValueError(f"{file.path}: config.json gives {size}={shown(value)}, which is no size of a model")
+            raise ValueError(f"{file.path}: config.json gives {size}={shown(value)}, which is not a size of a model")
     with torch.device("meta"), bounded_networks(file.num_bytes):
         return timm.create_model(name, pretrained=False, num_classes=0, **sizes)
 

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Place(NamedTuple):
+class ExportLocation(NamedTuple):
     """A folder on this machine or a repository on the Hugging Face hub."""
 
     name: str  # a path, or USER/NAME
