@@ -38,7 +38,8 @@ def end_workers_at_exit() -> None:
 
 
 def _kill_workers() -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # by which torch would report them as failed
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # by which torch would report them as failed
     for worker in multiprocessing.active_children():
         if worker.daemon:
             worker.kill()
