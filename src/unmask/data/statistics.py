@@ -122,5 +122,5 @@ def save_cached(path: Path, statistics: PixelStatistics) -> None:
             partial.write_text(json.dumps(statistics._asdict()) + "\n")
     except OSError as error:
         _log.warning(
-            "cannot keep the images' statistics in %s (%s); each run measures them again again", path, error.strerror
+            "cannot keep the images' statistics in %s (%s); each run measures them again", path, error.strerror
         )

@@ -71,6 +71,9 @@ class DDMIM(Method):
         - Evaluation reads the pooled features of the final norm, not the 1024 numbers after one more linear layer.
         - The denominator of the reconstruction is the number of masked values, without the 1e-5 usually added.
         - Validation and test use fixed masks; the original drew new ones at each validation.
+        - Bernoulli masks never mask all patches of an image or none.
+        - The views' random numbers are drawn for the images of all devices, so any number of devices sees the same
+          views.
 
     Args:
         mask_generator: Its ratios say which stages are masked.
