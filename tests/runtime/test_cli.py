@@ -285,3 +285,27 @@ def test_the_bare_command_is_the_quickstart_and_a_named_run_is_not(monkeypatch: 
         cli.run()
 
     assert [("experiment=quickstart" in arguments) for arguments in seen] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("names", "evaluation"),
+    [(["a", "b"], "eval=knn"), ([""], "eval=reconstruct image=PHOTO")],
+)
+def test_the_command_named_at_the_end_works_on_the_data(
+    names: list[str], evaluation: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from unmask.runtime import cli
+
+    for name in names:
+        Path("photos", name).mkdir(parents=True, exist_ok=True)
+        for shade in range(0, 250, 10):
+            Image.new("RGB", (32, 32), (shade, 255 - shade, 60)).save(Path("photos", name, f"{shade}.png"))
+    overrides = [setting for setting in QUICK if not setting.startswith("data.")]
+    source = ["data=folder", "data.root=photos", "data.num_workers=0", "image_size=32", "hydra.run.dir=out"]
+    monkeypatch.setattr("sys.argv", ["run.py", "method=mae", "model=vit_mini", *overrides, *source])
+    GlobalHydra.instance().clear()
+    cli.run()
+
+    last = Path("out/checkpoints/last.ckpt").absolute()
+    assert f"next: python eval.py {evaluation} ckpt_path={last}" in capsys.readouterr().out
+    logging.shutdown()  # closes run.log

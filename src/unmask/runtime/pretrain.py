@@ -121,7 +121,7 @@ def _pretrain(config: DictConfig) -> float | None:
         raise
 
     if trainer.is_global_zero and trainer.state.finished and not config.trainer.get("fast_dev_run"):
-        _export(method, run_dir)
+        _export(method, run_dir, is_labelled=data.dataset("train").is_labelled)
         write_status(run_dir, "complete", step=trainer.global_step, epoch=trainer.current_epoch)
     loss = trainer.callback_metrics.get("val/loss")
     return None if loss is None else float(loss)
@@ -142,7 +142,9 @@ def _log_settings(trainer: Trainer, config: DictConfig) -> None:
         logger.log_hyperparams(settings)
 
 
-def _export(method: BackboneModule, run_dir: Path) -> None:
+def _export(method: BackboneModule, run_dir: Path, *, is_labelled: bool) -> None:
     exported = export_weights(method.exported_backbone, run_dir / EXPORT_NAME)
     _log.info(f"backbone exported to {exported}")
-    _log.info(f"next: python eval.py eval=knn ckpt_path={exported.parent / 'checkpoints' / 'last.ckpt'}")
+    checkpoint = exported.parent / "checkpoints" / "last.ckpt"
+    evaluation = "eval=knn" if is_labelled else "eval=reconstruct image=PHOTO"  # most protocols need labels
+    _log.info(f"next: python eval.py {evaluation} ckpt_path={checkpoint}")
