@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,8 @@ _DAMAGED = (
     TypeError,
     AttributeError,
     ArithmeticError,
+    struct.error,
+    zipfile.BadZipFile,
 )
 _NONSENSE = (*_DAMAGED, AssertionError, MemoryError)  # also NotImplementedError and RecursionError, by their base
 _OLD_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # of files by torch before 1.6
@@ -205,7 +208,7 @@ def _read_safetensors(file: Path) -> WeightFile:
 
 
 def _read_pickled(file: Path, start: bytes) -> Mapping[str, Any]:
-    if not zipfile.is_zipfile(file) and not start.startswith(_OLD_START):
+    if not _is_zip(file) and not start.startswith(_OLD_START):
         cut = "its final index is missing: the file is truncated, download or copy it again"
         reason = cut if start.startswith(_ZIP_START) else "it is a file of another kind"
         raise ValueError(f"{file} is not a complete checkpoint ({reason})")
@@ -221,9 +224,16 @@ def _read_pickled(file: Path, start: bytes) -> Mapping[str, Any]:
     return content if isinstance(content, Mapping) else {}
 
 
+def _is_zip(file: Path) -> bool:
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # it says it goes on in another file
+        return False
+
+
 def _require_stored(file: Path) -> None:
     """Refuses a checkpoint that was compressed: torch writes none, and a small one could fill the memory."""
-    if not zipfile.is_zipfile(file):
+    if not _is_zip(file):
         return
     try:
         with zipfile.ZipFile(file) as archive:

@@ -29,10 +29,11 @@ def unpack_zip(archive: Path, target: Path) -> Path:
     """
     if target.exists():
         return target
-    if not zipfile.is_zipfile(archive):
-        raise ValueError(f"{archive} is not a zip archive ({archive.stat().st_size} bytes); download it again")
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # an interrupted extraction of ours
+    with _refusing_damage(archive, partial):
+        if not zipfile.is_zipfile(archive):
+            raise ValueError(f"{archive} is not a zip archive ({archive.stat().st_size} bytes); download it again")
     with _refusing_damage(archive, partial), zipfile.ZipFile(archive) as opened:
         members = opened.infolist()
         for member in members:
