@@ -263,3 +263,12 @@ def test_the_lock_of_a_killed_run_is_free_again_although_its_workers_live(tmp_pa
                 pass
         finally:
             os.kill(worker, 9)
+
+
+def test_a_url_is_refused_as_a_url() -> None:
+    from unmask.runtime.config import compose_config
+    from unmask.runtime.resume import find_resume_point
+
+    config = compose_config("run", ["ckpt_path=http://host/last.ckpt", "name=x", "paths.run_dir=nowhere"])
+    with pytest.raises(ValueError, match=r"http://host/last\.ckpt is a URL, and URLs are not fetched"):
+        find_resume_point(config)

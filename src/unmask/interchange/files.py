@@ -114,8 +114,7 @@ def read_weights(path: str | Path) -> WeightFile:
         ValueError: There is no such file, it is cut short, of another kind, or asks to run code.
     """
     require_safe_loading()
-    if "://" in str(path):
-        raise ValueError(f"{path} is a URL, and URLs are not fetched; download the file and give its local path")
+    require_local(path)
     place = Path(path).expanduser()
     if not place.is_dir():
         return _read_file(_require_file(path))
@@ -135,6 +134,16 @@ def read_weights(path: str | Path) -> WeightFile:
         config=_read_json(place / "config.json") or file.config,
         preprocessing=_read_json(place / "preprocessor_config.json"),
     )
+
+
+def require_local(path: str | Path) -> None:
+    """Refuses a URL.
+
+    Raises:
+        ValueError: The path names a file of another machine.
+    """
+    if "://" in str(path):
+        raise ValueError(f"{path} is a URL, and URLs are not fetched; download the file and give its local path")
 
 
 def require_safe_loading() -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from unmask.callbacks.durable_checkpoint import LAST_NAME, PREVIOUS_NAME, find_damage
 from unmask.callbacks.run_settings import RunSettings
 from unmask.callbacks.run_status import read_status
-from unmask.interchange.files import read_weights
+from unmask.interchange.files import read_weights, require_local
 from unmask.interchange.record import RECORD_KEY, shown
 
 RESUME_CHOICES = ("auto", "never", "must")
@@ -94,6 +94,7 @@ def find_resume_point(config: DictConfig) -> ResumePoint | None:
         if config.ckpt_path is None:
             _require_unused(folder, files, config)
             return None
+        require_local(config.ckpt_path)
         point = read_resume_point(Path(config.ckpt_path).expanduser())
         if point.path.absolute().parent != folder.absolute():
             _require_unused(folder, files, config)
