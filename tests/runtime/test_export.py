@@ -137,7 +137,7 @@ def test_a_fine_tuned_classifier_tells_of_both_runs() -> None:
     write_checkpoint(Path("first.ckpt"), MAE)
     for start, said in (
         ("first.ckpt", "## Pre-training"),
-        ("/home/ada/x/y/gone.ckpt", "started from `x/y/gone.ckpt`, which was not there"),
+        ("/home/ada/x/y/gone.ckpt", "started from `x/y/gone.ckpt`, which was not found"),
         (None, "weights fine-tuning started from were random"),
     ):
         _, path = write_checkpoint(Path("tuned.ckpt"), SUPERVISED, eval={"epochs": 3}, ckpt_path=start)
@@ -192,7 +192,7 @@ def test_a_backbone_is_exported_from_python_and_left_as_it_is(
         computed = opened((images - mean) / std)
     torch.testing.assert_close(computed, unmask.extract_features(backbone, images), rtol=0, atol=1e-5)
     assert all(torch.equal(weight, before[name]) for name, weight in backbone.state_dict().items())
-    assert "says nothing of its training" in Path("a/b/README.md").read_text()
+    assert "has no record of its training" in Path("a/b/README.md").read_text()
 
 
 def test_an_unknown_format_is_answered_with_the_known_ones(make_vit: Callable[..., nn.Module]) -> None:
