@@ -129,7 +129,7 @@ def test_every_way_to_damage_a_file_is_found(writer: Any, tmp_path: Path) -> Non
     draw = random.Random(0)
     for length in [draw.randrange(1, len(whole)) for _ in range(10)]:
         path.write_bytes(whole[:length])
-        assert "cut short" in str(find_damage(path)), length
+        assert "is truncated" in str(find_damage(path)), length
     weights_at = whole.index(torch.full((1000,), 1.0).numpy().tobytes())
     for position in [weights_at, weights_at + 3999, weights_at + 1234]:
         damaged = bytearray(whole)

@@ -17,12 +17,12 @@ def test_the_summary_claims_a_gain_only_where_the_intervals_are_apart() -> None:
     apart = summarize({"checkpoint": trained, "random": report(20.0, 17.6, 22.4)})
     assert "pre-trained  40.0 [37.0, 43.0]" in apart
     assert "untrained    20.0 [17.6, 22.4]" in apart
-    assert "worth 20.0 points" in apart
+    assert "gains 20.0 points" in apart
     overlapping = summarize({"checkpoint": trained, "random": report(36.0, 33.0, 39.0)})
-    assert "worth" not in overlapping
+    assert "gains" not in overlapping
     assert "4.0 points is not certain" in overlapping
     worse = summarize({"checkpoint": report(10.0, 8.0, 12.0), "random": report(30.0, 27.0, 33.0)})
-    assert "worth" not in worse
+    assert "gains" not in worse
     assert "gained nothing here: -20.0 points" in worse
 
 
@@ -51,5 +51,5 @@ def test_the_demonstration_reads_the_report_of_its_own_probe(
     assert (train, evaluate) == ("run.py", "eval.py")
     folder = trained[0].removeprefix("hydra.run.dir=")
     assert f"ckpt_path={folder}/checkpoints/last.ckpt" in evaluated
-    assert "worth 20.0 points" in caplog.text
+    assert "gains 20.0 points" in caplog.text
     assert f"reconstructions: {folder}/panels/epoch_0020.png" in caplog.text
