@@ -31,7 +31,8 @@ class Supervised(BackboneModule):
     Args:
         num_classes: Number of classes.
         head: Completed with the width of the pooled features and the number of classes.
-        layer_decay: Factor of the learning rate from one block to the one before it, in (0, 1]; 1 is off.
+        layer_decay: Factor of the learning rate from one block to the one before it, in (0, 1]; 1 is off,
+            None is the default of the backbone's family.
         mixup, cutmix: Beta-distribution parameters; 0 is off. Where both are on, each batch takes one of them, with
             equal chance.
         label_smoothing: Fraction of the target spread over all classes.
@@ -48,7 +49,7 @@ class Supervised(BackboneModule):
         *,
         num_classes: int,
         head: Callable[..., nn.Module],
-        layer_decay: float = 1.0,
+        layer_decay: float | None = 1.0,
         mixup: float = 0.8,
         cutmix: float = 1.0,
         label_smoothing: float = 0.1,
@@ -61,7 +62,7 @@ class Supervised(BackboneModule):
                 "use a labelled data set, or pre-train without labels by method=mae or method=simmim"
             )
         self.head = head(in_features=self.backbone.embed_dim, num_classes=num_classes)
-        self.layer_decay = layer_decay
+        self.layer_decay = self.backbone.default_layer_decay if layer_decay is None else layer_decay
         self.mix = Mixup(
             mixup_alpha=mixup,
             cutmix_alpha=cutmix,
