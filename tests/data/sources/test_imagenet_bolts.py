@@ -123,7 +123,7 @@ def test_without_lightning_bolts_one_is_told_how_to_get_it(make: Make, monkeypat
     monkeypatch.setitem(sys.modules, "pl_bolts", None)
     before = old_lightning()  # Lightning may have registered some under its former name
     with pytest.raises(
-        ValueError, match=r"needs lightning-bolts; pip install 'unmask\[bolts\]', or take data=imagenet"
+        ValueError, match=r"needs lightning-bolts; pip install 'unmask\[bolts\]', or use data=imagenet"
     ):
         make()
     assert old_lightning() == before
