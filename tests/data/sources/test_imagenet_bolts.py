@@ -122,9 +122,7 @@ def test_a_class_that_would_lose_all_its_images_is_named(make: Make) -> None:
 def test_without_lightning_bolts_one_is_told_how_to_get_it(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pl_bolts", None)
     before = old_lightning()  # Lightning may have registered some under its former name
-    with pytest.raises(
-        ValueError, match=r"needs lightning-bolts; pip install 'unmask\[bolts\]', or use data=imagenet"
-    ):
+    with pytest.raises(ValueError, match=r"needs lightning-bolts; pip install 'unmask\[bolts\]', or use data=imagenet"):
         make()
     assert old_lightning() == before
 
