@@ -99,10 +99,13 @@ def test_secrets_of_the_environment_are_in_no_file_of_a_run(tmp_path: Path) -> N
     environment = {
         **os.environ, **canaries, "WANDB_MODE": "offline", "WANDB_SILENT": "true"
     }  # fmt: skip
-    overrides = [
-        *TINY, "logger=many", "+note='key ${oc.env:WANDB_API_KEY}'", "+hub.token='${oc.env:HF_TOKEN}'",
-        "+service.password='${oc.env:X}'", "+again='${service.password}'",
-    ]  # fmt: skip
+    folder = tmp_path / "own" / "debug"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text(
+        "# @package _global_\nnote: key ${oc.env:WANDB_API_KEY}\nhub: {token: '${oc.env:HF_TOKEN}'}\n"
+        "service: {password: '${oc.env:X}'}\nagain: ${service.password}\n"
+    )
+    overrides = ["--config-dir", "own", *TINY, "logger=many", "debug=mine"]
     done = subprocess.run(
         [sys.executable, RUN, *overrides], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

@@ -62,7 +62,8 @@ def require_effect(
     for path, thing in built.items():
         if isinstance(thing, ReportsUnusedSettings):
             unused += [Unused(f"{path}.{name}", why) for name, why in thing.settings_without_effect().items()]
-    _refuse(config, list(job.overrides.task), read=[*read, *_ALWAYS_READ], unused=unused, otherwise=reason)
+    typed: Any = OmegaConf.to_container(job.overrides.task, resolve=False)  # a message must not show what it refers to
+    _refuse(config, typed, read=[*read, *_ALWAYS_READ], unused=unused, otherwise=reason)
 
 
 def _refuse(
