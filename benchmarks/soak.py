@@ -48,7 +48,7 @@ RUN = [
     *("checkpoint_every_minutes=0.03", "checkpoint_every_n_epochs=100000", "trainer.max_epochs=1000000"),
 ]
 SECONDS_OF_WARM_UP = 20.0  # of a process, before its memory is looked at
-SECONDS_OF_BLOCK = 10.0  # neighbouring samples are not independent: their means are
+SECONDS_OF_BLOCK = 10.0  # neighboring samples are not independent: their means are
 PREEMPTED = 75  # exit code
 
 

@@ -44,7 +44,7 @@ FILES = [
     *("evaluation/anomaly.py", "evaluation/dense.py", "evaluation/fewshot.py", "evaluation/few_labels.py"),
     *("evaluation/features.py", "evaluation/last_and_best.py", "evaluation/finetune.py", "evaluation/frozen.py"),
     *("evaluation/score.py", "evaluation/metrics.py", "evaluation/report.py", "evaluation/kmeans.py"),
-    *("inference/predict.py", "inference/embed.py", "inference/neighbours.py", "inference/reconstruct.py"),
+    *("inference/predict.py", "inference/embed.py", "inference/neighbors.py", "inference/reconstruct.py"),
     *("inference/images.py", "runtime/evaluate.py", "runtime/inference.py", "data/sampler.py", "data/splits.py"),
     *("masking/random.py", "masking/bernoulli.py", "masking/stages.py", "optim/schedules.py", "optim/configure.py"),
     *("optim/accumulation.py", "optim/param_groups.py", "methods/base.py", "methods/split_means.py"),

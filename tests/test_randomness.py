@@ -69,7 +69,7 @@ def test_each_bit_of_the_input_flips_each_bit_of_the_key_half_of_the_time(varied
         pytest.param(lambda index: sample_keys(0, "any", 1, index), id="next epoch"),
         pytest.param(lambda index: sample_keys(1, "any", 0, index), id="next seed"),
         pytest.param(lambda index: sample_keys(0, "other", 0, index), id="other stream"),
-        pytest.param(lambda index: sample_keys(0, "any", 0, index) ^ 1, id="neighbouring key"),
+        pytest.param(lambda index: sample_keys(0, "any", 0, index) ^ 1, id="neighboring key"),
     ],
 )
 def test_draws_of_different_keys_are_uncorrelated(other) -> None:

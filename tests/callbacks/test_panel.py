@@ -213,7 +213,7 @@ def test_a_perfect_prediction_of_normalised_patches_is_the_image_only_with_what_
 
 
 @pytest.mark.parametrize("patch_size", [8, (4, 8)])
-def test_masked_patches_are_estimated_by_their_visible_neighbours(patch_size):
+def test_masked_patches_are_estimated_by_their_visible_neighbors(patch_size):
     height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
     rows, cols = 16 // height, 32 // width
     values, mask = torch.randn(2, 3, 16, 32), random_mask(2, rows, cols, patch_size)

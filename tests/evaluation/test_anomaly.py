@@ -66,7 +66,7 @@ def test_classes_without_test_images_are_passed_over_unless_asked_for(
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"k": 41}, r"asks for k=41 neighbours, but the train split has 40 images without 'class 0'; set eval.k=40"),
+        ({"k": 41}, r"asks for k=41 neighbors, but the train split has 40 images without 'class 0'; set eval.k=40"),
         (
             {"classes": ["cat"]},
             r"eval.classes has \['cat'\], which the data does not; its classes are class 0, class 1",

@@ -12,7 +12,7 @@ from unmask.backbones.base import MaskedBackbone
 from unmask.data.augmentation.transforms import Augmentation
 from unmask.data.sources.segmentation import SegmentationFolder
 from unmask.evaluation.dense import Dense, majority_classes
-from unmask.evaluation.knn import count_votes, nearest_neighbours
+from unmask.evaluation.knn import count_votes, nearest_neighbors
 from unmask.heads.logistic_regression import LogisticRegression
 from unmask.types import FeatureStage
 
@@ -115,7 +115,7 @@ def test_figures_are_those_of_doing_it_by_hand(data, make_trainer):
     head = HEAD(in_features=3, num_classes=3)
     head.fit_best(bank, bank_labels, *_labelled_cells(*tables["val"]))
     query = maps.permute(0, 2, 3, 1).reshape(-1, 3)
-    found = nearest_neighbours(query, bank, 3)
+    found = nearest_neighbors(query, bank, 3)
     votes = ((found.similarity - found.similarity[:, :1]) / 0.1).exp()
     ballots = count_votes(bank_labels[found.position], votes, 3).clamp(min=0.0)
     for name, scores in (("linear", head(query)), ("knn", ballots / ballots.sum(dim=1, keepdim=True))):
@@ -178,8 +178,8 @@ def test_masks_of_one_class_are_refused_with_the_usual_reason(data, make_segment
         Dense(head=HEAD, k=3).evaluate(CellColours(), make_segmentation(data.root), make_trainer)
 
 
-def test_more_neighbours_than_patches_are_refused(data, make_trainer):
-    with pytest.raises(ValueError, match=r"asks for k=129 neighbours among 128 patches; set eval.k=128 or less"):
+def test_more_neighbors_than_patches_are_refused(data, make_trainer):
+    with pytest.raises(ValueError, match=r"asks for k=129 neighbors among 128 patches; set eval.k=128 or less"):
         Dense(head=HEAD, k=129).evaluate(CellColours(), data, make_trainer)
 
 

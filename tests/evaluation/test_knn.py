@@ -1,4 +1,4 @@
-"""Exact neighbours, weighted votes."""
+"""Exact neighbors, weighted votes."""
 
 import math
 from collections import defaultdict
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sklearn.neighbors import KNeighborsClassifier
 
 from unmask.evaluation import knn
-from unmask.evaluation.knn import KNN, count_votes, nearest_neighbours
+from unmask.evaluation.knn import KNN, count_votes, nearest_neighbors
 
 
 @pytest.fixture
@@ -76,12 +76,12 @@ def test_separate_blobs_are_told_apart(make_backbone, make_data, draw_splits, ma
     assert "top5" not in metrics
 
 
-def test_chunks_do_not_change_the_neighbours(monkeypatch):
+def test_chunks_do_not_change_the_neighbors(monkeypatch):
     query, bank = torch.randn(23, 8), torch.randn(40, 8)
-    whole = nearest_neighbours(query, bank, 9)
+    whole = nearest_neighbors(query, bank, 9)
     monkeypatch.setattr(knn, "_QUERIES_AT_ONCE", 5)
     monkeypatch.setattr(knn, "_BANK_AT_ONCE", 7)
-    chunked = nearest_neighbours(query, bank, 9)
+    chunked = nearest_neighbors(query, bank, 9)
     assert torch.equal(chunked.position, whole.position)
     torch.testing.assert_close(chunked.similarity, whole.similarity)
 
@@ -101,7 +101,7 @@ def test_counts_beyond_the_bank_are_left_out_and_named(blobs, make_trainer):
 
 def test_a_headline_beyond_the_bank_is_refused(blobs, make_trainer):
     backbone, data, *_ = blobs
-    with pytest.raises(ValueError, match=r"k=61 neighbours, but the train split has 60 images; set eval.k=60 or less"):
+    with pytest.raises(ValueError, match=r"k=61 neighbors, but the train split has 60 images; set eval.k=60 or less"):
         KNN(k=61).evaluate(backbone, data, make_trainer)
 
 

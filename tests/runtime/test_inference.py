@@ -12,7 +12,7 @@ from unmask.runtime.checkpoint import export_weights
 from unmask.runtime.config import compose_config
 from unmask.runtime.inference import run_inference
 
-CHOICES = ["predict", "embed", "neighbours", "reconstruct"]
+CHOICES = ["predict", "embed", "neighbors", "reconstruct"]
 
 
 @pytest.fixture

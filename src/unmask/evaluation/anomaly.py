@@ -10,7 +10,7 @@ from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData
 from unmask.evaluation.evaluator import FeatureProtocol
 from unmask.evaluation.features import Features, FrozenFeatures, require_labels
-from unmask.evaluation.knn import nearest_neighbours
+from unmask.evaluation.knn import nearest_neighbors
 from unmask.evaluation.metrics import auroc
 
 
@@ -25,7 +25,7 @@ class Anomaly(FeatureProtocol):
     squared distance is `2 - 2 cos`.
 
     Args:
-        k: Neighbours averaged over.
+        k: Neighbors averaged over.
         classes: Names of the classes held out, one at a time; None takes every class that has test images.
         baseline: Whether a random backbone is to be measured beside.
 
@@ -61,7 +61,7 @@ class Anomaly(FeatureProtocol):
             left = int((data.dataset("train").labels != held_out).sum())
             if left < self.k:
                 raise ValueError(
-                    f"eval=anomaly asks for k={self.k} neighbours, but the train split has {left} images without "
+                    f"eval=anomaly asks for k={self.k} neighbors, but the train split has {left} images without "
                     f"{names[held_out]!r}; set eval.k={max(1, left)} or less, or use more data"
                 )
 
@@ -122,7 +122,7 @@ def _similarities(
     query: Float[Tensor, "n d"], bank: Features, number: int, k: int, device: torch.device | None
 ) -> Float[Tensor, "n nearest"]:
     own: Int[Tensor, " m"] = (bank.labels == number).nonzero().squeeze(1)
-    return nearest_neighbours(query, bank.features[own], min(k, len(own)), device=device).similarity
+    return nearest_neighbors(query, bank.features[own], min(k, len(own)), device=device).similarity
 
 
 def _some(names: Sequence[str]) -> str:

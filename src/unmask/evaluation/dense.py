@@ -14,7 +14,7 @@ from unmask.eval_mode import eval_mode
 from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer, Split
 from unmask.evaluation.evaluator import BackboneEvaluator
 from unmask.evaluation.features import describe_images, trainer_device
-from unmask.evaluation.knn import count_votes, nearest_neighbours
+from unmask.evaluation.knn import count_votes, nearest_neighbors
 from unmask.evaluation.segmentation_score import SegmentationScore
 from unmask.heads.logistic_regression import LogisticRegression
 from unmask.patches import patch_text
@@ -54,12 +54,12 @@ class Dense(BackboneEvaluator):
     hit, `patch_accuracy_*` the fraction of patches whose class is hit before resizing, all in percent and without the
     pixels that have no class. A class that neither occurs in the test masks nor is predicted does not count.
 
-    The strength of the regression's penalty is chosen by the hits on validation patches; the neighbours' count is
+    The strength of the regression's penalty is chosen by the hits on validation patches; the neighbors' count is
     fixed beforehand. Images are read as served, so masks are scored at that size, not at their own.
 
     Args:
         head: Completed with the width of the features and the number of classes.
-        k: Neighbours of a patch.
+        k: Neighbors of a patch.
         temperature: Of their votes, as `KNN`'s.
         max_patches: Patches learned from at most, as many of each image; and as many at most to choose on.
         seed: Key of which patches of an image those are.
@@ -102,12 +102,12 @@ class Dense(BackboneEvaluator):
             head = self.head(in_features=train.features.shape[1], num_classes=num_classes).to(device)
             choice = head.fit_best(train.features, train.labels, val.features, val.labels)
 
-            def neighbours(features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
+            def neighbors(features: Float[Tensor, "n d"]) -> Float[Tensor, "n classes"]:
                 return self._vote(train, features, num_classes)
 
             scores = {
                 name: self._score(backbone, data, classify, device)
-                for name, classify in (("linear", head), ("knn", neighbours))
+                for name, classify in (("linear", head), ("knn", neighbors))
             }
         num_train, num_test = len(data.dataset("train")), len(data.dataset("test"))
         grid = head.inverse_strengths
@@ -161,14 +161,14 @@ class Dense(BackboneEvaluator):
             )
         if len(train.labels) < self.k:
             raise ValueError(
-                f"eval=dense asks for k={self.k} neighbours among {len(train.labels)} patches; "
+                f"eval=dense asks for k={self.k} neighbors among {len(train.labels)} patches; "
                 f"set eval.k={len(train.labels)} or less"
             )
         return int(classes.max()) + 1
 
     def _vote(self, bank: Patches, query: Float[Tensor, "n d"], num_classes: int) -> Float[Tensor, "n classes"]:
         """Gives each class's fraction of the votes of the nearest patches."""
-        found = nearest_neighbours(query, bank.features, self.k)
+        found = nearest_neighbors(query, bank.features, self.k)
         votes = ((found.similarity - found.similarity[:, :1]) / self.temperature).exp()
         ballots = count_votes(bank.labels[found.position], votes, num_classes).clamp(min=0.0)
         return ballots / ballots.sum(dim=1, keepdim=True)

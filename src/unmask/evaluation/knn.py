@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification of frozen features."""
+"""k-nearest-neighbor classification of frozen features."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,7 +18,7 @@ _QUERIES_AT_ONCE = 2**11
 _BANK_AT_ONCE = 2**14  # with the queries 128 MiB of similarities, whatever the size of the bank
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """The most similar images of the bank, the most similar first."""
 
     similarity: Float[Tensor, "n k"]  # cosine
@@ -28,16 +28,16 @@ class Neighbours(NamedTuple):
 class KNN(FeatureProtocol):
     """Classifies each test image by a vote of the most similar training images (arXiv:1805.01978, section 3.4).
 
-    A neighbour of cosine similarity s votes for its class with `exp(s / temperature)`. The search is exact. `k` and
+    A neighbor of cosine similarity s votes for its class with `exp(s / temperature)`. The search is exact. `k` and
     `temperature` of the headline are fixed beforehand; every other pair is reported beside it, so nothing is selected.
     Uniform votes are those of scikit-learn's `KNeighborsClassifier` on normalised features.
 
-    Differs: a class without a vote is never among the top five, however few classes the neighbours have.
+    Differs: a class without a vote is never among the top five, however few classes the neighbors have.
 
     Args:
-        k: Neighbours of the headline, `top1` and `top5`.
+        k: Neighbors of the headline, `top1` and `top5`.
         also_k: Further counts, each reported as `top1_k<count>` as the headline's is.
-        uniform_k: Neighbours of the uniform vote, reported as `top1_uniform_k<count>`.
+        uniform_k: Neighbors of the uniform vote, reported as `top1_uniform_k<count>`.
         temperature: Divides the similarities, > 0.
         also_temperatures: Further temperatures, each reported for every count as `top1_k<count>_t<temperature>`.
         baseline: Whether a random backbone is to be measured beside.
@@ -79,7 +79,7 @@ class KNN(FeatureProtocol):
         bank_size = len(data.dataset("train"))
         if self.k > bank_size:
             raise ValueError(
-                f"eval=knn asks for k={self.k} neighbours, but the train split has {bank_size} images; "
+                f"eval=knn asks for k={self.k} neighbors, but the train split has {bank_size} images; "
                 f"set eval.k={bank_size} or less"
             )
 
@@ -106,27 +106,27 @@ class KNN(FeatureProtocol):
         bank_size = len(bank.labels)
         weighted_k = [count for count in self.weighted_k if count <= bank_size]
         most = min(max(*weighted_k, self.uniform_k), bank_size)
-        neighbours = nearest_neighbours(query.features, bank.features, most, device=device)
-        classes, labels = bank.labels.to(neighbours.position.device)[neighbours.position], query.labels
+        neighbors = nearest_neighbors(query.features, bank.features, most, device=device)
+        classes, labels = bank.labels.to(neighbors.position.device)[neighbors.position], query.labels
         labels = labels.to(classes.device)
 
         def score(count: int, votes: Float[Tensor, "b k"]) -> dict[str, float]:
             return accuracy_metrics(count_votes(classes[:, :count], votes[:, :count], num_classes), labels)
 
-        weights = _weights(neighbours, self.temperature)
+        weights = _weights(neighbors, self.temperature)
         metrics = score(self.k, weights)
         metrics |= {f"top1_k{count}": score(count, weights)["top1"] for count in weighted_k}
         for temperature in self.also_temperatures:
-            weights = _weights(neighbours, temperature)
+            weights = _weights(neighbors, temperature)
             metrics |= {f"top1_k{count}_t{temperature:g}": score(count, weights)["top1"] for count in weighted_k}
         if self.uniform_k <= bank_size:
             metrics[f"top1_uniform_k{self.uniform_k}"] = score(self.uniform_k, torch.ones_like(weights))["top1"]
         return metrics
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     query: Float[Tensor, "n d"], bank: Float[Tensor, "m d"], k: int, *, device: torch.device | None = None
-) -> Neighbours:
+) -> Neighbors:
     """Finds the `k` images of the bank most similar to each query, exactly, a block of either at a time.
 
     Args:
@@ -136,12 +136,12 @@ def nearest_neighbours(
     """
     queries = F.normalize(query, dim=1).to(device if device is not None else bank.device).split(_QUERIES_AT_ONCE)
     nearest = [
-        Neighbours(part.new_empty(len(part), 0), part.new_empty((len(part), 0), dtype=torch.long)) for part in queries
+        Neighbors(part.new_empty(len(part), 0), part.new_empty((len(part), 0), dtype=torch.long)) for part in queries
     ]
     for start in range(0, len(bank), _BANK_AT_ONCE):
         block = F.normalize(bank[start : start + _BANK_AT_ONCE].to(queries[0].device), dim=1)
         nearest = [_merge(found, part @ block.T, start, k) for found, part in zip(nearest, queries, strict=True)]
-    return Neighbours(*(torch.cat(parts) for parts in zip(*nearest, strict=True)))
+    return Neighbors(*(torch.cat(parts) for parts in zip(*nearest, strict=True)))
 
 
 def count_votes(
@@ -152,14 +152,14 @@ def count_votes(
     return ballots.masked_fill(ballots == 0.0, -torch.inf)
 
 
-def _merge(found: Neighbours, similarity: Float[Tensor, "n block"], start: int, k: int) -> Neighbours:
+def _merge(found: Neighbors, similarity: Float[Tensor, "n block"], start: int, k: int) -> Neighbors:
     """Keeps the best `k` of what was found and of a block of the bank that begins at `start`."""
     block = similarity.topk(min(k, similarity.shape[1]), dim=1)  # largest first
     similarity = torch.cat([found.similarity, block.values], dim=1)
     best = similarity.topk(min(k, similarity.shape[1]), dim=1)
-    return Neighbours(best.values, torch.cat([found.position, block.indices + start], dim=1).gather(1, best.indices))
+    return Neighbors(best.values, torch.cat([found.position, block.indices + start], dim=1).gather(1, best.indices))
 
 
-def _weights(neighbours: Neighbours, temperature: float) -> Float[Tensor, "n k"]:
+def _weights(neighbors: Neighbors, temperature: float) -> Float[Tensor, "n k"]:
     """Computes the votes relative to the nearest's, which changes no ranking and cannot overflow."""
-    return ((neighbours.similarity - neighbours.similarity[:, :1]) / temperature).exp()
+    return ((neighbors.similarity - neighbors.similarity[:, :1]) / temperature).exp()

@@ -59,7 +59,7 @@ class DDMIM(Method):
 
     Differs (`experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px` restores the first six; the rest holds everywhere):
         - Patches of several tokens are masked, a fixed number in each image: single tokens can be interpolated from
-          their neighbours, and their masks do not nest.
+          their neighbors, and their masks do not nest.
         - The teacher averages the whole student, projector included, and is in eval mode; the original averaged the
           stages only, used the student's own stem, norm and projector around them, and dropped paths.
         - The average follows every optimizer step by a time constant in images.

@@ -111,7 +111,7 @@ class Synthetic(ImageDataModule):
     masked modelling learns from. Hard pictures turn the object freely and draw its surface, distractors, a shadow and
     grain without regard to the shape, so that the outline alone tells it. Of hard ones was measured once, at 32 px,
     seed 0, 4,000 training and 1,000 test pictures: logistic regression on mean, deviation and five quantiles of each
-    channel 10.4 % (chance is 10 %); 10 nearest neighbours by cosine of pixels less the picture's mean 34.9 %; a CNN of
+    channel 10.4 % (chance is 10 %); 10 nearest neighbors by cosine of pixels less the picture's mean 34.9 %; a CNN of
     three 3x3 convolutions (24, 48, 96 channels; batch norm, ReLU, max pooling) after 15 epochs of AdamW, one-cycle
     rate up to 0.002, batches of 64, mirrored half the time, 67.1 %.
 

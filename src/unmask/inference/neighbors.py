@@ -32,19 +32,19 @@ class Found(NamedTuple):
     position: Int[Tensor, "q k"]  # in the gallery
 
 
-class NearestNeighbours(Inference):
-    """Draws images beside those of a gallery that a backbone finds most alike, into `neighbours.png` and a table.
+class NearestNeighbors(Inference):
+    """Draws images beside those of a gallery that a backbone finds most alike, into `neighbors.png` and a table.
 
     Args:
         image: The queries: an image file, a folder or a list; None takes the split of the data.
         split: Which split.
-        gallery: Where neighbours are looked for: a folder or a list; None takes `gallery_split` of the data.
+        gallery: Where neighbors are looked for: a folder or a list; None takes `gallery_split` of the data.
         gallery_split: Which split.
-        k: Neighbours of each query.
+        k: Neighbors of each query.
         num_queries: Rows of the picture at most; of more images they are spread evenly.
         crop_pct: See `ImageDataModule.crop_pct`; None: of the checkpoint's data, else 0.875.
 
-    A query that is in the gallery too, by the same name, is no neighbour of itself.
+    A query that is in the gallery too, by the same name, is no neighbor of itself.
 
     Raises:
         ValueError: A number is not positive, the gallery has fewer than `k` other images, or one cannot be read.
@@ -77,8 +77,8 @@ class NearestNeighbours(Inference):
         own, theirs = embed(model, queries, device)._replace(images=names), embed(model, gallery, device)
         found = nearest(own, theirs, self.k)
         _log.info(f"{len(names)} quer{'y' if len(names) == 1 else 'ies'}, {len(gallery)} images in the gallery")
-        table = write_atomically(run_dir / "neighbours.csv", _as_csv(names, theirs.images, found))
-        picture = run_dir / "neighbours.png"
+        table = write_atomically(run_dir / "neighbors.csv", _as_csv(names, theirs.images, found))
+        picture = run_dir / "neighbors.png"
         figure = contact_sheet(
             _cells((queries, own.images), (gallery, theirs.images), found, device),
             title=f"{self.k} nearest of {len(gallery)} images",
@@ -90,7 +90,7 @@ class NearestNeighbours(Inference):
 
 
 def nearest(queries: Embedded, gallery: Embedded, k: int) -> Found:
-    """Finds the nearest images by cosine similarity, exactly; an image is no neighbour of its own name.
+    """Finds the nearest images by cosine similarity, exactly; an image is no neighbor of its own name.
 
     Raises:
         ValueError: The gallery has fewer than `k` images beside a query.
@@ -117,10 +117,8 @@ def _cells(queries: _Named, gallery: _Named, found: Found, device: torch.device)
     of_gallery = dict(zip(drawn, _pixels(shown.part(drawn), device), strict=True))
     rows = []
     for row, pixels in enumerate(_pixels(asked, device)):
-        neighbours = zip(found.similarity[row].tolist(), found.position[row].tolist(), strict=True)
-        cells = [
-            Cell(of_gallery[place], f"{_short(names[place])} {similarity:.2f}") for similarity, place in neighbours
-        ]
+        neighbors = zip(found.similarity[row].tolist(), found.position[row].tolist(), strict=True)
+        cells = [Cell(of_gallery[place], f"{_short(names[place])} {similarity:.2f}") for similarity, place in neighbors]
         rows.append([Cell(pixels, _short(asked_names[row])), *cells])
     return rows
 
@@ -138,7 +136,7 @@ def _short(name: str) -> str:
 def _as_csv(queries: list[str], gallery: list[str], found: Found) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["query", "rank", "neighbour", "cosine"])
+    writer.writerow(["query", "rank", "neighbor", "cosine"])
     for query, similarities, positions in zip(queries, found.similarity.tolist(), found.position.tolist(), strict=True):
         for rank, (similarity, place) in enumerate(zip(similarities, positions, strict=True), start=1):
             writer.writerow([query, rank, gallery[place], f"{similarity:.6f}"])

@@ -16,8 +16,8 @@ def embedded(names: list[str], features: torch.Tensor):
     return Embedded(names, torch.full((len(names),), -1), features)
 
 
-def test_neighbours_are_those_of_a_loop_over_cosines_and_never_the_query_itself() -> None:
-    from unmask.inference.neighbours import nearest
+def test_neighbors_are_those_of_a_loop_over_cosines_and_never_the_query_itself() -> None:
+    from unmask.inference.neighbors import nearest
 
     gallery = embedded([f"g{i}" for i in range(12)], torch.randn(12, 5))
     queries = embedded(["g3", "q"], torch.cat([gallery.features[3:4], torch.randn(1, 5)]))
@@ -35,7 +35,7 @@ def test_neighbours_are_those_of_a_loop_over_cosines_and_never_the_query_itself(
 
 @pytest.mark.parametrize(("query", "k"), [("g0", 3), ("q", 4)])
 def test_a_gallery_too_small_is_refused(query: str, k: int) -> None:
-    from unmask.inference.neighbours import nearest
+    from unmask.inference.neighbors import nearest
 
     gallery = embedded(["g0", "g1", "g2"], torch.randn(3, 2))
     with pytest.raises(ValueError, match=f"eval.k={k}, but the gallery has 3 image"):
@@ -43,19 +43,19 @@ def test_a_gallery_too_small_is_refused(query: str, k: int) -> None:
     nearest(embedded([query], torch.randn(1, 2)), gallery, k=k - 1)
 
 
-def test_the_sheet_shows_each_query_beside_its_neighbours(channel_means, pictures: Path, point_at, tmp_path) -> None:
-    from unmask.inference.neighbours import NearestNeighbours
+def test_the_sheet_shows_each_query_beside_its_neighbors(channel_means, pictures: Path, point_at, tmp_path) -> None:
+    from unmask.inference.neighbors import NearestNeighbors
 
     def find(path, split):
         return point_at(pictures / "pink.png" if path == "queries" else pictures)
 
-    inference = NearestNeighbours(image="queries", gallery="gallery", k=2)
+    inference = NearestNeighbors(image="queries", gallery="gallery", k=2)
     with torch.inference_mode():
         inference.run(channel_means, find, run_dir=tmp_path, device=CPU)
-    rows = list(csv.DictReader((tmp_path / "neighbours.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "neighbors.csv").read_text().splitlines()))
     # By hand: the cosines of 2 c / 255 - 1 are 0.52 for yellow and 0.32 for red.
-    assert [Path(row["neighbour"]).stem for row in rows] == ["yellow", "red"]
-    sheet = Image.open(tmp_path / "neighbours.png").convert("RGB")
+    assert [Path(row["neighbor"]).stem for row in rows] == ["yellow", "red"]
+    sheet = Image.open(tmp_path / "neighbors.png").convert("RGB")
     size = 128
     seen = [
         sheet.getpixel((20 + column * (size + 8) + (8 if column else 0) + size // 2, 56 + size // 2))
@@ -67,14 +67,14 @@ def test_the_sheet_shows_each_query_beside_its_neighbours(channel_means, picture
 def test_of_many_queries_those_evenly_apart_are_drawn_under_their_own_names(
     channel_means, pictures: Path, point_at, tmp_path
 ) -> None:
-    from unmask.inference.neighbours import NearestNeighbours
+    from unmask.inference.neighbors import NearestNeighbors
 
-    inference = NearestNeighbours(image="queries", gallery="gallery", k=1, num_queries=2)
+    inference = NearestNeighbors(image="queries", gallery="gallery", k=1, num_queries=2)
     with torch.inference_mode():
         inference.run(channel_means, lambda path, split: point_at(pictures), run_dir=tmp_path, device=CPU)
-    text = (tmp_path / "neighbours.csv").read_bytes()
+    text = (tmp_path / "neighbors.csv").read_bytes()
     assert b"\r" not in text
     rows = list(csv.DictReader(text.decode().splitlines()))
     shown = point_at(pictures)
     assert [row["query"] for row in rows] == [shown.name(0), shown.name(2)]  # of five
-    assert all(row["query"] != row["neighbour"] for row in rows)
+    assert all(row["query"] != row["neighbor"] for row in rows)
