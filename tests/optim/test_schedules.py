@@ -184,6 +184,7 @@ def test_simmims_layer_wise_rates_share_their_floor() -> None:
             warmup_epochs=20,
             start_factor=2e-4,
             final_factor=2e-4,
+            shared_start=shared,
             shared_floor=shared,
         )
         assert scheduler.get_last_lr() == pytest.approx([1e-6, 1e-6 if shared else 1e-6 * 0.7**25])
@@ -191,6 +192,30 @@ def test_simmims_layer_wise_rates_share_their_floor() -> None:
             optimizer.step()
             scheduler.step()
         assert scheduler.get_last_lr() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", [warmup_cosine, warmup_then_cosine_from_start])
+def test_start_and_floor_are_shared_independently(schedule) -> None:
+    """mmengine's LinearLR multiplies each group's rate, its CosineAnnealingLR ends at one for all."""
+    peaks = [0.4, 0.01]
+    for shared_start, shared_floor in ((False, True), (True, False)):
+        optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": peak} for peak in peaks])
+        scheduler = schedule(
+            optimizer,
+            total_steps=20,
+            steps_per_epoch=1,
+            warmup_epochs=5,
+            start_factor=0.1,
+            final_factor=0.02,
+            shared_start=shared_start,
+            shared_floor=shared_floor,
+        )
+        first = scheduler.get_last_lr()
+        for _ in range(20):
+            optimizer.step()
+            scheduler.step()
+        assert first == pytest.approx([0.04, 0.04 if shared_start else 0.001])
+        assert scheduler.get_last_lr() == pytest.approx([0.008, 0.008 if shared_floor else 0.0002])
 
 
 def test_a_cosine_laid_out_for_longer_is_cut_off() -> None:

@@ -16,6 +16,7 @@ def warmup_cosine(
     warmup_epochs: float,
     start_factor: float = 0.0,
     final_factor: float = 0.0,
+    shared_start: bool = False,
     shared_floor: bool = False,
     cosine_epochs: float | None = None,
     warmup_ends_at_peak: bool = False,
@@ -31,8 +32,9 @@ def warmup_cosine(
         steps_per_epoch: Optimizer steps an epoch.
         warmup_epochs: Length of the rise.
         start_factor, final_factor: Fractions of the peak at the first step and after the last.
-        shared_floor: Take both fractions of the highest group's peak, for all groups alike, as SimMIM's layer-wise
-            rates do; the rate of a group whose peak lies below them then falls to its peak and rises again.
+        shared_start, shared_floor: Take `start_factor`, `final_factor` of the highest group's peak, for all groups
+            alike; the rate of a group whose peak lies below then falls to it and rises again. Layer-wise rates share
+            both in SimMIM (timm's schedulers), the floor alone in mmpretrain and neither in MAE.
         cosine_epochs: Length of the fall; null is what the warm-up leaves of the run. A longer one is cut off.
         warmup_ends_at_peak: The last step of the warm-up has the peak already (mmengine's LinearLR), not only the
             first step after it; then the rise is `start + (1 - start) t / (w - 1)`.
@@ -44,15 +46,12 @@ def warmup_cosine(
     rise = _rise(warmup, warmup_ends_at_peak=warmup_ends_at_peak)
     fall = total_steps - warmup if cosine_epochs is None else cosine_epochs * steps_per_epoch
 
-    def curve(floor: float) -> Callable[[int], float]:
-        def factor(step: int) -> float:
-            if step < warmup:
-                return _line(step / rise, start_factor * floor)
-            return _half_cosine((step - warmup) / fall, final_factor * floor)
+    def curve(start: float, floor: float) -> Callable[[int], float]:
+        return lambda step: _line(step / rise, start) if step < warmup else _half_cosine((step - warmup) / fall, floor)
 
-        return factor
-
-    return _scheduled(optimizer, curve, shared_floor=shared_floor)
+    starts = _factors(optimizer, start_factor, shared=shared_start)
+    floors = _factors(optimizer, final_factor, shared=shared_floor)
+    return LambdaLR(optimizer, list(map(curve, starts, floors)))
 
 
 def warmup_then_cosine_from_start(
@@ -63,6 +62,7 @@ def warmup_then_cosine_from_start(
     warmup_epochs: float,
     start_factor: float = 0.0,
     final_factor: float = 0.0,
+    shared_start: bool = False,
     shared_floor: bool = False,
 ) -> LambdaLR:
     """As `warmup_cosine`, but the cosine counts from step 0, so the rate drops where warm-up ends (SimMIM).
@@ -72,15 +72,12 @@ def warmup_then_cosine_from_start(
     """
     warmup = _warmup_steps(warmup_epochs, steps_per_epoch, total_steps)
 
-    def curve(floor: float) -> Callable[[int], float]:
-        def factor(step: int) -> float:
-            if step < warmup:
-                return _line(step / warmup, start_factor * floor)
-            return _half_cosine(step / total_steps, final_factor * floor)
+    def curve(start: float, floor: float) -> Callable[[int], float]:
+        return lambda step: _line(step / warmup, start) if step < warmup else _half_cosine(step / total_steps, floor)
 
-        return factor
-
-    return _scheduled(optimizer, curve, shared_floor=shared_floor)
+    starts = _factors(optimizer, start_factor, shared=shared_start)
+    floors = _factors(optimizer, final_factor, shared=shared_floor)
+    return LambdaLR(optimizer, list(map(curve, starts, floors)))
 
 
 def warmup_multistep(
@@ -127,6 +124,9 @@ def flyegle_cosine(optimizer: Optimizer, *, total_steps: int, steps_per_epoch: f
     The schedule of github.com/FlyEgle/MAE-pytorch: `(t + 1) / w + 1e-6` for t < w steps, then
     `(1 + cos(pi t / (T - w))) / 2`. So the rate drops where the warm-up ends, is 0 at T - w and rises again to the
     end: to 3.0 % of the peak in 400 epochs with a warm-up of 40. Arguments and errors are those of `warmup_cosine`.
+
+    Differs: w and T count the steps an epoch has; the original counts the smaller batch that its loader leaves out as
+    well, one step in 626.
     """
     warmup = _warmup_steps(warmup_epochs, steps_per_epoch, total_steps)
 
@@ -213,12 +213,10 @@ def _one(_: int) -> float:
     return 1.0
 
 
-def _scheduled(
-    optimizer: Optimizer, curve: Callable[[float], Callable[[int], float]], *, shared_floor: bool
-) -> LambdaLR:
-    """Gives each group the curve above its floor: 1, or what the highest peak is of its own."""
+def _factors(optimizer: Optimizer, factor: float, *, shared: bool) -> list[float]:
+    """Fractions of each group's peak: `factor`, or, if shared, what this fraction of the highest peak is of its own."""
     peaks = [group["lr"] for group in optimizer.param_groups]
-    return LambdaLR(optimizer, [curve(max(peaks) / peak if shared_floor else 1.0) for peak in peaks])
+    return [factor * max(peaks) / peak if shared else factor for peak in peaks]
 
 
 def _rise(warmup: int, *, warmup_ends_at_peak: bool) -> int:
