@@ -3,12 +3,19 @@
 `unmask` is imported inside the fixtures: this file is read before the run-time shape checks are switched on.
 """
 
+import argparse
 import functools
+import gzip
+import json
 import logging
 import math
 import os
+import re
+import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -182,3 +189,86 @@ def refill_masked() -> Callable[[Tensor, Any], Tensor]:
         return torch.where(mask.at_pixels(), 5.0 * torch.randn_like(images), images)
 
     return refill
+
+
+_LISTS = json.loads(gzip.decompress((Path(__file__).parent / "checkpoint_names.json.gz").read_bytes()))
+"""What files hold that other programs' own classes have written: names, shapes, containers, pickled classes."""
+
+
+@pytest.fixture(scope="session")
+def original_lists() -> dict[str, Any]:
+    """`checkpoint_names.json.gz`: kind of file -> its list."""
+    return _LISTS
+
+
+@pytest.fixture
+def original_file(tmp_path: Path) -> Callable[..., tuple[Path, dict[str, Tensor]]]:
+    """Writes a file as a list describes it, with random numbers; returns it and its weights.
+
+    Of networks of more than 20 million numbers the first two blocks (of each stage) are written: the others are named
+    alike. `weights` replaces tensors by others, `beside` adds to what lies next to the weights.
+    """
+
+    def write(kind: str, *, weights: Any = None, beside: Any = None) -> tuple[Path, dict[str, Tensor]]:
+        listed = _LISTS[kind]
+        shapes = _first_blocks(listed["tensors"])
+        tensors = {name: _number(name, shape, dtype, kind) for name, (shape, dtype) in shapes.items()}
+        tensors |= weights or {}
+        with pytest.MonkeyPatch.context() as stand_ins:
+            content = {key: _container(key, kind, listed, stand_ins) for key in listed["top_level"]}
+            under = OrderedDict if listed["top_level"][listed["weights_under"]] == "OrderedDict" else dict
+            content |= {listed["weights_under"]: under(tensors)} | (beside or {})
+            torch.save(content, tmp_path / f"{kind}.pth")
+        return tmp_path / f"{kind}.pth", tensors
+
+    return write
+
+
+def _first_blocks(shapes: dict[str, Any]) -> dict[str, Any]:
+    if sum(math.prod(shape) for shape, _ in shapes.values()) < 20_000_000:
+        return shapes
+    block = re.compile(r"(?:blocks|layers)\.(?!\d+\.(?:blocks|downsample)\.)(\d+)\.(?!weight|bias)")
+    numbers = {name: [int(number) for number in block.findall(name)] for name in shapes}
+    return {name: listed for name, listed in shapes.items() if max(numbers[name], default=0) < 2}
+
+
+def _number(name: str, shape: list[int], dtype: str, kind: str) -> Tensor:
+    from unmask.positions import sincos_positions  # noqa: PLC0415
+
+    if dtype == "int64":
+        return torch.randint(0, 100, shape)
+    if name.endswith("pos_embed") and kind.startswith(("mae", "mmpretrain")) and kind != "mae-finetuned":
+        side = math.isqrt(shape[1] - 1)  # fixed in pre-training
+        return sincos_positions(shape[2], (side, side))
+    numbers = torch.empty(shape).uniform_(-0.2, 0.2)
+    return numbers.abs_() if name.endswith("running_var") else numbers
+
+
+def _container(key: str, kind: str, listed: Any, stand_ins: pytest.MonkeyPatch) -> Any:
+    """What lies beside the weights, of the classes that the program has pickled there."""
+    type_name = listed["top_level"][key]
+    if type_name == "Namespace":
+        return argparse.Namespace(model="mae_vit_base_patch16", blr=1.5e-4, norm_pix_loss=True)
+    if type_name == "CfgNode":
+        node = _stand_in("yacs.config", "CfgNode", dict, stand_ins)
+        inner, outer = node(IMG_SIZE=192), node(BASE=[""])
+        for each in (inner, outer):  # as yacs keeps its books
+            vars(each).update(__immutable__=True, __deprecated_keys__=set(), __renamed_keys__={}, __new_allowed__=False)
+        outer["DATA"] = inner
+        return outer
+    if key == "hyper_parameters" and listed["classes_pickled_inside"]:
+        return {"model": _stand_in("models.ddmimv9", "DDMIMV9", nn.Module, stand_ins), "learning_rate": 5e-3}
+    if key == "optimizer":
+        return {"state": {0: {"step": 1, "exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}
+    plain: dict[str, Any] = {"int": 3, "float": 81.5, "str": "1.5.8", "dict": {"values": [1.0]}, "list": [{"lr": 0.1}]}
+    return plain.get(type_name)
+
+
+def _stand_in(module_name: str, class_name: str, base: type, stand_ins: pytest.MonkeyPatch) -> Any:
+    """A class that is pickled under the name of another program's."""
+    made = type(class_name, (base,), {"__module__": module_name})
+    module = ModuleType(module_name)
+    setattr(module, class_name, made)
+    stand_ins.setitem(sys.modules, module_name.partition(".")[0], ModuleType(module_name.partition(".")[0]))
+    stand_ins.setitem(sys.modules, module_name, module)
+    return made

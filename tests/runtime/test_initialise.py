@@ -96,12 +96,14 @@ def test_simmim_of_transformers_goes_on_with_its_head(
 
 
 def test_a_teacher_begins_as_the_student_that_was_loaded(
-    randomise: Callable[[nn.Module], nn.Module], tmp_path: Path
+    randomise: Callable[[nn.Module], nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sizes = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 1), "num_heads": (2, 3)}
     theirs = randomise(timm.create_model("swin_tiny_patch4_window7_224", **sizes))
     torch.save(theirs.state_dict(), tmp_path / "swin.pth")
-    method = unmask.build_method([*DDMIM, f"method.init_from={tmp_path / 'swin.pth'}"])
+    with caplog.at_level(logging.INFO, logger="unmask"):
+        method = unmask.build_method([*DDMIM, f"method.init_from={tmp_path / 'swin.pth'}"])
+    assert "teacher: a copy of the student as loaded" in caplog.text
     student = method.backbone.state_dict()
     assert torch.equal(student["swin.norm.weight"], theirs.norm.weight)
     assert all(torch.equal(w, student[name]) for name, w in method.teacher["backbone"].state_dict().items())

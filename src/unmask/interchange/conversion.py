@@ -21,6 +21,8 @@ class Conversion:
     )  # the same of a teacher's moving average, if there is one
     heads: Mapping[str, Tensor] = field(default_factory=dict)  # by the names of the method's `state_dict`
     left_out: Mapping[str, str] = field(default_factory=dict)  # name in the file -> why it has no place
+    trained_names: Sequence[str] = ()  # in the file, of `backbone`, where `averaged` may be taken in its place
+    averaged_names: Sequence[str] = ()  # in the file, of `averaged`
     assumed: Mapping[str, str] = field(
         default_factory=dict
     )  # setting the file does not state -> by which rule it is set

@@ -17,8 +17,12 @@ from unmask.interchange.importers import (
     timm_models,
     unmask,
 )
+from unmask.interchange.renaming import computed_buffers
 
 _NUM_NAMES_SHOWN = 3
+_COMPUTED = "computed from the sizes of the network"
+_AVERAGED = "the averaged teacher; use_ema_weights=true takes it in place of the trained weights"
+_TRAINED = "the trained weights, in whose place the averaged teacher is taken"
 
 
 class Importer(Protocol):
@@ -64,11 +68,18 @@ def convert(file: WeightFile, *, use_ema_weights: bool = False) -> Conversion:
             "Unmask, MAE, SimMIM, mmpretrain, FlyEgle, DDMIM, lightly, solo-learn, and timm's or Hugging Face's ViT "
             "and Swin"
         )
-    conversion = replace(importer.convert(file), source=str(file.path))
+    conversion = importer.convert(file)
+    left_out = {**dict.fromkeys(computed_buffers(file.weights), _COMPUTED), **conversion.left_out}
     if not use_ema_weights:
-        return conversion
+        left_out |= dict.fromkeys(conversion.averaged_names, _AVERAGED)
+        return replace(conversion, source=str(file.path), left_out=left_out)
     if not conversion.averaged:
         raise ValueError(f"{file.path} ({conversion.source_format}) contains no averaged teacher beside its weights")
     return replace(
-        conversion, source_format=f"{conversion.source_format}, teacher", backbone=conversion.averaged, averaged={}
+        conversion,
+        source=str(file.path),
+        source_format=f"{conversion.source_format}, teacher",
+        backbone=conversion.averaged,
+        averaged={},
+        left_out=left_out | dict.fromkeys(conversion.trained_names, _TRAINED),
     )

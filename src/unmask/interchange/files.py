@@ -73,6 +73,7 @@ _UNREAD = (
     "builtins.str",
     "collections.defaultdict",
     "mmengine.logging.history_buffer.HistoryBuffer",
+    "models.ddmimv9.DDMIMV9",  # a class among the settings of DDMIM's classifier
     "numpy.core.multiarray.scalar",
     "numpy.core.multiarray._reconstruct",
     "numpy._core.multiarray.scalar",

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -153,6 +153,8 @@ def swin(
     weights: Weights,
     *,
     averaged: Weights | None = None,
+    trained_names: Sequence[str] = (),
+    averaged_names: Sequence[str] = (),
     heads: Weights | None = None,
     left_out: Mapping[str, str] | None = None,
     image_size: int | None = None,
@@ -163,6 +165,7 @@ def swin(
 
     Args:
         averaged: The same weights of a teacher.
+        trained_names, averaged_names: Of the conversion.
         image_size: Side in pixels where the file tells it. A stage with a smaller window than the others tells it
             too, being one window large; otherwise the last stage is taken to be one window.
         window_size: Tokens along a window where the file tells them. Tables tell them; a Swin V2 has none, and is
@@ -207,6 +210,8 @@ def swin(
         },
         backbone={f"swin.{name}": weight for name, weight in own.items()},
         averaged={f"swin.{name}": weight for name, weight in (averaged or {}).items()},
+        trained_names=trained_names,
+        averaged_names=averaged_names,
         heads=heads or {},
         left_out={**(left_out or {}), **classifiers},
         assumed=assumed,

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+_COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+
 Rules = Sequence[tuple[str, str]]  # (regular expression, replacement), applied one after the other
 
 
@@ -38,7 +40,11 @@ def fuse_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
+def computed_buffers(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names what a network computes from its sizes: indices, offsets and masks of windows."""
+    return [name for name in weights if name.endswith(_COMPUTED)]
+
+
 def without_buffers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Drops what a network computes from its sizes: indices, offsets and masks of windows."""
-    computed = ("relative_position_index", "relative_coords_table", "attn_mask")
-    return {name: weight for name, weight in weights.items() if not name.endswith(computed)}
+    """Drops what a network computes from its sizes."""
+    return {name: weight for name, weight in weights.items() if not name.endswith(_COMPUTED)}

@@ -1,7 +1,7 @@
 """What every module that trains a backbone has in common."""
 
 from abc import ABC
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -61,8 +61,13 @@ class BackboneModule(LightningModule, ABC):
         """What turns pooled features into logits; None where nothing is classified."""
         return None
 
-    def on_weights_loaded(self, names: Collection[str]) -> None:
-        """Called when weights of a file, those named of the `state_dict`, have replaced the ones drawn."""
+    def on_weights_loaded(self, names: Collection[str]) -> Sequence[str]:
+        """Called when weights of a file, those named of the `state_dict`, have replaced the ones drawn.
+
+        Returns:
+            What became of networks that no file fills, a line each.
+        """
+        return ()
 
     def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
         """The true mean and deviation that `MethodOutput.prediction` was restored with; None if it is raw output."""

@@ -1,7 +1,7 @@
 """DDMIM: masked image modelling with self-distillation at every stage."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -171,10 +171,14 @@ class DDMIM(Method):
             self.teacher.update(self.student_networks(), num_images=self._images_in_step, step_of_epoch=step_of_epoch)
         self._images_in_step = 0
 
-    def on_weights_loaded(self, names: Collection[str]) -> None:
-        """Makes the teacher a copy of the student that was loaded, where the file holds no teacher."""
-        if self.teacher is not None and not any(name.startswith("teacher.") for name in names):
-            self.teacher.copy_student(self.student_networks())
+    def on_weights_loaded(self, names: Collection[str]) -> Sequence[str]:
+        """Makes the teacher a copy of the student that was loaded, where the file's own teacher was not loaded."""
+        if self.teacher is None:
+            return ()
+        if any(name.startswith("teacher.") for name in names):
+            return ("teacher: loaded from the file",)
+        self.teacher.copy_student(self.student_networks())
+        return ("teacher: a copy of the student as loaded",)
 
     def student_networks(self) -> dict[str, nn.Module]:
         """The networks the teacher averages, by name."""

@@ -30,5 +30,5 @@ def initialise(method: BackboneModule, *, allow_partial: bool = False, use_ema_w
         conversion = convert(file, use_ema_weights=use_ema_weights)
         report = load_backbone_weights(method.backbone, conversion, allow_partial=allow_partial)
         report = load_head_weights(method, conversion, report)
-    method.on_weights_loaded(report.heads)
-    _log.info(f"{method.init_from}\n{report.describe()}")
+    notes = method.on_weights_loaded(report.heads)
+    _log.info("\n".join([str(method.init_from), report.describe(), *notes]))

@@ -28,8 +28,11 @@ def matches(file: WeightFile) -> bool:
 def convert(file: WeightFile) -> Conversion:
     """The encoder has timm's names; positions, fixed and along the sequence, are computed."""
     encoder, others = split(file.weights, "Encoder.")
+    left_out = {}
     if not encoder:
         encoder, others = split(file.weights, "model.")
+        classifier, encoder = split(encoder, "class_head.")
+        left_out = dict.fromkeys((f"model.class_head.{name}" for name in classifier), "the classifier")
     rows = _IMAGE_SIZE // encoder["patch_embed.proj.weight"].shape[-1]
     encoder["pos_embed"] = sinusoid_positions(encoder["cls_token"].shape[-1], rows * rows + 1)
     heads, unread = _take_decoder(others)
@@ -39,7 +42,7 @@ def convert(file: WeightFile) -> Conversion:
         "FlyEgle's MAE",
         encoder,
         heads=heads,
-        left_out=dict.fromkeys(unread, "read by no computation of FlyEgle's"),
+        left_out=left_out | dict.fromkeys(unread, "read by no computation of FlyEgle's"),
         norm_eps=_NORM_EPS,
         positions="sinusoid",
     )

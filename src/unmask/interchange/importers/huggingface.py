@@ -100,7 +100,8 @@ def _swin(
         weights = rename(weights, _SEPARATE_BIASES)
     heads = simmim_heads(weights.pop("mask_token", None), split(decoder, "0.")[0])
     pretrained_windows = file.config.get("pretrained_window_sizes")
-    settings = {"pretrained_window_sizes": pretrained_windows} if is_v2 and any(pretrained_windows or ()) else {}
+    is_changed = is_v2 and any(pretrained_windows or ())
+    settings: dict[str, Any] = {"pretrained_window_sizes": pretrained_windows} if is_changed else {}
     return infer_config.swin(
         f"Hugging Face's Swin{' V2' if is_v2 else ''}",
         microsoft_swin_to_timm(fuse_qkv(weights)),
