@@ -356,7 +356,12 @@ def test_layers_learn_at_the_rates_of_the_papers(name: str) -> None:
         classifier = build(composed(name).eval.classifier)(backbone=backbone(model), num_classes=1000)
     network, decay = classifier.backbone, classifier.layer_decay
     groups = layer_decay_groups(
-        classifier, layer_id=classifier._layer_id, num_layers=network.num_blocks + 1, layer_decay=decay, lr=1.0
+        classifier,
+        layer_id=classifier._layer_id,
+        num_layers=network.num_blocks + 1,
+        layer_decay=decay,
+        lr=1.0,
+        weight_decay_policy=classifier.weight_decay_policy,
     )
     names = {id(parameter): key for key, parameter in classifier.named_parameters()}
     rate = {names[id(p)]: group["lr"] for group in groups for p in group["params"]}
@@ -366,7 +371,8 @@ def test_layers_learn_at_the_rates_of_the_papers(name: str) -> None:
     assert rate[stem] == pytest.approx(stem_fraction, rel=5e-3)
     assert {rate[key] for key in rate if key.startswith("head.")} == {1.0}
     parameters = dict(classifier.named_parameters())
-    assert spared == {key for key in rate if not is_decayed(key, parameters[key])}
+    policy = classifier.weight_decay_policy
+    assert spared == {key for key in rate if not is_decayed(key, parameters[key], policy)}
     if "swin" not in model:
         blocks = [re.search(r"blocks\.(\d+)\.", key) for key in rate]
         for key, block in zip(rate, blocks, strict=True):
@@ -380,6 +386,51 @@ def test_layers_learn_at_the_rates_of_the_papers(name: str) -> None:
             layer = before if ".downsample." in key else before + int(block[1]) + 1  # type: ignore[index]
             assert rate[key] == pytest.approx(decay ** (network.num_blocks + 1 - layer)), key
         before += depth
+
+
+ALSO_DECAYED = {  # beyond matrices and kernels, by ending: how many tensors
+    "simmim_swin-base_2048b-100e_in1k-192px": {"relative_position_bias_table": 24},
+    "simmim_swin-large_2048b-800e_in1k-192px": {"relative_position_bias_table": 24},
+    "simmim_swinv2-base_2048b-800e_in1k-192px": {"cpb_mlp.0.weight": 24, "cpb_mlp.2.weight": 24, "logit_scale": 24},
+    "simmim_vit-base_2048b-800e_in1k-224px": {"mask_token": 1, "relative_position_bias_table": 1},
+    "simmim-mm_swin-base_2048b-100e_in1k-192px": {"mask_token": 1},
+    "simmim_finetune_swin-base_2048b-100e_in1k-224px": {},
+    "simmim_finetune_swinv2-base_2048b-100e_in1k-224px": {},
+    "simmim_finetune_vit-base_2048b-100e_in1k-224px": {"relative_position_bias_table": 12},
+    "mae_vit-base_4096b-800e_in1k-224px": {"mask_token": 1, "cls_token": 1},
+    "mae-mm_vit-base_4096b-300e_in1k-224px": {},
+}
+
+
+@pytest.mark.parametrize("name", ALSO_DECAYED)
+def test_weight_decay_reaches_what_it_reaches_in_the_source(name: str) -> None:
+    from unmask.optim.param_groups import is_decayed
+
+    if name in EVALUATIONS:
+        model = {
+            "swin": ["swin_base"],
+            "swinv2": ["swinv2_base"],
+            "vit": ["beit_base", "model.relative_bias=per_block"],
+        }
+        module = _classifier(name, backbone(*model[name.split("_")[2].removesuffix("-base")]))
+    else:
+        module = built(name)
+    policy = module.weight_decay_policy
+    more = [
+        key
+        for key, parameter in module.named_parameters()
+        if parameter.requires_grad and is_decayed(key, parameter, policy) and not is_decayed(key, parameter)
+    ]
+    found = {ending: sum(key.endswith(ending) for key in more) for ending in ALSO_DECAYED[name]}
+    assert found == ALSO_DECAYED[name]
+    assert len(more) == sum(found.values())
+
+
+def _classifier(name: str, network: Any) -> Any:
+    from unmask.runtime.builders import build
+
+    with torch.device("meta"):
+        return build(composed(name).eval.classifier)(backbone=network, num_classes=1000)
 
 
 def test_published_settings_that_no_count_shows() -> None:
@@ -422,7 +473,21 @@ def test_ddmim_as_published_has_its_numbers() -> None:
         [1, 1, 1, 0.1],
     )
     assert (config.method.contrast.temperature, config.method.contrast.weight) == (0.05, 1.0)
+    assert config.method.contrast.projector.weight_std is None
     assert (config.method.teacher.momentum, config.method.teacher.every_n_steps) == (0.999, 32)
+
+
+@pytest.mark.parametrize("epochs", [100, 400])
+def test_fine_tuning_of_ddmim_as_published_states_its_departures(epochs: int) -> None:
+    name = f"ddmim-v9_finetune_60b-{epochs}e_in1k-224px"
+    config = composed(name)
+    assert (config.seed, config.eval.classifier.weight_decay_policy, config.optimizer.weight_decay) == (
+        3407,
+        "all",
+        0.01,
+    )
+    assert "first layer is new" in facts(name)["Differs"]
+    assert "epoch=48_val_loss=0.04" in facts("ddmim-v9_finetune_60b-100e_in1k-224px")["Source"]
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -25,6 +26,20 @@ def test_weights_start_small_and_biases_at_zero() -> None:
     for layer in (first, second):
         assert 0.018 < layer.weight.std().item() < 0.022
         assert not layer.bias.any()
+
+
+def test_ddmims_last_two_layers_start_as_torch_draws_them() -> None:
+    """nn.Linear's default: uniform within 1 / sqrt(inputs), biases too; the representation starts as the backbone."""
+    front, first, _, second = Projector(
+        in_features=200, hidden_features=300, out_features=100, representation_features=400, weight_std=None
+    ).layers
+    assert 0.018 < front.weight.std().item() < 0.022
+    assert not front.bias.any()
+    for layer in (first, second):
+        bound = layer.in_features**-0.5
+        assert layer.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+        assert layer.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert 0.5 * bound < layer.bias.abs().max().item() <= bound
 
 
 def test_its_sizes_are_those_of_the_original() -> None:

@@ -196,6 +196,32 @@ def test_rates_of_the_optimizer_fall_with_depth(
     assert rates.by_name["head.linear.weight"][1] > rates.by_name["head.linear.bias"][1] == 0.0
 
 
+@pytest.mark.parametrize(
+    ("policy", "decaying"),
+    [
+        ("weights", {"qkv.weight"}),
+        ("position_bias", {"qkv.weight", "table"}),
+        ("all", {"qkv.weight", "table", "v_bias"}),
+    ],
+)
+def test_the_policy_decides_what_decays_in_fine_tuning(make_beit, policy: str, decaying: set[str]) -> None:
+    backbone = make_beit()
+    backbone.prepare_for_finetuning(drop_path_rate=0.0)
+    rates = _Rates()
+    method = make_supervised(backbone, weight_decay_policy=policy, **PLAIN)
+    loader = make_loader(ImageBatch(torch.randn(2, 3, *backbone.image_size), *make_batch(2)[1:]), 2)
+    make_trainer(rates, limit_val_batches=0).fit(method, loader, loader)
+    for ending in ("qkv.weight", "table", "v_bias"):
+        found = {name: decay for name, (_, decay) in rates.by_name.items() if name.endswith(ending)}
+        assert len(found) == backbone.num_blocks
+        assert set(found.values()) == ({0.01} if ending in decaying else {0.0}), ending
+
+
+def test_an_unknown_policy_of_weight_decay_is_refused(make_vit) -> None:
+    with pytest.raises(ValueError, match=r"weight_decay_policy must be one of weights, tokens, .* all, got 'some'"):
+        make_supervised(make_vit(), weight_decay_policy="some")
+
+
 @pytest.mark.parametrize("num_classes", [0, 1])
 def test_fewer_than_two_classes_are_refused(make_vit, num_classes: int) -> None:
     with pytest.raises(ValueError, match=f"at least 2 classes, the data has {num_classes}; .*method=mae"):

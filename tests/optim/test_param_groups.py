@@ -115,24 +115,68 @@ def test_layer_decay_without_a_rate_is_refused_and_not_ignored() -> None:
         layer_decay_groups(nn.Linear(2, 2), layer_id=lambda _: 0, num_layers=1, layer_decay=0.5, lr=None)
 
 
-def test_rules_add_the_tokens_and_then_the_rest(make_swin, make_vit) -> None:
+def test_policies_add_the_tokens_and_then_the_rest(make_swin, make_vit) -> None:
     for module in (WithToken(make_swin()), WithToken(make_swin(name=SWIN_V2)), WithToken(make_vit())):
         module.mask_token = nn.Parameter(torch.zeros(24))  # SimMIM's is a vector
-        by_rule = {
-            rule: {name for name, parameter in module.named_parameters() if is_decayed(name, parameter, rule)}
-            for rule in WEIGHT_DECAY_POLICIES
+        by_policy = {
+            policy: {name for name, parameter in module.named_parameters() if is_decayed(name, parameter, policy)}
+            for policy in WEIGHT_DECAY_POLICIES
         }
-        assert {name.rpartition(".")[2] for name in by_rule["tokens"] - by_rule["weights"]} in (
+        assert {name.rpartition(".")[2] for name in by_policy["tokens"] - by_policy["weights"]} in (
             {"mask_token"},
             {"mask_token", "cls_token"},
         )
-        assert by_rule["tokens"] > by_rule["weights"]
-        assert by_rule["all"] == {name for name, _ in module.named_parameters()}
-        for rule, decayed in by_rule.items():
-            groups = decay_groups(module, weight_decay_policy=rule)
+        assert by_policy["tokens"] > by_policy["weights"]
+        assert by_policy["all"] == {name for name, _ in module.named_parameters()}
+        for policy, decayed in by_policy.items():
+            groups = decay_groups(module, weight_decay_policy=policy)
             kept = [
                 names
                 for names, group in zip(names_of(groups, module), groups, strict=True)
                 if "weight_decay" not in group
             ]
             assert kept == [{name for name in decayed if dict(module.named_parameters())[name].requires_grad}]
+
+
+def official_decay(module: nn.Module, *, spared: set[str], keywords: set[str]) -> set[str]:
+    """Names that decay by SimMIM's rule: a tensor is spared by shape, as a bias, by its whole name or by a keyword."""
+    return {
+        name
+        for name, parameter in module.named_parameters()
+        if not (
+            parameter.ndim == 1
+            or name.endswith(".bias")
+            or name in spared
+            or any(keyword in name for keyword in keywords)
+        )
+    }
+
+
+@pytest.mark.parametrize("phase", ["pre-training", "fine-tuning"])
+@pytest.mark.parametrize("family", ["swin", "swin v2", "vit"])
+def test_simmims_policies_are_its_codes_rule(make_swin, make_beit, family: str, phase: str) -> None:
+    """In pre-training its names carry the prefix `encoder.`, with which the keywords that spare tables never match."""
+    make = {"swin": make_swin, "swin v2": lambda: make_swin(name=SWIN_V2), "vit": make_beit}[family]
+    backbone = make()
+    keywords = set() if family == "vit" else {"relative_position_bias_table", "cpb_mlp", "logit_scale"}
+    spared = {"backbone.beit.cls_token"} if family == "vit" else set()
+    if phase == "pre-training":
+        module = WithToken(backbone)
+        policy = "mask_token_and_position_bias" if family == "vit" else "position_bias"
+        expected = official_decay(
+            module,
+            spared=spared | ({"mask_token"} if family != "vit" else set()),
+            keywords={f"encoder.{keyword}" for keyword in keywords},
+        )
+    else:
+        backbone.prepare_for_finetuning(drop_path_rate=0.1)
+        module = nn.ModuleDict({"backbone": backbone})
+        policy = "position_bias" if family == "vit" else "weights"
+        expected = official_decay(module, spared=spared, keywords=keywords)
+    assert {name for name, parameter in module.named_parameters() if is_decayed(name, parameter, policy)} == expected
+
+
+def test_a_mask_token_kept_as_a_vector_decays_where_the_policy_says_so() -> None:
+    token = nn.Parameter(torch.zeros(24))
+    decaying = {policy for policy in WEIGHT_DECAY_POLICIES if is_decayed("mask_token", token, policy)}
+    assert decaying == {"tokens", "mask_token_and_position_bias", "all"}

@@ -27,6 +27,9 @@ class LinearClassifier(ClassifierHead):
 class BatchNormMLPClassifier(ClassifierHead):
     """DDMIM's: linear to a representation, then batch norm, linear, GELU, linear.
 
+    The first layer starts as a backbone's, from a truncated normal of deviation 0.02 and with its bias at 0, the others
+    as torch draws them.
+
     Differs: the first layer is new; the original's was pre-trained as part of its projector, which the file of a
     backbone alone does not hold.
 
@@ -37,11 +40,12 @@ class BatchNormMLPClassifier(ClassifierHead):
     """
 
     def __init__(self, *, in_features: int, num_classes: int, hidden_features: int = 1024) -> None:
+        representation = nn.Linear(in_features, hidden_features)
         super().__init__(
-            nn.Linear(in_features, hidden_features),
+            representation,
             FeatureNorm(hidden_features),
             nn.Linear(hidden_features, hidden_features),
             nn.GELU(),
             nn.Linear(hidden_features, num_classes),
         )
-        initialise_linear(self)
+        initialise_linear(representation)

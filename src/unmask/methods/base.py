@@ -10,7 +10,7 @@ from torch import Tensor
 from unmask.masking.base import MaskGenerator
 from unmask.methods.backbone_module import BackboneModule
 from unmask.optim.configure import configure_optimizer
-from unmask.optim.param_groups import WEIGHT_DECAY_POLICIES, decay_groups
+from unmask.optim.param_groups import decay_groups, require_weight_decay_policy
 from unmask.patches import PatchMask
 from unmask.randomness import sample_keys
 from unmask.types import ImageBatch, Images, MethodOutput
@@ -24,11 +24,11 @@ class Method(BackboneModule):
             validation, whose loss is therefore comparable from epoch to epoch.
         seed: Key of the masks.
         shared_masks: In training, all images of an optimizer step have one mask, on every device, in place of one each.
-        weight_decay_policy: What weight decay applies to, a rule of `unmask.optim.param_groups.is_decayed`.
+        weight_decay_policy: What weight decay applies to, see `unmask.optim.param_groups.is_decayed`.
         shared: See `BackboneModule`.
 
     Raises:
-        ValueError: The masks do not fit the backbone's images, or the rule is unknown.
+        ValueError: The masks do not fit the backbone's images, or the policy is unknown.
     """
 
     def __init__(
@@ -41,11 +41,7 @@ class Method(BackboneModule):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        if weight_decay_policy not in WEIGHT_DECAY_POLICIES:
-            raise ValueError(
-                f"method.weight_decay_policy must be one of {', '.join(WEIGHT_DECAY_POLICIES)}, got "
-                f"{weight_decay_policy!r}"
-            )
+        require_weight_decay_policy(weight_decay_policy)
         self.mask_generator = mask_generator
         self.seed = seed
         self.shared_masks = shared_masks

@@ -57,7 +57,7 @@ class DDMIM(Method):
     ema_steps: `teacher.momentum`, `teacher.every_n_steps`, by default replaced by `teacher.time_constant`. lr,
     weight_decay: the optimizer's. encoder_stride: follows from the backbone. momentum and epsilon: nothing read them.
 
-    Differs (`experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px` restores the first six; the rest holds everywhere):
+    Differs (`experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px` restores the first seven; the rest holds everywhere):
         - Patches of several tokens are masked, a fixed number in each image: single tokens can be interpolated from
           their neighbors, and their masks do not nest.
         - The teacher averages the whole student, projector included, and is in eval mode; the original averaged the
@@ -66,6 +66,7 @@ class DDMIM(Method):
         - Features are normalised over channels before they are compared, so their scale cannot drift.
         - The reconstruction is averaged over masked pixels, not over all.
         - The contrast has no extra negative of similarity 0, and the projector an activation after its first layer.
+        - The projector's layers start from a truncated normal; the original's last two start as torch draws them.
         - timm merges patches where a stage begins, the original where it ends. The tensors compared are the same: what
           enters the next stage, merged and not yet masked, and the last stage's output before the final norm.
         - Evaluation reads the pooled features of the final norm, not the 1024 numbers after one more linear layer.

@@ -29,6 +29,8 @@ class SimMIM(Method):
         - The denominator is the number of masked values; the official code adds 1e-5 to it (below 1e-9 relative).
         - On `model=vit_*` the backbone has absolute positions, and the mask token enters before they are added; the
           official ViT is `model=beit_base`, which has relative positions alone.
+        - Tables of relative positions are not weight-decayed unless `weight_decay_policy="position_bias"`; the official
+          code decays them in pre-training and, on ViT, the mask token too (`"mask_token_and_position_bias"`).
         - The gradient is clipped once an optimizer step; the official code clips at every accumulation step.
 
     Args:

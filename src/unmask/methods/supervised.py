@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from unmask.methods.backbone_module import BackboneModule
 from unmask.optim.configure import configure_optimizer
-from unmask.optim.param_groups import layer_decay_groups
+from unmask.optim.param_groups import layer_decay_groups, require_weight_decay_policy
 from unmask.types import ImageBatch, Images
 
 
@@ -36,10 +36,12 @@ class Supervised(BackboneModule):
         mixup, cutmix: Beta-distribution parameters; 0 is off. Where both are on, each batch takes one of them, with
             equal chance.
         label_smoothing: Fraction of the target spread over all classes.
+        weight_decay_policy: What weight decay applies to, see `unmask.optim.param_groups.is_decayed`.
         shared: See `BackboneModule`.
 
     Raises:
-        ValueError: There are no classes to learn; in training, batch norm has a single image a step.
+        ValueError: There are no classes to learn, or the policy is unknown; in training, batch norm has a single image
+            a step.
     """
 
     is_classifier: ClassVar[bool] = True
@@ -53,6 +55,7 @@ class Supervised(BackboneModule):
         mixup: float = 0.8,
         cutmix: float = 1.0,
         label_smoothing: float = 0.1,
+        weight_decay_policy: str = "weights",
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
@@ -61,6 +64,8 @@ class Supervised(BackboneModule):
                 f"supervised training needs labelled images of at least 2 classes, the data has {num_classes}; "
                 "use a labelled data set, or pre-train without labels by method=mae or method=simmim"
             )
+        require_weight_decay_policy(weight_decay_policy)
+        self.weight_decay_policy = weight_decay_policy
         self.head = head(in_features=self.backbone.embed_dim, num_classes=num_classes)
         self.layer_decay = self.backbone.default_layer_decay if layer_decay is None else layer_decay
         self.mix = Mixup(
@@ -117,6 +122,7 @@ class Supervised(BackboneModule):
             num_layers=self.backbone.num_blocks + 1,
             layer_decay=self.layer_decay,
             lr=peak,
+            weight_decay_policy=self.weight_decay_policy,
         )
         return configure_optimizer(self, groups, optimizer, self.schedule_factory)
 

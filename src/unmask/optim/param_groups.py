@@ -6,24 +6,43 @@ from typing import Any
 
 from torch import nn
 
-_POSITIONS = ("pos_embed", "relative_position_bias_table", "cpb_mlp", "logit_scale")
+_POSITION_BIAS = ("relative_position_bias_table", "cpb_mlp", "logit_scale")
+_POSITIONS = ("pos_embed", *_POSITION_BIAS)
 _TOKENS = ("cls_token", "mask_token")
-WEIGHT_DECAY_POLICIES = ("weights", "tokens", "all")
+_ALSO_DECAYED = {  # by policy: of what only some decay
+    "weights": (),
+    "tokens": _TOKENS,
+    "position_bias": _POSITION_BIAS,
+    "mask_token_and_position_bias": ("mask_token", *_POSITION_BIAS),
+}
+WEIGHT_DECAY_POLICIES = (*_ALSO_DECAYED, "all")
 
 
-def is_decayed(name: str, parameter: nn.Parameter, rule: str = "weights") -> bool:
+def is_decayed(name: str, parameter: nn.Parameter, policy: str = "weights") -> bool:
     """Tells whether weight decay applies.
 
     Args:
         name, parameter: Of the module.
-        rule: "weights" spares vectors, biases, tokens, positions and tables of relative positions, as SimMIM; "tokens"
-            decays class and mask tokens as well, as MAE's pre-training; "all" spares nothing.
+        policy: "weights" spares vectors, biases, tokens, positions and whatever relative positions enter attention by:
+            Swin's and BEiT's tables, Swin V2's small networks and scales. "tokens" decays class and mask tokens as
+            well, as MAE's pre-training does; "position_bias" those tables, networks and scales (but for their biases),
+            as SimMIM's official code does where it pre-trains Swin and fine-tunes ViT;
+            "mask_token_and_position_bias" these and the mask token, as where it pre-trains ViT. "all" spares nothing.
     """
-    if rule == "all":
+    if policy == "all":
         return True
+    also = _ALSO_DECAYED[policy]
     if any(part in name for part in _TOKENS):
-        return rule == "tokens"
-    return parameter.ndim > 1 and not any(part in name for part in _POSITIONS)
+        return any(part in name for part in also)  # whatever its shape: a token may be kept as a vector
+    if parameter.ndim <= 1:
+        return False
+    return not any(part in name for part in _POSITIONS) or any(part in name for part in also)
+
+
+def require_weight_decay_policy(policy: str) -> None:
+    """Raises a ValueError that lists the policies unless it is one of them."""
+    if policy not in WEIGHT_DECAY_POLICIES:
+        raise ValueError(f"weight_decay_policy must be one of {', '.join(WEIGHT_DECAY_POLICIES)}, got {policy!r}")
 
 
 def decay_groups(module: nn.Module, *, weight_decay_policy: str = "weights") -> list[dict[str, Any]]:
@@ -53,7 +72,7 @@ def layer_decay_groups(
         num_layers: The depth that learns at the full rate.
         layer_decay: Factor from one depth to the next shallower, in (0, 1].
         lr: Peak rate of the deepest group; None leaves the optimizer's own, and then `layer_decay` must be 1.
-        weight_decay_policy: Rule of `is_decayed`.
+        weight_decay_policy: See `is_decayed`.
     """
     if not 0.0 < layer_decay <= 1.0:
         raise ValueError(f"layer_decay must lie above 0 and at most 1, got {layer_decay}")
