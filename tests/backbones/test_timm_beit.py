@@ -139,3 +139,24 @@ def test_layer_ids_number_the_blocks_between_stem_and_shared_table(make_beit) ->
 def test_settings_that_do_not_fit_say_what_does(make_beit, changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         make_beit(**changes)
+
+
+def test_it_starts_as_simmims_code_starts_its_vit(make_beit, randomise) -> None:
+    """trunc_normal_ with std=.02, a=-std, b=std: what is left deviates by 0.5396 of 0.02; then BEiT's scaling."""
+    backbone = randomise(make_beit(embed_dim=96, depth=3, num_heads=3))
+    token = nn.Parameter(torch.full((96,), 7.0))
+    backbone.initialise_as_simmim(token)
+    tensors = dict(backbone.beit.named_parameters())
+    drawn = {name for name, tensor in tensors.items() if name.endswith("weight") and tensor.ndim > 1} | {"cls_token"}
+    assert len(drawn) == 4 * 3 + 2
+    for name in drawn:
+        block = int(name.split(".")[1]) + 1 if name.endswith(("attn.proj.weight", "mlp.fc2.weight")) else 0.5
+        values = tensors[name] * (2 * block) ** 0.5
+        assert values.abs().max() <= 0.02 * (1 + 1e-6), name
+        few = values.numel() < 1000
+        assert values.std().item() == pytest.approx(0.0108, rel=0.25 if few else 0.05), name
+        assert abs(values.mean().item()) < (0.005 if few else 0.001), name
+    assert not tensors["patch_embed.proj.bias"].any()
+    assert not any(tensors[name].any() for name in tensors if name.endswith(("qkv.bias", "fc1.bias", "proj.bias")))
+    assert token.abs().max() <= 0.02
+    assert token.std().item() == pytest.approx(0.0108, rel=0.25)

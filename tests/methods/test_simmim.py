@@ -200,3 +200,18 @@ def test_locally_normalised_targets_are_what_the_loss_compares_with(make_swin, r
 def test_a_window_without_a_centre_is_refused_before_training(make_swin) -> None:
     with pytest.raises(ValueError, match="odd side of at least 3 px, got 46"):
         make_simmim(make_swin(), normalise_window=46)
+
+
+def test_the_official_vit_starts_truncated_at_one_deviation_and_swin_as_timm_starts_it(make_beit, make_swin) -> None:
+    torch.manual_seed(0)
+    vit = make_simmim(make_beit(image_size=64, patch_size=16))
+    assert vit.backbone.beit.blocks[0].attn.qkv.weight.abs().max() <= 0.02
+    assert vit.mask_token.abs().max() <= 0.02
+    assert not vit.backbone.beit.patch_embed.proj.bias.any()
+
+    torch.manual_seed(0)
+    backbone = make_swin()
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    swin = make_simmim(backbone)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in swin.backbone.state_dict().items())
+    assert swin.mask_token.abs().max() > 0.02  # of 24 numbers of deviation 0.02, not truncated there

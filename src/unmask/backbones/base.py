@@ -13,6 +13,8 @@ from unmask.types import FeatureStage, Images, StageEdit
 
 Pooling = Literal["mean", "max", "cls"]  # over the patches; "cls" takes the class token instead
 
+_SIMMIM_STD = 0.02  # SimMIM's code
+
 
 class MaskedBackbone(nn.Module, ABC):
     """A backbone in stages whose tokens can be edited as they enter each stage.
@@ -75,6 +77,13 @@ class MaskedBackbone(nn.Module, ABC):
     @abstractmethod
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Turns the pre-trained form into the one its paper fine-tunes, with stochastic depth of its own."""
+
+    def initialise_as_simmim(self, mask_token: nn.Parameter) -> None:
+        """Draws the mask token, and all weights afresh where SimMIM's code starts them in another way than timm does.
+
+        As for Swin and Swin V2, weights stay and the token comes from a normal of deviation 0.02.
+        """
+        nn.init.trunc_normal_(mask_token, std=_SIMMIM_STD)
 
     def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from timm.models.beit import Beit
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.backbones.base import Pooling
 from unmask.backbones.create import create_timm_model
@@ -28,6 +28,7 @@ from unmask.types import FeatureStage, Images, StageEdit
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
 
+_STD = 0.02  # SimMIM's code
 _MAX_TOKENS = 2**13  # each pair of them has a number in a table: half a GiB
 
 
@@ -127,6 +128,22 @@ class TimmBeit(SequenceBackbone):
             norm=self.beit.norm,
             norm_after_pooling=self.norm_after_pooling,
         )
+
+    def initialise_as_simmim(self, mask_token: nn.Parameter) -> None:
+        """Draws as SimMIM's code pre-trains its ViT: normals of deviation 0.02 truncated there, at one deviation.
+
+        What is left has the deviation 0.0108. Those of the last layer of each branch of block n = 1, 2 ... are
+        divided by sqrt(2 n), as in BEiT. The bias of the patch embedding starts at 0.
+        """
+        draw = partial(nn.init.trunc_normal_, std=_STD, a=-_STD, b=_STD)
+        draw(mask_token)
+        draw(self.beit.cls_token)
+        for module in self.beit.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                draw(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.beit.fix_init_weight()
 
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Gives each block its own copy of the shared table and puts a fresh norm behind the pooling (`fc_norm`)."""

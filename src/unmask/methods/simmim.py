@@ -53,7 +53,7 @@ class SimMIM(Method):
         last = self.backbone.stages[-1]
         self.head = head(in_channels=last.channels, stride=last.stride, image_channels=self.backbone.in_channels)
         self.mask_token = nn.Parameter(torch.empty(self.backbone.stages[0].channels))
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.backbone.initialise_as_simmim(self.mask_token)
         self._masked_tokens(self.mask_generator(torch.empty(1, self.backbone.in_channels, *self.backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
