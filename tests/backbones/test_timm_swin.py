@@ -1,6 +1,7 @@
 import re
 
 import pytest
+import timm
 import torch
 
 from unmask.backbones.timm_swin import TimmSwin
@@ -118,6 +119,24 @@ def _is_padded(backbone) -> bool:
         for block in blocks
         for side, window in zip(block.input_resolution, block.window_size, strict=True)
     )
+
+
+@pytest.mark.parametrize("changes", [{"image_size": 48}, {"name": "swinv2_tiny_window8_256"}])
+def test_padding_is_refused_where_programs_differ(make_swin, changes) -> None:
+    """Grids 24, 12 and 6 in windows of 12 pass; one of 3 would be shifted before the padding or behind it."""
+    padded = {"image_size": 96, "window_size": 12, "always_partition": True}
+    make_swin(**padded)
+    with pytest.raises(ValueError, match="whole windows or half a window of 12 tokens a side, and this is"):
+        make_swin(**padded | changes)
+
+
+def test_timm_builds_a_padded_swin_from_what_it_is_told(make_swin, randomise) -> None:
+    ours = randomise(make_swin(window_size=8, always_partition=True))
+    told = ours.to_timm()
+    theirs = timm.create_model(told.name, num_classes=0, **told.arguments)
+    theirs.load_state_dict(told.state_dict)
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(theirs.eval()(images), ours.forward_pooled(images), rtol=0, atol=1e-5)
 
 
 def test_near_names_are_suggested_for_a_misspelt_one() -> None:

@@ -32,6 +32,7 @@ class SwinSettings(TimmSettings):
     depths: Sequence[int] | None = None
     num_heads: Sequence[int] | None = None
     pretrained_window_sizes: Sequence[int] | None = None
+    always_partition: bool = False
 
     def __post_init__(self) -> None:
         require_square_patch(self.patch_size)
@@ -47,11 +48,29 @@ class SwinSettings(TimmSettings):
                 "use smaller windows"
             )
         _require_whole_windows(self.size, self.patch_size, self.window_size, num_stages)
+        if self.always_partition:
+            self._require_whole_or_half_windows(num_stages)
         windows = self.pretrained_window_sizes
         if windows is not None and not (self.name.startswith("swinv2_") and len(windows) == num_stages):
             raise ValueError(
                 f"pretrained_window_sizes={list(windows)} must be one window for each of {num_stages} "
                 f"stages of a Swin V2; the model is {self.name}"
+            )
+
+    def timm_sizes(self) -> Mapping[str, Any]:
+        partition = {"always_partition": True} if self.always_partition else {}
+        return {**super().timm_sizes(), **partition}
+
+    def _require_whole_or_half_windows(self, num_stages: int) -> None:
+        """Refuses grids on which timm, which shifts and then pads, differs from programs that pad and then shift."""
+        window = self.window_size
+        grids = [side // (self.patch_size * 2**stage) for side in self.size for stage in range(num_stages)]
+        misfits = [grid for grid in grids if grid % window and 2 * grid != window]
+        if misfits or self.name.startswith("swinv2_"):
+            found = f"a stage of {misfits[0]} tokens a side" if misfits else f"the model {self.name}"
+            raise ValueError(
+                f"model.always_partition=true takes a Swin (not V2) whose stages are whole windows or half a window of "
+                f"{window} tokens a side, and this is {found}; use another window_size or image_size, or leave it out"
             )
 
 
@@ -71,13 +90,17 @@ class TimmSwin(MaskedBackbone):
             stage, `mlp_ratio` the width of an MLP's hidden layer over that of its stage.
         pretrained_window_sizes: Swin V2 alone: the window of each stage in pre-training, where that was another than
             `window_size`; positions are then measured in those windows (arXiv:2111.09883, sec. 3.3).
+        always_partition: Swin alone: a stage whose grid is no larger than the window keeps its shifts, and one of half
+            the window is padded to it, its table being of the whole window; mmpretrain's `pad_small_map`, by which its
+            Swin-L of SimMIM was trained.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         in_channels: Of the images.
         pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalised with.
 
     Raises:
         ValueError: The grid of some stage is not a whole number of windows (timm would pad in silence), timm has no
-            such model, or `pretrained_window_sizes` are not one a stage of a Swin V2.
+            such model, `pretrained_window_sizes` are not one a stage of a Swin V2, or `always_partition` meets a stage
+            that is neither whole windows nor half a window.
     """
 
     default_layer_decay = 0.9  # SimMIM's 100-epoch recipe of Swin-B

@@ -187,9 +187,8 @@ def swin(
             assumed["image_size"] = "as published with that window"
         assumed["window_size"] = "as published, since weights of Swin V2 do not contain it"
     window_size = window_size or max(tables)
-    last_stride = patch_size * 2 ** (len(depths) - 1)
     if image_size is None:
-        image_size = last_stride * (tables[-1] if tables else window_size)
+        image_size = last_stride(own) * (tables[-1] if tables else window_size)
         is_told = bool(tables) and tables[-1] < window_size
         if not is_told:
             assumed["image_size"] = "the last stage being one window"
@@ -205,6 +204,7 @@ def swin(
             "depths": depths,
             "num_heads": [_stage_heads(own, stage, source_format) for stage in range(len(depths))],
             "mlp_ratio": _mlp_ratio(own, "layers.0.blocks.0.", source_format),
+            "always_partition": False,
             **_channels(own),
             **settings,
         },
@@ -216,6 +216,17 @@ def swin(
         left_out={**(left_out or {}), **classifiers},
         assumed=assumed,
     )
+
+
+def last_stride(weights: Weights) -> int:
+    """Reads off a Swin's weights how many pixels a token of the last stage stands for, a side."""
+    num_mergings = len(_depths(weights, "Swin")) - 1
+    return _patch_size(weights, "Swin") << num_mergings
+
+
+def last_window(weights: Weights) -> int:
+    """Reads the window off the table of a Swin's last stage, tokens a side."""
+    return _table_window(weights, len(_depths(weights, "Swin")) - 1, "Swin")
 
 
 def with_changes(conversion: Conversion, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from unmask.patches import patch_grid
 _SHARED_TABLE = "beit.rel_pos_bias.relative_position_bias_table"
 _NUM_BEIT_EXTRA = 3  # rows of a table that belong to the class token
 _NUM_PREFIX_TOKENS = 1
-_COMPARED = ("norm_eps", "norm_after_pooling", "pixel_mean", "pixel_std")  # settings that no shape shows
+_COMPARED = (
+    "norm_eps",
+    "norm_after_pooling",
+    "always_partition",
+    "pixel_mean",
+    "pixel_std",
+)  # settings that no shape shows
 _NUM_SHOWN = 3
 
 
@@ -40,6 +46,7 @@ def load_backbone_weights(
     offered = _spread_shared_table(conversion.backbone, own)
     _require_same_family(offered, own, conversion)
     _require_same_heads(backbone, conversion)
+    _require_same_partition(backbone, conversion)
     fitting, resized, misfits = {}, {}, {}
     for name, weight in offered.items():
         if name not in own:
@@ -152,6 +159,16 @@ def _require_same_heads(backbone: MaskedBackbone, conversion: Conversion) -> Non
         raise ValueError(
             f"{conversion.source} holds {_describe(conversion)} with {theirs} attention heads, the configured model "
             f"has {ours}; set model.num_heads={theirs}"
+        )
+
+
+def _require_same_partition(backbone: MaskedBackbone, conversion: Conversion) -> None:
+    """Compares how a Swin computes stages no larger than a window, which its weights do not show."""
+    if conversion.settings.get("always_partition") and not backbone.settings.get("always_partition"):
+        raise ValueError(
+            f"{conversion.source} holds {_describe(conversion)} that pads small stages and keeps their shifts "
+            "(always_partition; pad_small_map of mmpretrain), and the configured model clamps their windows; set "
+            "model.always_partition=true"
         )
 
 

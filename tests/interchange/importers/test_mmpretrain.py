@@ -1,8 +1,12 @@
+import logging
+import math
 import re
 
 import pytest
 import torch
 from torch import nn
+
+import unmask
 
 
 def swin_names(name: str) -> str:
@@ -50,14 +54,124 @@ def test_a_pretrained_simmim(timm_swin, converted, require_loads_as) -> None:
     require_loads_as(content, theirs.forward_features, image_size=32)
 
 
-def test_its_configuration_tells_the_image_that_padded_windows_hide(timm_swin, converted, load) -> None:
+WIDTHS, HEADS, WINDOW, SIDE = (8, 16, 32), (1, 2, 4), 8, 64  # grids 16, 8 and 4: two windows, one, half of one
+PADDED = "backbone=dict(\n        arch=dict(),\n        img_size=64,\n        pad_small_map=True,\n"
+
+
+@pytest.fixture
+def padded_weights() -> dict[str, torch.Tensor]:
+    """Of mmpretrain's Swin of two blocks a stage, whose tables are all of the whole window."""
+    shapes = {"patch_embed.projection.weight": (WIDTHS[0], 3, 4, 4), "patch_embed.projection.bias": (WIDTHS[0],)}
+    shapes |= {f"{norm}.{part}": (WIDTHS[0],) for norm in ("patch_embed.norm",) for part in ("weight", "bias")}
+    shapes |= {"norm3.weight": (WIDTHS[-1],), "norm3.bias": (WIDTHS[-1],)}
+    for stage, (width, heads) in enumerate(zip(WIDTHS, HEADS, strict=True)):
+        for block in range(2):
+            own = {
+                "norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,), "norm2.bias": (width,),
+                "attn.w_msa.relative_position_bias_table": ((2 * WINDOW - 1) ** 2, heads),
+                "attn.w_msa.qkv.weight": (3 * width, width), "attn.w_msa.qkv.bias": (3 * width,),
+                "attn.w_msa.proj.weight": (width, width), "attn.w_msa.proj.bias": (width,),
+                "ffn.layers.0.0.weight": (4 * width, width), "ffn.layers.0.0.bias": (4 * width,),
+                "ffn.layers.1.weight": (width, 4 * width), "ffn.layers.1.bias": (width,),
+            }  # fmt: skip
+            shapes |= {f"stages.{stage}.blocks.{block}.{name}": shape for name, shape in own.items()}
+        if stage < 2:
+            shapes |= {f"stages.{stage}.downsample.norm.{part}": (4 * width,) for part in ("weight", "bias")}
+            shapes[f"stages.{stage}.downsample.reduction.weight"] = (2 * width, 4 * width)
+    return {f"backbone.{name}": torch.randn(shape) / max(1, shape[-1]) ** 0.5 for name, shape in shapes.items()}
+
+
+class PaddedSwin:
+    """mmpretrain's Swin with `pad_small_map` in plain torch: every pair of tokens is looked at, none is moved."""
+
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+        self.weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        kernel, bias = (self.weights[f"patch_embed.projection.{part}"] for part in ("weight", "bias"))
+        x = self.norm("patch_embed.norm", nn.functional.conv2d(images, kernel, bias, stride=4).permute(0, 2, 3, 1))
+        for stage in range(3):
+            for block in range(2):
+                place = f"stages.{stage}.blocks.{block}"
+                shift = WINDOW // 2 if block % 2 else 0
+                x = x + self.attend(f"{place}.attn.w_msa", self.norm(f"{place}.norm1", x), HEADS[stage], shift)
+                hidden = nn.functional.gelu(self.linear(f"{place}.ffn.layers.0.0", self.norm(f"{place}.norm2", x)))
+                x = x + self.linear(f"{place}.ffn.layers.1", hidden)
+            if stage < 2:
+                side = x.shape[1] // 2
+                gathered = nn.functional.unfold(x.permute(0, 3, 1, 2), kernel_size=2, stride=2)
+                gathered = self.norm(f"stages.{stage}.downsample.norm", gathered.transpose(1, 2))
+                reduced = gathered @ self.weights[f"stages.{stage}.downsample.reduction.weight"].T
+                x = reduced.unflatten(1, (side, side))
+        return self.norm("norm3", x)
+
+    def norm(self, place: str, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(x, x.shape[-1:], *(self.weights[f"{place}.{p}"] for p in ("weight", "bias")))
+
+    def linear(self, place: str, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weights[f"{place}.weight"].T + self.weights[f"{place}.bias"]
+
+    def attend(self, place: str, x: torch.Tensor, num_heads: int, shift: int) -> torch.Tensor:
+        """Pads with zeros, then shifts, as mmpretrain does; a pair attends within a window and a region of the mask."""
+        own_side = x.shape[1]
+        side = math.ceil(own_side / WINDOW) * WINDOW
+        x = nn.functional.pad(x, (0, 0, 0, side - own_side, 0, side - own_side)).flatten(1, 2)
+        shifted = (torch.cartesian_prod(torch.arange(side), torch.arange(side)) - shift) % side
+        region = torch.bucketize(shifted, torch.tensor([side - WINDOW, side - shift]), right=True) if shift else 0
+        group = torch.cat([shifted // WINDOW, shifted * 0 + region], dim=1)
+        is_seen = (group[:, None] == group[None]).all(-1)
+        offset = (shifted[:, None] - shifted[None] + WINDOW - 1).clamp(0, 2 * WINDOW - 2)
+        table = self.weights[f"{place}.relative_position_bias_table"]
+        bias = table[offset[..., 0] * (2 * WINDOW - 1) + offset[..., 1]].permute(2, 0, 1)
+        q, k, v = self.linear(f"{place}.qkv", x).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5 + bias
+        attended = scores.masked_fill(~is_seen, -torch.inf).softmax(-1) @ v
+        out = self.linear(f"{place}.proj", attended.transpose(1, 2).flatten(2))
+        return out.unflatten(1, (side, side))[:, :own_side, :own_side]
+
+
+@pytest.mark.parametrize("text", [PADDED, PADDED.replace("        pad_small_map=True,\n", "")])
+def test_a_padded_swin_computes_what_mmpretrain_does(padded_weights, load, text) -> None:
+    """Where the configuration does not say it either, a window larger than the last stage does."""
+    backbone = load({"state_dict": padded_weights, "meta": {"cfg": text}})
+    assert backbone.image_size == (SIDE, SIDE)
+    images = torch.randn(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        expected = PaddedSwin(padded_weights)(images).permute(0, 3, 1, 2)
+        difference = (backbone.forward_features(images)[-1] - expected).abs().max()
+        assert difference < 1e-5 * expected.abs().max()
+
+
+def test_an_unpadded_configuration_is_taken_at_its_word(timm_swin, converted) -> None:
+    """A window as large as the last stage is shifted with `pad_small_map` alone, which no weight shows."""
     weights = swin_weights(timm_swin())
-    table = "backbone.stages.1.blocks.0.attn.w_msa.relative_position_bias_table"
-    weights[table] = torch.randn(49, 3)
-    content = {"state_dict": weights, "meta": {"cfg": "backbone=dict(\n        arch='B',\n        img_size=16,\n"}}
-    assert converted(content).settings["image_size"] == 16
-    backbone = load(content)
-    assert backbone.swin.layers[1].blocks[0].attn.relative_position_bias_table.shape == (9, 3)  # a grid of 2
+    padded = {"state_dict": weights, "meta": {"cfg": "backbone=dict(img_size=32, pad_small_map=True)"}}
+    plain = {"state_dict": weights, "meta": {"cfg": "backbone=dict(img_size=32)"}}
+    assert [converted(content).settings["always_partition"] for content in (padded, plain)] == [True, False]
+    assert "always_partition" not in converted(plain).assumed
+
+
+def test_a_file_without_configuration_says_that_padding_is_not_known(padded_weights, load, caplog) -> None:
+    content = {"state_dict": padded_weights}
+    with caplog.at_level(logging.INFO, logger="unmask"):
+        load(content)
+    assert "not stated in the file: always_partition; False is used, the default of mmpretrain's" in caplog.text
+    images = torch.randn(1, 3, SIDE, SIDE)
+    backbone = load(content, image_size=SIDE, always_partition=True)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone.forward_features(images)[-1], PaddedSwin(padded_weights)(images).permute(0, 3, 1, 2)
+        )
+
+
+def test_a_padded_swin_is_not_loaded_into_a_clamped_one(padded_weights, tmp_path) -> None:
+    torch.save({"state_dict": padded_weights, "meta": {"cfg": PADDED}}, tmp_path / "padded.pth")
+    sizes = ["model=swin_mini", "model.embed_dim=8", "model.depths=[2,2,2]", "model.num_heads=[1,2,4]"]
+    sizes += ["image_size=64", "model.window_size=8", "model.patch_size=4"]
+    start = ["method=simmim", *sizes, f"method.init_from={tmp_path / 'padded.pth'}"]
+    with pytest.raises(ValueError, match=r"pads small stages and keeps their shifts.*set model.always_partition=true"):
+        unmask.build_method(start)
+    unmask.build_method([*start, "model.always_partition=true"])
 
 
 def test_a_classifier_is_left_out(timm_swin, converted) -> None:

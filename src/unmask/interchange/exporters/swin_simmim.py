@@ -107,7 +107,12 @@ def _require_simmim(source: ExportSource) -> Any:
 
 
 def _require_one_window(swin: Any) -> None:
-    """Refuses windows that timm made smaller in a stage, where transformers would keep the table of the others."""
+    """Refuses windows of a stage that transformers would make smaller or keep, other than timm does."""
+    if any(block.always_partition for stage in swin.layers for block in stage.blocks):
+        raise ValueError(
+            "format=swin_simmim clamps windows to small stages, this network has always_partition=true and does not; "
+            "use format=huggingface for its backbone"
+        )
     sizes = [tuple(block.window_size) for stage in swin.layers for block in stage.blocks]
     if any(size != (sizes[0][0], sizes[0][0]) for size in sizes):
         shown = ", ".join(f"{height}x{width}" for height, width in dict.fromkeys(sizes))

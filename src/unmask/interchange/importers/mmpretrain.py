@@ -1,6 +1,8 @@
 """Checkpoints of open-mmlab/mmpretrain: SimMIM and MAE, pre-trained or fine-tuned, and its supervised Swin and ViT."""
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +15,8 @@ from unmask.interchange.importers.microsoft import microsoft_swin_to_timm, simmi
 from unmask.interchange.renaming import Rules, rename, split
 from unmask.interchange.resize import reorder_unfolded_merging
 
+_IMAGE_SIZE = 224  # of mmpretrain's Swin where its configuration gives none
+_DEFAULT = "the default of mmpretrain's pad_small_map; its Swin-L of SimMIM has it on"
 _FEED_FORWARD: Rules = [(r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."), (r"\.ffn\.layers\.1\.", ".mlp.fc2.")]
 _SWIN: Rules = [
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
@@ -48,7 +52,9 @@ def convert(file: WeightFile) -> Conversion:
     for name in swin:
         if ".downsample." in name:
             swin[name] = reorder_unfolded_merging(swin[name])
-    return infer_config.swin("mmpretrain's Swin", swin, heads=heads, left_out=left_out, **_told_by(file))
+    told = _told_by(file, swin)
+    conversion = infer_config.swin("mmpretrain's Swin", swin, heads=heads, left_out=left_out, **told)
+    return conversion if told else replace(conversion, assumed={**conversion.assumed, "always_partition": _DEFAULT})
 
 
 def _kind(name: str, weight: Tensor) -> str:
@@ -56,9 +62,17 @@ def _kind(name: str, weight: Tensor) -> str:
     return f"a classifier of {weight.shape[0]} classes" if is_classifier else "not part of the backbone"
 
 
-def _told_by(file: WeightFile) -> dict[str, Any]:
-    """Reads the image size off the configuration in the file's `meta`; weights with padded windows do not tell it."""
+def _told_by(file: WeightFile, swin: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Reads image size and `pad_small_map` off the configuration in the file's `meta`; empty where there is none.
+
+    Weights do not tell them: with `pad_small_map` a window may be larger than the last stage, and is shifted where it
+    is as large. Without, mmpretrain computes no stage that is smaller than its window.
+    """
     meta = file.content.get("meta")
-    text = meta.get("cfg", meta.get("config")) if isinstance(meta, dict) else None
-    found = re.search(r"img_size=(\d{1,5})\b", text) if isinstance(text, str) else None
-    return {"image_size": int(found[1])} if found else {}
+    text = meta.get("cfg", meta.get("config")) if isinstance(meta, Mapping) else None
+    if not isinstance(text, str) or "backbone" not in text:
+        return {}
+    size = re.search(r"img_size=(\d{1,5})\b", text)
+    image_size = int(size[1]) if size else _IMAGE_SIZE
+    has_small_stage = infer_config.last_window(swin) > image_size // infer_config.last_stride(swin)
+    return {"image_size": image_size, "always_partition": "pad_small_map=True" in text or has_small_stage}

@@ -61,8 +61,9 @@ def _described_model(file: WeightFile) -> Any:
         numbers = value if isinstance(value, list) else [value]
         if not all(type(number) is int and 0 < number <= _LARGEST for number in numbers):
             raise ValueError(f"{file.path}: config.json gives {size}={shown(value)}, which is not a size of a model")
+    partition = {"always_partition": True} if arguments.get("always_partition") is True else {}
     with torch.device("meta"), bounded_networks(file.num_bytes):
-        return timm.create_model(name, pretrained=False, num_classes=0, **sizes)
+        return timm.create_model(name, pretrained=False, num_classes=0, **sizes, **partition)
 
 
 def _sizes(swin: Any) -> Mapping[str, Any]:
@@ -70,7 +71,8 @@ def _sizes(swin: Any) -> Mapping[str, Any]:
         return {}
     window, _ = swin.layers[0].blocks[0].window_size
     side, _ = swin.patch_embed.img_size
-    return {"window_size": window, "image_size": side}
+    is_partitioned = bool(swin.layers[0].blocks[0].always_partition)
+    return {"window_size": window, "image_size": side, "always_partition": is_partitioned}
 
 
 def _with_statistics(file: WeightFile, conversion: Conversion) -> Conversion:
