@@ -170,7 +170,7 @@ def test_a_loader_worker_outlives_the_first_signal_to_all_processes() -> None:
 
     worker = os.fork()
     if worker == 0:
-        leave_signals_to_main(0)
+        leave_signals_to_main()
         time.sleep(60)
         os._exit(9)
     time.sleep(0.2)

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 TINY = ["method=mae", "model=vit_mini", "model.embed_dim=24", "model.depth=2", "method.decoder.embed_dim=24"]
@@ -20,19 +21,20 @@ TINY += ["method.decoder.depth=1", "method.decoder.num_heads=3", "data.num_train
 TINY += ["data.num_test=8", "global_batch_size=8", "trainer.accelerator=cpu", "trainer.precision=32-true"]
 TINY += ["callbacks.reconstruction=null", "logger=csv", "schedule=constant"]
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
-LONGEST_STOP = 30  # seconds
+FILES = ["data=folder", *(setting for setting in TINY if not setting.startswith("data."))]
+LONGEST_STOP, LONGEST_END = 30, 60  # seconds
 
 
-def command(*overrides: str) -> list[str]:
-    return [sys.executable, str(ROOT / "run.py"), *TINY, "hydra.run.dir=run", *overrides]
+def command(*overrides: str, settings: Sequence[str] = TINY) -> list[str]:
+    return [sys.executable, str(ROOT / "run.py"), *settings, "hydra.run.dir=run", *overrides]
 
 
 @contextmanager
-def started(folder: Path, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+def started(folder: Path, *overrides: str, settings: Sequence[str] = TINY) -> Iterator[subprocess.Popen[str]]:
     """A run in a process group of its own that has written its first checkpoint; nothing of it outlives the test."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    process = subprocess.Popen(command(*overrides), cwd=folder, env=environment, **pipes)
+    process = subprocess.Popen(command(*overrides, settings=settings), cwd=folder, env=environment, **pipes)
     try:
         limit = time.monotonic() + 120
         while not (folder / "run/checkpoints/last.ckpt").exists() and process.poll() is None:
@@ -141,3 +143,73 @@ def test_a_second_run_in_the_same_folder_is_refused_and_harms_nothing(tmp_path: 
         assert f"in use by a run of process {first.pid} on " in second.stderr
         assert first.poll() is None
         assert (tmp_path / "run/running.json").exists()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[str]:
+    """Pictures in files, which two workers read."""
+    generator = torch.Generator().manual_seed(0)
+    (folder := tmp_path / "pictures").mkdir()
+    for number in range(72):
+        pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(folder / f"{number:02}.png")
+    return [f"data.root={folder}", "image_size=32", "data.num_workers=2", "trainer.max_epochs=5000"]
+
+
+def workers_of(pid: int) -> list[int]:
+    """The processes forked from one, once there are some."""
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        own = Path(f"/proc/{pid}/cmdline").read_bytes()
+        if forked := [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes() == own]:
+            return forked
+        time.sleep(0.05)
+    raise AssertionError("no worker was started")
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "number", "said"),
+    [
+        ([], signal.SIGKILL, "a loader worker died "),
+        (["data.worker_timeout=2"], signal.SIGSTOP, "a loader worker returned nothing for 2 s "),
+        (TWO, signal.SIGKILL, "a loader worker died "),
+    ],
+)
+def test_a_worker_that_dies_or_hangs_ends_the_run_in_one_sentence(
+    overrides: list[str], number: signal.Signals, said: str, files: list[str], tmp_path: Path
+) -> None:
+    with started(tmp_path, *overrides, *files, settings=FILES) as process:
+        reader = child_of(process) if overrides is TWO else process.pid
+        os.kill(workers_of(reader)[0], number)
+        output, errors = process.communicate(timeout=60)
+        assert process.returncode == 4, errors
+        assert members(process.pid) == []
+    assert "Traceback" not in output + errors
+    assert errors.count(said) == 1
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
+    if overrides is TWO:
+        assert "error: process 1 of this run ended with exit code 4; its message stands above" in errors
+    assert errors.strip().endswith("resume=auto")
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["first", "second"])
+def test_a_process_that_is_killed_ends_the_others(target: str, tmp_path: Path) -> None:
+    with started(tmp_path, *TWO, "trainer.max_epochs=5000") as process:
+        killed = time.monotonic()
+        os.kill(process.pid if target == "first" else child_of(process), signal.SIGKILL)
+        output, errors = process.communicate(timeout=LONGEST_END)
+        while members(process.pid):
+            assert time.monotonic() - killed < LONGEST_END
+            time.sleep(0.1)
+        assert process.returncode == (-signal.SIGKILL if target == "first" else 4), errors
+    assert "Traceback" not in output + errors
+    if target == "second":
+        assert errors.count("error: ") == errors.count("error: process 1 of this run was killed by SIGKILL\n") == 1
+        assert errors.strip().endswith("resume=auto")
+        status = json.loads((tmp_path / "run/status.json").read_text())
+        assert (status["state"], status["reason"]) == ("failed", "process 1 of this run was killed by SIGKILL")

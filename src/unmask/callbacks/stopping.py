@@ -22,10 +22,12 @@ class RunStopped(Exception):  # noqa: N818  (no error: what was asked for)
     Attributes:
         state: As `status.json` says it.
         exit_code: Of the process that speaks for the run.
+        can_go_on: Whether nothing but time or the machine stands against continuing from the last checkpoint.
     """
 
     state = "failed"
     exit_code = 1
+    can_go_on = False
 
 
 class Preempted(RunStopped):
@@ -33,12 +35,14 @@ class Preempted(RunStopped):
 
     state = "preempted"
     exit_code = EXIT_PREEMPTED
+    can_go_on = True
 
 
 class MachineFailed(RunStopped):
-    """Nothing could be saved for too long."""
+    """Nothing could be saved for too long, or another process of the run is gone."""
 
     exit_code = EXIT_MACHINE
+    can_go_on = True
 
 
 class NumbersFailed(RunStopped):

@@ -1,7 +1,6 @@
 """What every data module has in common."""
 
 import copy
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -35,8 +34,6 @@ from unmask.types import FILLER_INDEX, ImageBatch, Images
 Statistics = Literal["given", "auto"]
 
 _IMAGES_MEASURED_AT_ONCE = 64
-
-_log = logging.getLogger(__name__)
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -337,13 +334,6 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         self._saved_shape = state_dict
-
-    def on_exception(self, exception: BaseException) -> None:
-        """Names the images that were being read where torch reports a dead worker in the middle of a step."""
-        loaders = (self.trainer.train_dataloader, self.trainer.val_dataloaders) if self.trainer else ()
-        for loader in loaders:
-            if isinstance(loader, DeferredDataLoader) and (sentence := loader.explain(exception)):
-                _log.error(sentence)
 
     def teardown(self, stage: str) -> None:
         if stage == "fit":

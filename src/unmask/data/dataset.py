@@ -224,10 +224,11 @@ class LoaderDataset(Dataset[RawBatch]):
     """An image data set with the crop a loader wants; read a batch at a time, so a loader needs no collation.
 
     Attributes:
-        held: In memory that workers share, the index of the image each of them is reading, or `IDLE`.
+        progress: In memory that workers share, for each of them its process number and the index of the image it is
+            reading, or `IDLE`.
     """
 
-    held: Int[Tensor, " workers"] | None = None
+    progress: Int[Tensor, "workers 2"] | None = None
 
     def __init__(self, dataset: ImageDataset, crop: LoaderCrop) -> None:
         self.dataset = dataset
@@ -238,8 +239,8 @@ class LoaderDataset(Dataset[RawBatch]):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> RawBatch:
         crop, worker = self.crop.prepared(keys), get_worker_info()
-        if self.held is not None and worker is not None:
-            crop = _noting(crop, keys, self.held.numpy()[worker.id : worker.id + 1])
+        if self.progress is not None and worker is not None:
+            crop = _noting(crop, keys, self.progress.numpy()[worker.id, 1:])
         return self.dataset.read(keys, crop)
 
 

@@ -1,16 +1,29 @@
 """A loader whose epochs begin where the run stands, and whose workers' failures name the image."""
 
-import re
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from unmask.data.dataset import IDLE, LoaderDataset, RawBatch, SampleKey
-from unmask.data.worker_signals import end_workers_at_exit, leave_signals_to_main
+from unmask.data.worker_signals import (
+    BatchDeadline,
+    WorkerDeaths,
+    dead_worker,
+    end_workers_at_exit,
+    leave_signals_to_main,
+)
 
-_FAILED_WORKER = re.compile(r"DataLoader (worker \(pid(?:\(s\))? [\d, ]+\)|timed out)")
+_deaths = WorkerDeaths()  # of all loaders: the process has one handler of the signal
+_loaders: WeakSet["DeferredDataLoader"] = WeakSet()  # any of which may be read when a worker of another dies
+
+
+class WorkerFailed(RuntimeError):  # noqa: N818  (no error of the program)
+    """A loader worker died or returns nothing; the message names the image it held."""
 
 
 class DeferredDataLoader(DataLoader[RawBatch]):
@@ -27,7 +40,7 @@ class DeferredDataLoader(DataLoader[RawBatch]):
         persistent_workers: Keep the workers from epoch to epoch.
 
     Raises:
-        ValueError: While it is read: a worker has died or hangs; the images that the workers were reading are named.
+        WorkerFailed: When a batch is asked for: a worker has died or hangs.
     """
 
     def __init__(
@@ -39,45 +52,92 @@ class DeferredDataLoader(DataLoader[RawBatch]):
         timeout: float = 0.0,
         persistent_workers: bool = False,
     ) -> None:
-        dataset.held = torch.full((num_workers,), IDLE).share_memory_() if num_workers else None
+        self.seconds_of_patience = timeout
+        self._hanging: str | None = None  # says which worker was given up
+        dataset.progress = torch.tensor([[0, IDLE]] * num_workers).share_memory_() if num_workers else None
         super().__init__(
             dataset,
             batch_sampler=batches,
             collate_fn=_as_fetched,
             num_workers=num_workers,
-            timeout=timeout if num_workers else 0.0,
             persistent_workers=persistent_workers and num_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_signals_to_main,
+            worker_init_fn=_begin_work,
         )
+        _loaders.add(self)
 
     def __iter__(self) -> Iterator[RawBatch]:  # type: ignore[override]  # torch names the class of its own iterator
-        if self.num_workers:
-            end_workers_at_exit()
-        try:
+        if not self.num_workers:
             yield from super().__iter__()
-        except RuntimeError as error:
-            sentence = self.explain(error)
-            if sentence is None:
-                raise
-            raise ValueError(sentence) from error
+            return
+        end_workers_at_exit()
+        batches = super().__iter__()
+        deadline = BatchDeadline(self.seconds_of_patience, pids=self._pids, note=self._note_hanging)
+        try:
+            while True:
+                with self._naming_images(), deadline.running(), _deaths.raised_here(matters=_is_in_use):
+                    batch = next(batches, None)
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            deadline.end()
 
-    def explain(self, error: BaseException) -> str | None:
-        """Says which images the workers were reading when one of them died or hung; None for other errors."""
+    @contextmanager
+    def _naming_images(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:  # the latter where a connection to a killed worker ends
+            pid = dead_worker(error)
+            if self._hanging is None and pid is None:
+                raise
+            sentence = self._hanging or _explain_death(pid or 0)
+            _loaders.discard(self)
+            raise WorkerFailed(sentence) from error
+
+    def _pids(self) -> list[int]:
+        return [pid for pid, _ in self._progress]
+
+    @property
+    def _progress(self) -> list[list[int]]:
         assert isinstance(self.dataset, LoaderDataset)
-        if self.dataset.held is None or not _FAILED_WORKER.search(str(error)):
-            return None
-        names = [self.dataset.dataset.name_of(index) for index in self.dataset.held.tolist() if index != IDLE]
-        reading = f"while the workers were reading {', '.join(names)}" if names else "between two images"
-        if "timed out" in str(error):
-            return (
-                f"a loader worker returned nothing for {self.timeout:g} s {reading}; check that storage, or raise "
-                "data.worker_timeout"
-            )
-        return (
-            f"a loader worker died {reading}; if memory ran out, set data.num_workers below {self.num_workers} or "
-            "global_batch_size lower"
+        return [] if self.dataset.progress is None else self.dataset.progress.tolist()
+
+    def image_read_by(self, pid: int) -> str | None:
+        """Names the image that a worker of this loader is reading; None for other processes and between two images."""
+        assert isinstance(self.dataset, LoaderDataset)
+        held = [index for worker, index in self._progress if worker == pid and index != IDLE]
+        return self.dataset.dataset.name_of(held[0]) if held else None
+
+    def _note_hanging(self) -> None:
+        names = [name for pid in self._pids() if (name := self.image_read_by(pid))]
+        self._hanging = (
+            f"a loader worker returned nothing for {self.seconds_of_patience:g} s "
+            f"{_reading(names)}; check that storage, or raise data.worker_timeout"
         )
+
+
+def _is_in_use(pid: int) -> bool:
+    return any(pid in loader._pids() for loader in _loaders)
+
+
+def _explain_death(pid: int) -> str:
+    """Says which image a worker was reading when it died, of whichever loader it was."""
+    names = [name for loader in _loaders if (name := loader.image_read_by(pid))]
+    return f"a loader worker died {_reading(names)}; if memory ran out, lower data.num_workers or global_batch_size"
+
+
+def _reading(names: Sequence[str]) -> str:
+    return f"while reading {' and '.join(names)}" if names else "between two images"
+
+
+def _begin_work(worker: int) -> None:
+    leave_signals_to_main()
+    info = get_worker_info()
+    assert info is not None
+    assert isinstance(info.dataset, LoaderDataset)
+    assert info.dataset.progress is not None
+    info.dataset.progress[worker, 0] = os.getpid()
 
 
 def _as_fetched(batch: Any) -> Any:

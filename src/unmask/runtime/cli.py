@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 EXIT_FIXABLE = 2  # by the user
+EXIT_MACHINE = 4  # as in `callbacks.stopping`, which imports torch
 _QUICKSTART = "experiment=quickstart"
 _WHAT_TO_RUN = ("method=", "model=", "data=", "experiment=")
 _HELP = ("--help", "-h", "--version", "--hydra-help")
@@ -128,8 +129,13 @@ def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         sys.stdout.write((config_directory() / f"{config_name}.yaml").read_text(encoding="utf-8"))
         return
     _require_safe_loading()
+    from unmask.data.loader import WorkerFailed
+
     try:
         task(compose_config(config_name, overrides))
+    except WorkerFailed as failed:
+        _report_failure(failed, None)
+        sys.exit(EXIT_MACHINE)
     except _user_errors() as error:
         if os.environ.get(_TRACEBACK_SWITCH) == "1":
             raise
@@ -154,6 +160,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
     def prepared(config: DictConfig) -> Any:
         from unmask.callbacks.stopping import RunStopped
         from unmask.data.bad_images import BAD_IMAGES_NAME
+        from unmask.data.loader import WorkerFailed
         from unmask.runtime.console import calm_libraries, one_sentence
         from unmask.runtime.sweep import is_job_of_sweep, report_to_sweep, run_job
 
@@ -180,6 +187,10 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         except RunStopped as stopped:
             report_to_sweep(sentence=str(stopped))
             sys.exit(_explain_stop(stopped, run_dir))
+        except WorkerFailed as failed:
+            report_to_sweep(sentence=str(failed))
+            _report_failure(failed, run_dir if "resume" in config else None)
+            sys.exit(EXIT_MACHINE)
         except Exception as error:
             report_to_sweep(sentence=f"{type(error).__name__}: {one_sentence(error, (), ())}")
             raise
@@ -223,8 +234,15 @@ def _explain_stop(stopped: Any, run_dir: Path) -> int:
     if stopped.state == "preempted":
         sys.stderr.write(f"{stopped}; go on with:\n  {_command_to_go_on(run_dir)}\n")
     else:
-        sys.stderr.write(f"error: {stopped}\n")
+        _report_failure(stopped, run_dir if stopped.can_go_on else None)
     return int(stopped.exit_code)
+
+
+def _report_failure(error: BaseException, run_dir: Path | None) -> None:
+    """Says what failed that is neither a setting nor a defect and, where the run has saved, how to go on."""
+    sys.stderr.write(f"error: {error}\n")
+    if run_dir is not None and (run_dir / "checkpoints/last.ckpt").exists():
+        sys.stderr.write(f"go on from the last checkpoint with:\n  {_command_to_go_on(run_dir)}\n")
 
 
 def _command_to_go_on(run_dir: Path) -> str:

@@ -3,12 +3,14 @@
 import contextlib
 import copy
 import logging
+import os
 import subprocess
 from pathlib import Path
 
 from lightning import Trainer, seed_everything
 from omegaconf import DictConfig
 
+from unmask.callbacks.process_watch import FIRST_PROCESS, ProcessWatch, lost_process
 from unmask.callbacks.provenance import Provenance
 from unmask.callbacks.restricted_state import RestrictedState
 from unmask.callbacks.run_settings import RunSettings
@@ -100,7 +102,8 @@ def _pretrain(config: DictConfig) -> float | None:
     provenance = Provenance(record)
     run_dir = Path(config.paths.run_dir)
     kept = RunSettings(settings=settings, fingerprints=fingerprints)
-    callbacks = [provenance, RestrictedState(), kept, *build_entries(config.callbacks), RunStatus(folder=run_dir)]
+    watching = [RunStatus(folder=run_dir), ProcessWatch(folder=run_dir)]
+    callbacks = [provenance, RestrictedState(), kept, *build_entries(config.callbacks), *watching]
     trainer = build_trainer(config, callbacks=callbacks)
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:
@@ -111,20 +114,36 @@ def _pretrain(config: DictConfig) -> float | None:
 
     if trainer.is_global_zero:
         remember_places(record, plain)
-    resumed = None if point is None else str(point.path.absolute())
-    try:
-        trainer.fit(method, datamodule=data, ckpt_path=resumed, weights_only=True)
-    except RunStopped:
-        for process in launched_processes(trainer):  # they have stopped at the same step
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_LONGEST_GOODBYE)
-        raise
+    _fit(trainer, method, data, run_dir, resumed=None if point is None else point.path.absolute())
 
     if trainer.is_global_zero and trainer.state.finished and not config.trainer.get("fast_dev_run"):
         _export(method, run_dir, is_labelled=data.dataset("train").is_labelled)
         write_status(run_dir, "complete", step=trainer.global_step, epoch=trainer.current_epoch)
     loss = trainer.callback_metrics.get("val/loss")
     return None if loss is None else float(loss)
+
+
+def _fit(
+    trainer: Trainer, method: BackboneModule, data: ImageDataModule, run_dir: Path, *, resumed: Path | None
+) -> None:
+    """Trains; an early end leaves no process behind and is told by the exception alone."""
+    if trainer.is_global_zero:
+        os.environ[FIRST_PROCESS] = str(os.getpid())
+    checkpoint = None if resumed is None else str(resumed)
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except RunStopped:
+        for process in launched_processes(trainer):  # they have stopped at the same step
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LONGEST_GOODBYE)
+        raise
+    except Exception as error:
+        failed = lost_process(trainer, error)
+        if failed is None:
+            raise
+        if trainer.is_global_zero:
+            write_status(run_dir, "failed", step=trainer.global_step, epoch=trainer.current_epoch, reason=str(failed))
+        raise failed from error
 
 
 def _require_labels(data: ImageDataModule) -> None:

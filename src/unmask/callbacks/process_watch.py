@@ -1,0 +1,113 @@
+"""A run of several processes ends when one of them is gone."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from lightning import Callback, LightningModule, Trainer
+
+from unmask.callbacks.run_status import read_status, write_status
+from unmask.callbacks.stopping import EXIT_MACHINE, MachineFailed, launched_processes
+
+FIRST_PROCESS = "UNMASK_FIRST_PROCESS"  # environment variable of those that it launches: its process number
+_POLL = 0.25  # seconds
+_TIME_TO_FAIL = 1.5  # seconds that this process has for an error of its own; Lightning kills it after at most 5
+_TIME_TO_BE_SEEN = 3.0  # seconds between a lost connection and the end of the process at its other side
+_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+
+
+class ProcessWatch(Callback):
+    """Ends this process when one that it computes with is gone, where it might otherwise wait for ever.
+
+    The first process looks after those it launched, and each of these after the first. A connection that was closed
+    is an error in whatever is exchanged next, as `lost_process` explains; a backend that does not notice (NCCL) waits
+    instead.
+
+    Args:
+        folder: The run's, whose `status.json` says what happened.
+        end: Ends this process with an exit code; for tests.
+    """
+
+    def __init__(self, *, folder: str | Path, end: Callable[[int], Any] = os._exit) -> None:
+        self.folder = Path(folder)
+        self._end = end
+        self._is_over = threading.Event()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        others = launched_processes(trainer)
+        if others:
+            self._start(lambda: self._look_after(others))
+        elif not trainer.is_global_zero and os.environ.get(FIRST_PROCESS) == str(os.getppid()):
+            first = os.getppid()
+            self._start(lambda: self._end_after(first))
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._is_over.set()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._is_over.set()
+
+    def _start(self, watch: Callable[[], None]) -> None:
+        self._is_over.clear()
+        threading.Thread(target=watch, name="process-watch", daemon=True).start()
+
+    def _look_after(self, others: Sequence[Any]) -> None:
+        while not self._is_over.wait(_POLL):
+            ended = _failed(others)
+            if ended is None:
+                continue
+            if self._is_over.wait(_TIME_TO_FAIL):
+                return  # the error of this process says it
+            sentence, code = ended
+            sys.stderr.write(f"error: {sentence}; the last checkpoint holds, go on by resume=auto\n")
+            status = read_status(self.folder) or {}
+            step, epoch = (int(str(status.get(name, 0))) for name in ("step", "epoch"))
+            write_status(self.folder, "failed", step=step, epoch=epoch, reason=sentence)
+            for process in others:
+                process.kill()
+            self._end(code)
+
+    def _end_after(self, first: int) -> None:
+        while not self._is_over.wait(_POLL):
+            if os.getppid() != first and not self._is_over.wait(_TIME_TO_FAIL):
+                self._end(EXIT_MACHINE)
+
+
+def lost_process(trainer: Trainer, error: BaseException) -> MachineFailed | None:
+    """Says which process of a run is gone where an error comes of a lost connection; None for other errors."""
+    if trainer.world_size == 1 or not _is_lost_connection(error):
+        return None
+    limit = time.monotonic() + _TIME_TO_BE_SEEN
+    others = launched_processes(trainer)
+    while (ended := _failed(others)) is None and others and time.monotonic() < limit:
+        time.sleep(_POLL)
+    for process in others:
+        process.kill()
+    if ended is None:
+        return MachineFailed("the connection to another process of this run was lost; its own messages say why")
+    failed = MachineFailed(ended[0])
+    failed.exit_code, failed.can_go_on = ended[1], ended[1] == EXIT_MACHINE
+    return failed
+
+
+def _failed(processes: Sequence[Any]) -> tuple[str, int] | None:
+    """The first of several `subprocess.Popen` that has failed, in words, and the exit code to end with."""
+    for rank, process in enumerate(processes, 1):
+        code = process.poll()
+        if code is not None and code < 0:
+            return f"process {rank} of this run was killed by {signal.Signals(-code).name}", EXIT_MACHINE
+        if code:
+            return f"process {rank} of this run ended with exit code {code}; its message stands above", code
+    return None
+
+
+def _is_lost_connection(error: BaseException) -> bool:
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CONNECTION)
