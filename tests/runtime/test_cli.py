@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 from PIL import Image
 
 TINY = ["model.embed_dim=24", "model.depth=2", "data.num_train=16", "data.num_val=4", "data.num_test=4"]
@@ -50,12 +51,15 @@ def refusal(script: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch, 
         (["method=mae", "model=vit_tiny", "schedule.milestones=[1]"], "unknown key 'schedule.milestones'"),
         (["method=mae", "trainer.max_epoch=3"], "nearest: trainer.max_epochs"),
         (["method=mae", "trainer.gpus=3"], "trainer.devices"),
-        (["method=mae", "datamodule.batch_size=3"], "nearest: global_batch_size."),
-        (["method=mae", "optimizer.learning_rate=3"], "nearest: base_lr."),
-        (["method=mae", "lr=3"], "nearest: base_lr."),
-        (["modle=vit_mini", "data=synthetic"], "unknown key 'modle'; nearest: model, method"),
+        (["method=mae", "datamodule.batch_size=3"], "write global_batch_size=3"),
+        (["method=mae", "optimizer.learning_rate=3"], "write optimizer.lr=3, which is the peak as it is; base_lr=3 is"),
+        (["method=mae", "lr=3"], "write optimizer.lr=3, "),
+        (["modle=vit_mini", "data=synthetic"], "unknown key 'modle'; write model=vit_mini"),
         (["method=mae", "trainer.max_epochs=ten"], "the number of epochs must be a number, got 'ten'"),
-        (["method=mae", "datamodule.num_train=3"], "nearest: data.num_train"),
+        (["method=mae", "datamodule.num_train=3"], "write data.num_train=3"),
+        (["method=mae", "image_size=ten"], "image_size must be a number of pixels or [height,width], got 'ten'"),
+        (["method=mae", "global_batch_size=ten"], "global_batch_size must be a number, got 'ten'"),
+        (["method=mae", "+trainer.foo=3", "global_batch_size=8", *TINY, *DECODER], "Trainer takes no argument 'foo'"),
         (["metod=mae", "data=synthetic"], "unknown key 'metod'; nearest: method"),
         (["data=cifar10"], "data.root must be given"),
         (["data=cifar10", "data.root=nowhere"], "no CIFAR-10 at data.root=nowhere"),
@@ -280,11 +284,42 @@ def test_the_bare_command_is_the_quickstart_and_a_named_run_is_not(monkeypatch: 
 
     seen = []
     monkeypatch.setattr(cli, "_command", lambda *_: seen.append(list(cli.sys.argv)))
-    for arguments in ([], ["seed=1"], ["method=mae"], ["--help"]):
+    for arguments in ([], ["seed=1"], ["--cfg", "job", "seed=1"], ["method=mae"], ["--help"]):
         monkeypatch.setattr("sys.argv", ["run.py", *arguments])
         cli.run()
 
-    assert [("experiment=quickstart" in arguments) for arguments in seen] == [True, True, False, False]
+    assert [("experiment=quickstart" in arguments) for arguments in seen] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("seed=1 --cfg job method=mae", "seed=1 method=mae --cfg job"),
+        ("--cfg job --resolve seed=1 -p method", "seed=1 --cfg job --resolve -p method"),
+        ("--info seed=1", "seed=1 --info"),
+        ("--info defaults-tree seed=1", "seed=1 --info defaults-tree"),
+        ("seed=1,2 -m method=mae,simmim", "seed=1,2 method=mae,simmim -m"),
+        ("--config-dir conf method=mae --cfg=job ~debug", "method=mae ~debug --config-dir conf --cfg=job"),
+    ],
+)
+def test_settings_may_stand_before_and_behind_flags(typed: str, told: str) -> None:
+    from unmask.runtime.cli import settings_before_flags
+
+    assert settings_before_flags(typed.split()) == told.split()
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_a_flag_between_settings_shows_the_configuration_of_all_of_them(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from unmask.runtime import cli
+
+    monkeypatch.setattr("sys.argv", [f"{command}.py", "seed=7", "--cfg", "job", "global_batch_size=48", "ckpt_path=x"])
+    GlobalHydra.instance().clear()
+    {"run": cli.run, "eval": cli.evaluate}[command]()
+
+    shown = OmegaConf.create(capsys.readouterr().out)
+    assert (shown.seed, shown.global_batch_size) == (7, 48)
 
 
 @pytest.mark.parametrize(

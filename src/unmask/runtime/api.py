@@ -15,8 +15,8 @@ from unmask.methods.backbone_module import BackboneModule
 from unmask.methods.base import Method
 from unmask.runtime.builders import build_data, build_module
 from unmask.runtime.config import compose_config, configuration_names
-from unmask.runtime.console import one_sentence
 from unmask.runtime.initialise import initialise
+from unmask.runtime.mistakes import one_sentence
 from unmask.types import Images
 
 

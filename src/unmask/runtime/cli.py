@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -28,8 +29,9 @@ _TRACEBACK_SWITCH = "UNMASK_TRACEBACK"  # =1 shows where an error was raised
 
 def run() -> None:
     """Pre-trains: `python run.py method=mae model=vit_tiny data=cifar10 data.root=DIR`."""
+    sys.argv[1:] = settings_before_flags(sys.argv[1:])
     if not any(argument.startswith(_WHAT_TO_RUN) or argument in _ABOUT for argument in sys.argv[1:]):
-        sys.argv.insert(1, _QUICKSTART)  # before flags, behind which Hydra takes no settings
+        sys.argv.insert(1, _QUICKSTART)
     _command("run", _pretrain)
 
 
@@ -37,7 +39,7 @@ def evaluate() -> None:
     """Evaluates: `python eval.py eval=knn ckpt_path=FILE`."""
     from unmask.runtime.config import with_own_data
 
-    sys.argv[1:] = with_own_data(sys.argv[1:])
+    sys.argv[1:] = with_own_data(settings_before_flags(sys.argv[1:]))
     _command("eval", _evaluate)
 
 
@@ -79,6 +81,28 @@ def replay() -> None:
         sys.exit(_explain(error))
 
 
+def settings_before_flags(arguments: Sequence[str]) -> list[str]:
+    """Moves settings in front of flags, behind which Hydra takes none: `seed=1 --cfg job method=mae`.
+
+    A flag takes the word behind it where it needs one; `--info` takes it where it is one of its choices.
+    """
+    flags_known = get_args_parser()._option_string_actions
+    settings: list[str] = []
+    flags: list[str] = []
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        flag = flags_known.get(word)
+        if flag is None and not word.startswith("-"):
+            settings.append(word)
+            continue
+        flags.append(word)
+        is_optional = flag is not None and flag.nargs == "?"
+        if flag is not None and words and (flag.nargs is None or (is_optional and words[0] in (flag.choices or ()))):
+            flags.append(words.pop(0))
+    return [*settings, *flags]
+
+
 def _pretrain(config: DictConfig) -> Any:
     from unmask.runtime.pretrain import pretrain
 
@@ -112,7 +136,7 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     except Exception as error:  # SystemExit, by which `--help` ends, asks for no names of errors
         if not isinstance(error, _user_errors()):
             raise
-        sys.exit(_explain(error, *configuration_names(config_name)))
+        sys.exit(_explain(error, *configuration_names(config_name, sys.argv[1:])))
 
 
 def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
@@ -139,7 +163,7 @@ def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     except _user_errors() as error:
         if os.environ.get(_TRACEBACK_SWITCH) == "1":
             raise
-        sys.exit(_explain(error, *configuration_names(config_name)))
+        sys.exit(_explain(error, *configuration_names(config_name, sys.argv[1:])))
 
 
 def _require_safe_loading() -> None:
@@ -161,7 +185,8 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         from unmask.callbacks.stopping import RunStopped
         from unmask.data.bad_images import BAD_IMAGES_NAME
         from unmask.data.loader import WorkerFailed
-        from unmask.runtime.console import calm_libraries, one_sentence
+        from unmask.runtime.console import calm_libraries
+        from unmask.runtime.mistakes import one_sentence
         from unmask.runtime.sweep import is_job_of_sweep, report_to_sweep, run_job
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -215,7 +240,7 @@ def _user_errors() -> tuple[type[BaseException], ...]:
 
 def _explain(error: BaseException, known_keys: Sequence[str] = (), groups: Sequence[str] = ()) -> int:
     """Writes the sentence; the names are only needed for a configuration that did not compose."""
-    from unmask.runtime.console import one_sentence
+    from unmask.runtime.mistakes import one_sentence
 
     sys.stderr.write(f"error: {one_sentence(error, known_keys, groups)}\n({_TRACEBACK_SWITCH}=1 shows where)\n")
     return EXIT_FIXABLE

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 import unmask
 from unmask.runtime.constructor_defaults import show_constructor_defaults
@@ -35,17 +37,31 @@ def with_own_data(overrides: Sequence[str]) -> list[str]:
     return [f"+own_{override}" if override.startswith("data.") else override for override in overrides]
 
 
-def configuration_names(name: str) -> tuple[list[str], list[str]]:
-    """Lists the keys of the default configuration, dotted, and the groups: what a misspelt name is compared with."""
+def configuration_names(name: str, overrides: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """Lists the keys of a configuration, dotted, and the groups: what a misspelt name is compared with.
+
+    Args:
+        name: Of the command.
+        overrides: Of the user. Choices of groups that exist decide which keys there are.
+    """
+    folders = [path for path in config_directory().iterdir() if path.is_dir()]
     with_checkpoint = ["ckpt_path=none"] if name in _OF_A_CHECKPOINT else []
-    config = compose_config(name, with_checkpoint)
-    groups = [path.relative_to(config_directory()).as_posix() for path in config_directory().iterdir() if path.is_dir()]
-    return _dotted_keys(config), sorted(groups)
+    chosen = [override for override in overrides if _is_choice(override)]
+    try:
+        config = compose_config(name, [*with_checkpoint, *chosen])
+    except (HydraException, OmegaConfBaseException):  # of another command, or in need of what is missing
+        config = compose_config(name, with_checkpoint)
+    return _dotted_keys(config), sorted(path.name for path in folders)
 
 
 def list_experiments() -> list[str]:
     """The names under `conf/experiment`, for `experiment=NAME`."""
     return sorted(path.stem for path in (config_directory() / "experiment").glob("*.yaml"))
+
+
+def _is_choice(override: str) -> bool:
+    group, _, choice = override.partition("=")
+    return (config_directory() / group / f"{choice}.yaml").is_file()
 
 
 def _dotted_keys(config: DictConfig, prefix: str = "") -> list[str]:

@@ -1,13 +1,9 @@
-"""What a run tells its user: the plan at the start, one sentence for a mistake."""
+"""What a run tells its user at the start, and what libraries do not."""
 
-import difflib
 import logging
 import os
-import re
 import warnings
-from collections.abc import Sequence
 
-from hydra.errors import InstantiationException
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,25 +11,6 @@ from unmask.data.datamodule import ImageDataModule
 from unmask.methods.backbone_module import BackboneModule
 
 _log = logging.getLogger("unmask")
-_KEYS_ELSEWHERE = {  # what other programs of this kind call it, by the last part of the key
-    "batch_size": "global_batch_size",
-    "train_batch_size": "global_batch_size",
-    "lr": "base_lr",
-    "learning_rate": "base_lr",
-    "epochs": "trainer.max_epochs",
-    "num_epochs": "trainer.max_epochs",
-    "max_epochs": "trainer.max_epochs",
-    "max_steps": "trainer.max_steps",
-    "devices": "trainer.devices",
-    "gpus": "trainer.devices",
-    "num_gpus": "trainer.devices",
-    "mask_ratio": "method.mask_generator.ratio",
-}
-_PARTS_ELSEWHERE = {"datamodule": "data", "module": "model"}
-_COMPUTING_FAILED = re.compile(r"\w+ raised while resolving interpolation: ")
-_MAX_OPTIONS = 20  # shown in one sentence
-_OMEGACONF_DETAILS = ("full_key:", "object_type=", "reference_type=")
-_FROM_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
 _EXPECTED_WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler continues where it stopped
     "The '.*' does not have many workers",  # images in memory need none
@@ -86,58 +63,6 @@ def describe_learning_rate(config: DictConfig) -> str:
         rule = f"base_lr {config.base_lr:g} x {config.global_batch_size} / {config.base_batch_size}"
         return f"{peak:.3g} at its peak = {rule} (linear scaling)"
     return f"{peak:.3g} at its peak, as given"
-
-
-def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequence[str]) -> str:
-    """Says what a user got wrong, with the nearest valid names where a name is unknown."""
-    text = _innermost(error)
-    other_command = re.search(r"In '(experiment|base)/([^']+)': Could not override '(\w+)'", text)
-    if other_command:
-        name = f"experiment={other_command[2]}" if other_command[1] == "experiment" else "this experiment"
-        command = "eval.py" if other_command[3] == "eval" else "run.py"
-        return f"{name} is for the other command; use python {command} experiment=NAME"
-    unknown_key = re.search(r"Could not override '([^']+)'", text)
-    if unknown_key:
-        return _unknown_key(unknown_key[1], known_keys, groups)
-    unknown_choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
-    if unknown_choice:
-        return _unknown_choice(unknown_choice[1], unknown_choice[2], text)
-    missing = re.search(r"Missing mandatory value: (\S+)", text)
-    if missing:
-        return f"{missing[1]} must be given; add {missing[1]}=VALUE to the command"
-    lines = (line.strip() for line in _COMPUTING_FAILED.sub("", text).splitlines())
-    return " ".join(line for line in lines if line and not line.startswith(_OMEGACONF_DETAILS))
-
-
-def _innermost(error: BaseException) -> str:
-    """The text of the error, unpacked where Hydra wrapped a constructor's into its own."""
-    while isinstance(error, InstantiationException) and error.__cause__ is not None:
-        error = error.__cause__
-    text = str(error) or type(error).__name__
-    if not _FROM_WORKER.match(text):
-        return text
-    last = text.strip().rpartition("\n")[2]  # torch puts the traceback of the worker before its error
-    return last.partition(": ")[2] or last
-
-
-def _unknown_key(key: str, known_keys: Sequence[str], groups: Sequence[str]) -> str:
-    known = list(dict.fromkeys([*known_keys, *groups]))
-    renamed = ".".join(_PARTS_ELSEWHERE.get(part, part) for part in key.split("."))
-    renamed = _KEYS_ELSEWHERE.get(key.rpartition(".")[2], renamed)
-    if key in known:
-        return f"{key} is not a key of the chosen configuration; add it by +{key}=..., all keys are listed by --cfg job"
-    near = [renamed] if renamed in known else difflib.get_close_matches(renamed, known, n=3, cutoff=0.5)
-    hint = f"; nearest: {', '.join(near)}" if near else ""
-    return f"unknown key {key!r}{hint}. A new key is added by +{key}=..., all keys are listed by --cfg job"
-
-
-def _unknown_choice(group: str, choice: str, text: str) -> str:
-    available = re.search(r"Available options in '[^']*':\s*(.*)", text, flags=re.DOTALL)
-    options = re.findall(r"[\w.-]+", available[1].split("Config search path")[0]) if available else []
-    near = difflib.get_close_matches(choice, options, n=3, cutoff=0.4) or options
-    if len(options) > _MAX_OPTIONS:
-        return f"{group}={choice} does not exist; nearest: {', '.join(near[:3])} (all {len(options)} by --help)"
-    return f"{group}={choice} does not exist; nearest: {', '.join(near)} (of {', '.join(options)})"
 
 
 def calm_libraries() -> None:

@@ -17,7 +17,7 @@ _SMALL_FOR_SWIN = 128  # px: below, 4 px tokens would leave less than 4x4 in the
 def register_resolvers() -> None:
     """Makes the resolvers known to OmegaConf; safe to call again."""
     resolvers: dict[str, Callable[..., object]] = {
-        "scale_lr": scale_lr,
+        "scale_lr": peak_lr,
         "fraction": fraction,
         "times": times,
         "fit_patch": fit_patch,
@@ -30,6 +30,19 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def peak_lr(base_lr: Any, base_batch_size: Any, global_batch_size: Any) -> float:
+    """Scales the rate of a batch of `base_batch_size` images to the batch of the run, see `scale_lr`.
+
+    Raises:
+        ValueError: One of them is no number.
+    """
+    given = {"base_lr": base_lr, "base_batch_size": base_batch_size, "global_batch_size": global_batch_size}
+    for name, value in given.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} must be a number, got {value!r}")
+    return scale_lr(base_lr, base_batch_size, global_batch_size)
 
 
 def fraction(part: float, whole: Any) -> float:
@@ -109,5 +122,8 @@ def _cpu_computes_in_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _shorter_side(image_size: int | Sequence[int]) -> int:
-    return image_size if isinstance(image_size, int) else min(image_size)
+def _shorter_side(image_size: Any) -> int:
+    sides = [image_size] if isinstance(image_size, int) else image_size
+    if isinstance(sides, str) or not isinstance(sides, Sequence) or not all(isinstance(side, int) for side in sides):
+        raise ValueError(f"image_size must be a number of pixels or [height,width], got {image_size!r}")
+    return min(sides)

@@ -1,0 +1,144 @@
+"""One sentence for what a user got wrong, with what to write instead."""
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from hydra.errors import InstantiationException
+
+# What other programs of this kind, and older ones of this field, call our settings.
+_KEYS_ELSEWHERE = {  # by the last part of the key
+    "batch_size": "global_batch_size",
+    "train_batch_size": "global_batch_size",
+    "per_device_train_batch_size": "images_per_device",
+    "lr": "optimizer.lr",
+    "learning_rate": "optimizer.lr",
+    "blr": "base_lr",
+    "epochs": "trainer.max_epochs",
+    "num_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "gpus": "trainer.devices",
+    "num_gpus": "trainer.devices",
+    "nodes": "trainer.num_nodes",
+    "accum_iter": "trainer.accumulate_grad_batches",
+    "clip_grad": "trainer.gradient_clip_val",
+    "mask_ratio": "method.mask_generator.ratio",
+    "img_size": "image_size",
+    "input_size": "image_size",
+    "drop_path": "drop_path_rate",
+    "workers": "data.num_workers",
+    "data_dir": "data.root",
+    "data_path": "data.root",
+    "data.path": "data.root",
+    "checkpoint": "ckpt_path",
+    "resume_from_checkpoint": "ckpt_path",
+    "output_dir": "hydra.run.dir",
+    "arch": "model",
+    "backbone": "model",
+    "scheduler": "schedule",
+    "optim": "optimizer",
+    "dataset": "data",
+}
+_PARTS_ELSEWHERE = {"datamodule": "data", "module": "model"}
+_WHOLE_ELSEWHERE = {  # settings that are written in another way altogether
+    "trainer=ddp": "strategy=ddp trainer.devices=2",
+    "trainer=ddp_sim": "strategy=ddp trainer=cpu trainer.devices=2",
+    "trainer=fsdp": "strategy=fsdp trainer.devices=2",
+    "trainer=mps": "trainer.accelerator=mps",
+    "debug=fdr": "debug=fast",
+    "debug=default": "debug=fast",
+    "debug=profiler": "debug=profile",
+    "debug=limit": "trainer.limit_train_batches=10",
+    "logger=many_loggers": "logger=wandb",
+    "hparams_search": "-m and several values: -m base_lr=1e-4,2e-4 seed=0,1",
+}
+_ONE_OF_SEVERAL = {"optimizer.lr": "which is the peak as it is; base_lr={value} is scaled by the batch"}
+
+_COMPUTING_FAILED = re.compile(r"\w+ raised while resolving interpolation: ")
+_MAX_OPTIONS = 20  # shown in one sentence
+_OMEGACONF_DETAILS = ("full_key:", "object_type=", "reference_type=")
+_FROM_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
+_UNKNOWN_ARGUMENT = re.compile(r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'")
+_ALL_KEYS = "all keys are listed by --cfg job"
+
+
+def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequence[str]) -> str:
+    """Says what a user got wrong, with the nearest valid names where a name is unknown.
+
+    Args:
+        error: As raised.
+        known_keys: Dotted, of the default configuration.
+        groups: Whose choices are files.
+    """
+    text = _innermost(error)
+    other_command = re.search(r"In '(experiment|base)/([^']+)': Could not override '(\w+)'", text)
+    if other_command:
+        name = f"experiment={other_command[2]}" if other_command[1] == "experiment" else "this experiment"
+        command = "eval.py" if other_command[3] == "eval" else "run.py"
+        return f"{name} is for the other command; use python {command} experiment=NAME"
+    unknown_key = re.search(r"Could not override '([^']+)'", text)
+    if unknown_key:
+        value = re.search(rf"use \+{re.escape(unknown_key[1])}=(.*)", text)
+        return _unknown_key(unknown_key[1], "VALUE" if value is None else value[1], known_keys, groups)
+    unknown_choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
+    if unknown_choice:
+        return _unknown_choice(unknown_choice[1], unknown_choice[2], text)
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        return f"{missing[1]} must be given; add {missing[1]}=VALUE to the command"
+    unknown_argument = _UNKNOWN_ARGUMENT.fullmatch(text)
+    if unknown_argument:
+        return f"{unknown_argument[1]} takes no argument {unknown_argument[2]!r}; leave it out ({_ALL_KEYS})"
+    lines = (line.strip() for line in _COMPUTING_FAILED.sub("", text).splitlines())
+    return " ".join(line for line in lines if line and not line.startswith(_OMEGACONF_DETAILS))
+
+
+def _innermost(error: BaseException) -> str:
+    """The text of the error, unpacked where Hydra wrapped a constructor's into its own."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error) or type(error).__name__
+    if not _FROM_WORKER.match(text):
+        return text
+    last = text.strip().rpartition("\n")[2]  # torch puts the traceback of the worker before its error
+    return last.partition(": ")[2] or last
+
+
+def _unknown_key(key: str, value: str, known_keys: Sequence[str], groups: Sequence[str]) -> str:
+    known = list(dict.fromkeys([*known_keys, *groups]))
+    if key in _WHOLE_ELSEWHERE:
+        return f"unknown key {key!r}; use {_WHOLE_ELSEWHERE[key]}"
+    if key in known:
+        return f"{key} is not a key of the chosen configuration; add it by +{key}=..., {_ALL_KEYS}"
+    near = _names_here(key, known)
+    if len(near) == 1:
+        more = f", {_ONE_OF_SEVERAL[near[0]].format(value=value)}" if near[0] in _ONE_OF_SEVERAL else ""
+        return f"unknown key {key!r}; write {near[0]}={value}{more}"
+    hint = f"; nearest: {', '.join(near)}" if near else ""
+    return f"unknown key {key!r}{hint}. A new key is added by +{key}=..., {_ALL_KEYS}"
+
+
+def _names_here(key: str, known: Sequence[str]) -> list[str]:
+    """What a key may be called here: one name where it is certain, else up to three, the nearest first."""
+    last = key.rpartition(".")[2]
+    renamed = ".".join(_PARTS_ELSEWHERE.get(part, part) for part in key.split("."))
+    elsewhere = _KEYS_ELSEWHERE.get(key, _KEYS_ELSEWHERE.get(last))
+    same_last = [name for name in known if name.rpartition(".")[2] == last]
+    for certain in ([renamed], [elsewhere], same_last):
+        if len(certain) == 1 and certain[0] in (*known, "hydra.run.dir"):
+            return [str(certain[0])]
+    public = [name for name in known if not name.rpartition(".")[2].startswith("_")]
+    as_deep = [name for name in public if name.count(".") == renamed.count(".")]
+    near = [*difflib.get_close_matches(renamed, as_deep, n=3, cutoff=0.6), *difflib.get_close_matches(renamed, public)]
+    return list(dict.fromkeys(near))[:3]
+
+
+def _unknown_choice(group: str, choice: str, text: str) -> str:
+    if f"{group}={choice}" in _WHOLE_ELSEWHERE:
+        return f"{group}={choice} does not exist; use {_WHOLE_ELSEWHERE[f'{group}={choice}']}"
+    available = re.search(r"Available options in '[^']*':\s*(.*)", text, flags=re.DOTALL)
+    options = re.findall(r"[\w.-]+", available[1].split("Config search path")[0]) if available else []
+    near = difflib.get_close_matches(choice, options, n=3, cutoff=0.4) or options
+    if len(options) > _MAX_OPTIONS:
+        return f"{group}={choice} does not exist; nearest: {', '.join(near[:3])} (all {len(options)} by --help)"
+    return f"{group}={choice} does not exist; nearest: {', '.join(near)} (of {', '.join(options)})"

@@ -1,0 +1,73 @@
+"""A hint names what works: the setting it names is one that composes."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+import re
+
+import pytest
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+
+def sentence_of(overrides: list[str]) -> str:
+    from unmask.runtime.config import compose_config, configuration_names
+    from unmask.runtime.mistakes import one_sentence
+
+    with pytest.raises(HydraException) as raised:
+        compose_config("run", overrides)
+    return one_sentence(raised.value, *configuration_names("run", overrides))
+
+
+@pytest.mark.parametrize(
+    ("typed", "named"),
+    [
+        ("batch_size=32", "global_batch_size=32"),
+        ("datamodule.batch_size=32", "global_batch_size=32"),
+        ("data.batch_size=32", "global_batch_size=32"),
+        ("epochs=5", "trainer.max_epochs=5"),
+        ("max_epochs=5", "trainer.max_epochs=5"),
+        ("trainer.gpus=2", "trainer.devices=2"),
+        ("gpus=2", "trainer.devices=2"),
+        ("num_nodes=2", "trainer.num_nodes=2"),
+        ("max_steps=20", "trainer.max_steps=20"),
+        ("lr=0.1", "optimizer.lr=0.1"),
+        ("mask_ratio=0.5", "method.mask_generator.ratio=0.5"),
+        ("num_workers=2", "data.num_workers=2"),
+        ("weight_decay=0.1", "optimizer.weight_decay=0.1"),
+        ("data.path=photos", "data.root=photos"),
+        ("modle=vit_tiny", "model=vit_tiny"),
+        ("backbone=vit_tiny", "model=vit_tiny"),
+        ("scheduler=constant", "schedule=constant"),
+        ("trainer=ddp", "strategy=ddp trainer.devices=2"),
+        ("trainer=fsdp", "strategy=fsdp trainer.devices=2"),
+        ("trainer=ddp_sim", "strategy=ddp trainer=cpu trainer.devices=2"),
+        ("trainer=mps", "trainer.accelerator=mps"),
+        ("debug=fdr", "debug=fast"),
+        ("debug=profiler", "debug=profile"),
+        ("logger=many_loggers", "logger=wandb"),
+        ("hparams_search=ddmim_optuna", "base_lr=1e-4"),
+    ],
+)
+def test_an_old_habit_names_the_setting_of_today_which_composes(typed: str, named: str) -> None:
+    from unmask.runtime.config import compose_config
+
+    chosen = ["method=mae", "model=vit_mini", "data=folder", "data.root=photos"]
+    sentence = sentence_of([*chosen, typed])
+
+    assert re.search(rf"(write|use|-m) {re.escape(named)}", sentence), sentence
+    config = compose_config("run", [*chosen, *named.split()])
+    for setting in named.split():
+        key, _, value = setting.partition("=")
+        if "." in key:
+            assert str(OmegaConf.select(config, key)) == value
+
+
+@pytest.mark.parametrize(
+    ("typed", "nearest"),
+    [
+        ("metod=mae", ["method", "model", "method.seed"]),
+        ("trainer.max_epoch=3", ["trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps"]),
+    ],
+)
+def test_the_nearest_names_stand_once_each_the_nearest_first(typed: str, nearest: list[str]) -> None:
+    assert f"; nearest: {', '.join(nearest)}. A new key" in sentence_of([typed])
