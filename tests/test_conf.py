@@ -214,3 +214,28 @@ def test_no_value_that_stands_in_two_places_differs(overrides: list[str]) -> Non
     assert (config.model.pixel_mean, config.model.pixel_std) == (config.data.pixel_mean, config.data.pixel_std)
     if "seed" in config.method:
         assert config.method.seed == config.seed
+
+
+@pytest.mark.parametrize("path", [*(CONF / "experiment").glob("*.yaml"), *(CONF / "base").glob("*in1k.yaml")])
+def test_an_experiment_leaves_what_only_its_source_of_images_has_to_a_choice_of_data(path: Path) -> None:
+    assert "data" not in yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size"),
+    [
+        ("quickstart", 32),
+        ("mae_cifar10", 32),
+        ("ddmim_cifar10", 32),
+        ("mae_vit-base_4096b-800e_in1k-224px", 224),
+        ("flyegle-mae_vit-base_2048b-400e_in1k-224px", 224),
+        ("simmim_swin-base_2048b-100e_in1k-192px", 192),
+        ("ddmim-v9_swinv2-tiny_52b-50e_in1k-224px", 224),
+        ("mae_doges", 224),
+    ],
+)
+@pytest.mark.parametrize("source", ["folder", "cifar10"])
+def test_an_experiment_takes_images_of_any_source_at_its_own_size(name: str, image_size: int, source: str) -> None:
+    config = composed("run", f"experiment={name}", f"data={source}", "data.root=x")
+
+    assert (config.image_size, config.data.image_size, config.model.image_size) == (image_size,) * 3

@@ -61,13 +61,13 @@ def times(factor: int, size: Any) -> Any:
     return factor * size if isinstance(size, int) else size
 
 
-def fit_patch(size: int, image_size: int | Sequence[int]) -> int:
+def fit_patch(size: int, image_size: Any) -> int:
     """Keeps the usual patch for usual images and takes an eighth of the side of smaller ones."""
     side = _shorter_side(image_size)
     return size if side >= _SMALL_FOR_UNITS else max(1, side // _UNITS_ACROSS)
 
 
-def fit_swin_patch(size: int, image_size: int | Sequence[int]) -> int:
+def fit_swin_patch(size: int, image_size: Any) -> int:
     """Keeps Swin's usual token for usual images and halves it for smaller ones."""
     return size if _shorter_side(image_size) >= _SMALL_FOR_SWIN else max(1, size // 2)
 
