@@ -233,7 +233,7 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(
         (["ckpt_path=notes.ckpt"], "notes.ckpt"),
         (["ckpt_path=notes.ckpt", "format=onxx"], "format must be one of huggingface, timm, torch_export, onnx"),
         (["ckpt_path=notes.ckpt", "push_to=mae"], "push_to=mae must be USER/NAME"),
-        (["ckpt_path=notes.ckpt", "fromat=onnx"], "unknown key 'fromat'; nearest: format"),
+        (["ckpt_path=notes.ckpt", "fromat=onnx"], "unknown key 'fromat'; write format=onnx"),
     ],
 )
 def test_a_mistake_before_an_export_is_one_sentence(
