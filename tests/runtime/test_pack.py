@@ -50,7 +50,7 @@ def test_the_ratio_is_of_the_shards_over_the_source(files: Path, tmp_path: Path,
     [
         (["out=x"], "error: name the source to pack, such as data=folder data.root=DIR"),
         (["data=folder", "data.root=DIR"], "error: out must be given; add out=VALUE"),
-        (["out=x", "sise=3"], "error: unknown key 'sise'; write size=3"),
+        (["out=x", "sise=3"], "error: unknown key 'sise'; nearest: size"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments: list[str], sentence: str, tmp_path, monkeypatch, capsys) -> None:
