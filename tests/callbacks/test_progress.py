@@ -141,6 +141,8 @@ def test_a_terminal_gets_the_bar_and_a_file_the_lines(fit, pass_time, handlers, 
     assert "images/s=8," in shown
     assert "left=0 s" in shown
     assert "step 2/12" not in shown  # the bar says it
+    assert shown.count("val/loss ") == 2  # which no bar shows
+    assert shown.count("step 6/12  val/loss ") == 1
     # Alone on its line: the bar before it was wiped.
     assert all(before.endswith("\r") for before in shown.split("a remark\n")[:-1])
     assert file.getvalue().count("a remark") == 2

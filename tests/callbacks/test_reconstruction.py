@@ -100,10 +100,11 @@ def test_every_logger_that_takes_pictures_gets_the_one_on_disk(fit, tmp_path):
 
     written = (imread(tmp_path / "panels" / "epoch_0001.png")[..., :3] * 255).round().astype(np.uint8)
     (tag, picture, step), options = board.experiment.add_image.call_args
-    assert (tag, step, options) == ("val/reconstruction", 6, {"dataformats": "HWC"})
+    assert (tag, step, options) == ("panels/reconstruction", 6, {"dataformats": "HWC"})
     assert (picture == written).all()
     sent = pictures.log_image.call_args.kwargs
-    assert (sent["key"], sent["step"], len(sent["images"])) == ("val/reconstruction", 6, 1)
+    assert (sent["key"], sent["step"], len(sent["images"])) == ("panels/reconstruction", 6, 1)
+    assert sent["caption"] == ["MAE, epoch 1, step 6"]
     assert (sent["images"][0] == written).all()
 
 

@@ -1,9 +1,11 @@
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 CPU = torch.device("cpu")
 
@@ -67,6 +69,23 @@ def test_a_folder_of_something_else_is_refused(write, channel_means, tmp_path: P
     with pytest.raises(ValueError, match="exists and contains something else"):
         write("mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_class_folders_give_labels_and_their_names(channel_means, tmp_path: Path, point_at) -> None:
+    from unmask.inference.embed import Embed  # noqa: PLC0415
+
+    for name, shade in (("dog/1.png", 10), ("cat/2.png", 20), ("cat/3.png", 30)):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (shade, 0, 0)).save(tmp_path / "photos" / name)
+    with torch.inference_mode():
+        Embed(out=str(tmp_path / "f"), image="given").run(
+            channel_means, lambda path, split: point_at(tmp_path / "photos"), run_dir=tmp_path, device=CPU
+        )
+    part, record = np.load(tmp_path / "f/part-00000.npz"), json.loads((tmp_path / "f/embeddings.json").read_text())
+    labels = {
+        Path(image).name: record["classes"][label] for image, label in zip(part["image"], part["label"], strict=True)
+    }
+    assert labels == {"1.png": "dog", "2.png": "cat", "3.png": "cat"}
 
 
 def test_images_in_memory_are_named_by_their_number_in_the_split(channel_means, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_secrets_of_the_environment_are_in_no_file_of_a_run(tmp_path: Path) -> N
         "# @package _global_\nnote: key ${oc.env:WANDB_API_KEY}\nhub: {token: '${oc.env:HF_TOKEN}'}\n"
         "service: {password: '${oc.env:X}'}\nagain: ${service.password}\n"
     )
-    overrides = ["--config-dir", "own", *TINY, "logger=many", "debug=mine"]
+    overrides = ["--config-dir", "own", *TINY, "logger=wandb", "debug=mine"]
     done = subprocess.run(
         [sys.executable, RUN, *overrides], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

@@ -66,14 +66,14 @@ class PlainProgress(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.sanity_checking and "val/loss" in trainer.callback_metrics:
             loss = float(trainer.callback_metrics["val/loss"])
-            _log_progress([_epoch(trainer), _step(trainer), f"val/loss {loss:.4f}"])
+            _LOG.info("  ".join([_epoch(trainer), _step(trainer), f"val/loss {loss:.4f}"]))  # no bar shows it
 
 
 class TerminalProgress(TQDMProgressBar):
     """Draws a bar with loss, images per second and the time left of the run; only where output is a terminal.
 
-    While it is drawn, `PlainProgress`'s lines go to files alone, and other messages are written above the bar. In a
-    file or a pipe it writes nothing.
+    While it is drawn, `PlainProgress`'s lines of training go to files alone; those of validation and other messages are
+    written above the bar. In a file or a pipe it writes nothing.
     """
 
     BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}"

@@ -17,7 +17,7 @@ from unmask.eval_mode import eval_mode
 from unmask.patches import PatchMask
 from unmask.types import ImageBatch, Images, PixelStatistics
 
-_LOGGED_AS = "val/reconstruction"
+_LOGGED_AS = "panels/reconstruction"  # no scalar's name, such as that of DDMIM's term
 
 
 @runtime_checkable
@@ -81,7 +81,11 @@ class ReconstructionPanel(Callback):
         figure = _reconstruction_figure(trainer, pl_module, self._batch, epochs_done)
         if figure is not None and trainer.is_global_zero:
             save_figure(figure, Path(trainer.default_root_dir) / "panels" / f"epoch_{epochs_done:04d}.png")
-            _send_to_loggers(figure, trainer)
+            _send_to_loggers(figure, trainer, caption=_caption(pl_module, trainer, epochs_done))
+
+
+def _caption(pl_module: LightningModule, trainer: Trainer, epochs_done: int) -> str:
+    return f"{type(pl_module).__name__}, epoch {epochs_done}, step {trainer.global_step:,}"
 
 
 def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, epochs_done: int) -> Figure | None:
@@ -113,10 +117,10 @@ def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, 
     )
 
 
-def _send_to_loggers(figure: Figure, trainer: Trainer) -> None:
+def _send_to_loggers(figure: Figure, trainer: Trainer, *, caption: str) -> None:
     pixels = figure_pixels(figure)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(_LOGGED_AS, pixels, trainer.global_step, dataformats="HWC")
         elif hasattr(logger, "log_image"):  # Weights & Biases
-            logger.log_image(key=_LOGGED_AS, images=[pixels], step=trainer.global_step)
+            logger.log_image(key=_LOGGED_AS, images=[pixels], step=trainer.global_step, caption=[caption])

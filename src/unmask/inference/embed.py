@@ -36,9 +36,10 @@ class Embedded(NamedTuple):
 class Embed(Inference):
     """Writes the pooled features of images, in parts of a fixed size, into a folder that can be completed later.
 
-    A part `part-00000.npz` holds `image` (paths), `label` (-1: none) and `features` (float32, one row an image); a
-    part `part-00000.parquet` the same as columns. A part is whole or not there. Started again with the same settings,
-    the command goes on behind the parts that are there; a folder of other settings is refused.
+    A part `part-00000.npz` holds `image` (paths), `label` (a number in `classes` of `embeddings.json`; -1: none) and
+    `features` (float32, one row an image); a part `part-00000.parquet` the same as columns. A part is whole or not
+    there. Started again with the same settings, the command goes on behind the parts that are there; a folder of other
+    settings is refused.
 
     Args:
         out: The folder; made if need be.
@@ -115,6 +116,7 @@ class Embed(Inference):
             "weights": _hash_of(backbone),
             "images": shown.dataset.fingerprint,
             "num_images": len(shown),
+            "classes": list(shown.dataset.class_names),
             "image_size": list(shown.data.image_size),
             "crop_pct": shown.data.crop_pct,
             "format": self.format,

@@ -64,7 +64,7 @@ def layer_decay_groups(
     """Groups parameters by depth and decay; depth i learns at `lr * layer_decay ** (num_layers - i)`.
 
     The rate is written into each group as `lr`, never as timm's `lr_scale`, which timm's own schedulers would apply a
-    second time.
+    second time; with it goes a `name`, `layer_03`, under which the rate is logged.
 
     Args:
         module: Its trainable parameters are grouped.
@@ -85,7 +85,7 @@ def layer_decay_groups(
     return [
         {
             "params": parameters,
-            **({} if lr is None else {"lr": lr * layer_decay ** (num_layers - depth)}),
+            **({} if lr is None else {"lr": lr * layer_decay ** (num_layers - depth), "name": f"layer_{depth:02d}"}),
             **({} if decays else {"weight_decay": 0.0}),
         }
         for (depth, decays), parameters in sorted(groups.items(), key=lambda item: item[0])

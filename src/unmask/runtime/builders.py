@@ -5,7 +5,6 @@ from typing import Any
 
 from hydra.utils import instantiate
 from lightning import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.callbacks.durable_checkpoint import DurableCheckpointIO
@@ -60,8 +59,6 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
         arguments["callbacks"] = build_entries(config.callbacks)
     if "logger" not in arguments:
         arguments["logger"] = build_entries(config.logger) or False
-    if not arguments["logger"]:  # which Lightning's monitor of the learning rate refuses
-        arguments["callbacks"] = [c for c in arguments["callbacks"] if not isinstance(c, LearningRateMonitor)]
     given = config.trainer.accumulate_grad_batches
     plugins = [*(config.trainer.get("plugins") or []), DurableCheckpointIO()]
     trainer: Trainer = build(

@@ -235,7 +235,10 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from omegaconf.errors import OmegaConfBaseException
 
-    return HydraException, OmegaConfBaseException, MisconfigurationException, ValueError, FileNotFoundError
+    errors = [HydraException, OmegaConfBaseException, MisconfigurationException, ValueError, FileNotFoundError]
+    if "wandb" in sys.modules:  # else it has raised nothing
+        errors.append(sys.modules["wandb"].Error)
+    return tuple(errors)
 
 
 def _explain(error: BaseException, known_keys: Sequence[str] = (), groups: Sequence[str] = ()) -> int:

@@ -71,6 +71,8 @@ def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequen
         groups: Whose choices are files.
     """
     text = _innermost(error)
+    if type(error).__module__.startswith("wandb."):
+        return f"logger=wandb: {text.rstrip('.')}; log in by `wandb login`, or set WANDB_MODE=offline to keep it here"
     other_command = re.search(r"In '(experiment|base)/([^']+)': Could not override '(\w+)'", text)
     if other_command:
         name = f"experiment={other_command[2]}" if other_command[1] == "experiment" else "this experiment"
@@ -83,6 +85,10 @@ def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequen
     unknown_choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
     if unknown_choice:
         return _unknown_choice(unknown_choice[1], unknown_choice[2], text)
+    return _of_a_value(text)
+
+
+def _of_a_value(text: str) -> str:
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing[1]} must be given; add {missing[1]}=VALUE to the command"

@@ -38,6 +38,39 @@ def test_a_file_a_folder_of_any_layout_and_a_list_are_the_test_split(folder: Pat
 
 
 @pytest.mark.parametrize(
+    ("names", "classes", "labels"),
+    [
+        (["cat/1.png", "dog/2.png", "dog/3.png"], ("cat", "dog"), [0, 1, 1]),
+        (["train/1.png", "val/2.png"], (), [-1, -1]),  # splits
+        (["cat/1.png", "cat/2.png"], (), [-1, -1]),  # one folder says nothing
+        (["cat/1.png", "dog/2.png", "3.png"], (), [-1, -1, -1]),
+    ],
+)
+def test_images_in_class_folders_have_their_labels(
+    tmp_path: Path, names: list[str], classes: tuple[str, ...], labels: list[int]
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / name)
+    found = {Path(path).name: label for path, label in _labelled(point_at(tmp_path))}
+    assert point_at(tmp_path).dataset("test").class_names == classes
+    assert found == {Path(name).name: label for name, label in zip(names, labels, strict=True)}
+
+
+def test_a_list_with_labels_keeps_them(folder: Path) -> None:
+    listed = folder / "list.txt"
+    listed.write_text("three.png, b\ntest/cat/one.png, a\n")
+    data = point_at(listed)
+    names = data.dataset("test").class_names
+    assert {Path(path).name: names[label] for path, label in _labelled(data)} == {"three.png": "b", "one.png": "a"}
+
+
+def _labelled(data: ImagePaths) -> list[tuple[str, int]]:
+    dataset = data.dataset("test")
+    return list(zip(dataset.paths, dataset.labels.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
     ("name", "split", "sentence"),
     [
         ("nowhere.png", "test", "there is nothing at .*nowhere.png"),

@@ -7,7 +7,7 @@ import os
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ class FoundImages:
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(sorted({subfolder[0] for subfolder in self.subfolders if subfolder}))
+
+    @property
+    def class_folders(self) -> tuple[str, ...]:
+        """The folders, where there are several and each image lies in exactly one; else none."""
+        lie_in_one = all(len(subfolder) == 1 for subfolder in self.subfolders)
+        return self.classes if len(self.classes) > 1 and lie_in_one else ()
+
+    def labels(self, classes: Sequence[str]) -> Int[Tensor, " n"]:
+        """The number of each image's first folder in `classes`, which has them all."""
+        numbers = {name: number for number, name in enumerate(classes)}
+        return torch.tensor([numbers[subfolder[0]] for subfolder in self.subfolders])[self.subfolder_of]
 
 
 def find_images(folder: Path, suffixes: frozenset[str]) -> FoundImages:

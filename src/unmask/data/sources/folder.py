@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from unmask.data.auto_split import AutoSplitDataModule
 from unmask.data.dataset import UNLABELLED, ImageFileDataset
@@ -80,7 +78,7 @@ class ImageFolder(AutoSplitDataModule):
             return ImageFileDataset(found.paths, labels, (), decode=self.decoder.read)
         _require_class_folders(found)
         _require_same_classes(found, classes, self._folders["train"])
-        return ImageFileDataset(found.paths, _number(found, classes), classes, decode=self.decoder.read)
+        return ImageFileDataset(found.paths, found.labels(classes), classes, decode=self.decoder.read)
 
     @cached_property
     def _folders(self) -> dict[Split, Path]:
@@ -112,9 +110,7 @@ class ImageFolder(AutoSplitDataModule):
         found = self._found_training_images
         if self.labels == "none":
             return ()
-        if self.labels == "auto" and (
-            len(found.classes) < 2 or any(len(subfolder) != 1 for subfolder in found.subfolders)
-        ):
+        if self.labels == "auto" and not found.class_folders:
             return ()
         _require_class_folders(found)
         return found.classes
@@ -163,11 +159,6 @@ def _require_same_classes(found: FoundImages, classes: tuple[str, ...], train: P
             f"the classes differ: {_enumerate(here)} only in {found.folder}, {_enumerate(there)} only in {train}; "
             "give both the same class folders, or set data.labels=none"
         )
-
-
-def _number(found: FoundImages, classes: tuple[str, ...]) -> Int[Tensor, " n"]:
-    numbers = {name: number for number, name in enumerate(classes)}
-    return torch.tensor([numbers[subfolder[0]] for subfolder in found.subfolders])[found.subfolder_of]
 
 
 def _enumerate(names: Iterable[str]) -> str:
