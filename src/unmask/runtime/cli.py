@@ -23,7 +23,9 @@ EXIT_MACHINE = 4  # as in `callbacks.stopping`, which imports torch
 _QUICKSTART = "experiment=quickstart"
 _WHAT_TO_RUN = ("method=", "model=", "data=", "experiment=")
 _HELP = ("--help", "-h", "--version", "--hydra-help")
-_ABOUT = (*_HELP, "--shell-completion", "-sc")
+_COMPLETION = ("--shell-completion", "-sc")
+_ABOUT = (*_HELP, *_COMPLETION)
+_SHOWS_ALONE = (*_ABOUT, "--cfg", "-c", "--info", "-i")
 _TRACEBACK_SWITCH = "UNMASK_TRACEBACK"  # =1 shows where an error was raised
 
 
@@ -122,9 +124,10 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     from unmask.runtime.resolvers import register_resolvers
 
     keep_freed_memory()
-    register_resolvers()
-    if not any(argument in _HELP for argument in sys.argv[1:]):  # both import torch
+    register_resolvers(is_completing=any(argument in _COMPLETION for argument in sys.argv[1:]))
+    if not any(argument in _HELP for argument in sys.argv[1:]):
         show_constructor_defaults()
+    if not any(argument in _SHOWS_ALONE for argument in sys.argv[1:]):  # it imports torch
         _require_safe_loading()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
     main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))

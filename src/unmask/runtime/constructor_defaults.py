@@ -5,10 +5,17 @@ the command line changes it without `+`, and completion and the hints for a miss
 """
 
 import ast
+import contextlib
 import functools
+import hashlib
 import inspect
+import json
+import os
+import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from hydra._internal import hydra as hydra_internal
@@ -17,7 +24,10 @@ from hydra._internal.utils import _locate
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from unmask.atomic_write import atomic_write
+
 _HYDRA = "hydra"  # Hydra's own node
+_KEPT_PACKAGES = ("unmask", "lightning", "torch")  # whose constructors change with their versions alone, or are ours
 
 
 def show_constructor_defaults() -> None:
@@ -56,8 +66,19 @@ def constructor_defaults(target: str) -> Mapping[str, Any]:
     """The plain defaults of what a `_target_` names, in the order of its signature; none if there is no such thing.
 
     Numbers, strings, Booleans, None, and lists and mappings of them are plain; tuples become lists. Where a constructor
-    hands further arguments on to that of its base class, these are listed too, unless it settles them itself.
+    hands further arguments on to that of its base class, these are listed too, unless it settles them itself. Those of
+    installed packages are kept on disk, since reading them anew imports torch, which no completion can wait for.
     """
+    if target.partition(".")[0] not in _KEPT_PACKAGES:
+        return _read_defaults(target)
+    kept = _kept_defaults()
+    if target not in kept:
+        kept[target] = dict(_read_defaults(target))
+        _keep(kept)
+    return kept[target]
+
+
+def _read_defaults(target: str) -> Mapping[str, Any]:
     try:
         named = _locate(target)
     except (ImportError, ValueError):
@@ -71,6 +92,36 @@ def constructor_defaults(target: str) -> Mapping[str, Any]:
             settled.add(parameter.name)
         settled |= _passed_on(constructor) or set()
     return {name: _as_container(default) for name, default in found.items() if _is_plain(default)}
+
+
+@functools.cache
+def _kept_defaults() -> dict[str, dict[str, Any]]:
+    """What an earlier command has read of the same code; nothing where there is none."""
+    try:
+        content = json.loads(_kept_file().read_text(encoding="utf-8"))
+        return dict(content["defaults"]) if content["code"] == _fingerprint() else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _keep(defaults: Mapping[str, Mapping[str, Any]]) -> None:
+    with contextlib.suppress(OSError), atomic_write(_kept_file()) as partial:  # a folder that is read-only costs time
+        partial.write_text(json.dumps({"code": _fingerprint(), "defaults": defaults}) + "\n", encoding="utf-8")
+
+
+def _kept_file() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(base) / "unmask" / "constructor_defaults.json"
+
+
+@functools.cache
+def _fingerprint() -> str:
+    """Changes with the packages' versions and with any file of ours; imports none of them."""
+    ours = Path(__file__).parents[1]
+    files = {str(path.relative_to(ours)): path.stat().st_mtime_ns for path in ours.rglob("*.py")}
+    versions = {package: version(package) for package in _KEPT_PACKAGES if package != "unmask"}
+    described = json.dumps([str(ours), sys.version, versions, sorted(files.items())])
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def _fill(node: Any, path: str, targets: Mapping[str, str]) -> None:

@@ -14,8 +14,13 @@ _SMALL_FOR_UNITS = 160  # px: below, 16 px patches would leave fewer than 10 to 
 _SMALL_FOR_SWIN = 128  # px: below, 4 px tokens would leave less than 4x4 in the last of four stages
 
 
-def register_resolvers() -> None:
-    """Makes the resolvers known to OmegaConf; safe to call again."""
+def register_resolvers(*, is_completing: bool = False) -> None:
+    """Makes the resolvers known to OmegaConf; safe to call again.
+
+    Args:
+        is_completing: For shell completion, which reads names and values alike and waits for nothing: the precision,
+            which torch would have to be asked for, is left blank.
+    """
     resolvers: dict[str, Callable[..., object]] = {
         "scale_lr": peak_lr,
         "fraction": fraction,
@@ -30,6 +35,8 @@ def register_resolvers() -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    if is_completing:
+        OmegaConf.register_new_resolver("auto_precision", _blank, replace=True)
 
 
 def peak_lr(base_lr: Any, base_batch_size: Any, global_batch_size: Any) -> float:
@@ -112,6 +119,10 @@ def wandb_run(run_dir: str, resumed_step: int | None) -> str | None:
 def auto_workers() -> int:
     """One worker a core, at most 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _blank(_: object) -> str:
+    return ""
 
 
 def _cpu_computes_in_bfloat16() -> bool:
