@@ -12,8 +12,9 @@ help:  ## list the targets
 demo: .venv/installed  ## pre-train on generated pictures and measure what was learned, 3 minutes on 2 cores
 	$(BIN)/python -m unmask.runtime.quickstart
 
+# One process a core and one thread a process: what the tests compute is too small for more threads.
 test: check test-bolts  ## check, then all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 test-bolts: .bolts/installed  ## test data=imagenet_bolts beside lightning-bolts, in a folder of its own
 	PYTHONPATH=.bolts $(BIN)/python -m pytest -m bolts tests/data/sources/test_imagenet_bolts.py
