@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 
 
 class _Plant(Callback):
@@ -31,6 +31,10 @@ class _Plant(Callback):
     def on_after_backward(self, trainer: Trainer, module: Any) -> None:
         if trainer.global_step in self.steps and self.where == "gradient":
             next(p for p in module.parameters() if p.grad is not None).grad.view(-1)[0] = self.value
+        if trainer.global_step in self.steps and self.where == "all gradients":
+            for parameter in module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= self.value
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def guarded(fit: Callable[..., Trainer], tmp_path: Path) -> Callable[..., Traine
         from unmask.callbacks.step_seeding import StepSeeding
 
         trainer_settings = {
-            key: settings.pop(key) for key in list(settings) if key in ("precision", "gradient_clip_val")
+            key: settings.pop(key) for key in list(settings) if key in ("precision", "gradient_clip_val", "max_epochs")
         }
         guard = NonfiniteGuard(folder=tmp_path, **settings)
         last = LastCheckpoint(dirpath=tmp_path / "checkpoints")
@@ -123,6 +127,89 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(
         guarded(_Plant("loss", {4, 5, 6, 7}), make_mae(), on_nonfinite="skip", max_skips=3)
 
 
+DDMIM = ["method=ddmim", "image_size=32", "model=swin_mini", "model.embed_dim=24", "model.depths=[1,1]"]
+DDMIM += ["model.num_heads=[1,2]", "method.mask_generator.ratios=[0.5,0.5]", "method.mask_generator.patch_size=8"]
+DDMIM += ["method.features.weights=[1,0.1]", "global_batch_size=4", "schedule=constant"]
+SPIKE = 24  # of 30 steps; the first 20 tell what is usual
+
+
+@pytest.mark.parametrize("on_spike", ["warn", "stop", "skip"])
+def test_a_gradient_far_above_the_usual_is_kept_and_treated_as_chosen(
+    on_spike: str,
+    guarded: Callable[..., Trainer],
+    make_mae: Callable[..., LightningModule],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from unmask.callbacks.stopping import NumbersFailed
+
+    class Note(_Plant):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            if trainer.global_step - 1 == SPIKE:
+                changed.append(any(not torch.equal(w, self.weights[name]) for name, w in module.state_dict().items()))
+
+    changed: list[bool] = []
+    plant = Note("all gradients", {SPIKE, SPIKE + 2}, 1000.0)
+    settings = {"on_spike": on_spike, "spike_factor": 300.0, "max_epochs": 5}
+    if on_spike == "stop":
+        with pytest.raises(NumbersFailed, match=rf"the gradient's norm is .*, usual is .* at step {SPIKE} ") as stopped:
+            guarded(plant, make_mae(), **settings)
+        assert "on_spike=skip" in str(stopped.value)
+    else:
+        assert guarded(plant, make_mae(), **settings).global_step == 30
+        assert changed == [on_spike == "warn"]
+        assert "the gradient's norm is" in caplog.text
+    box = torch.load(tmp_path / "nonfinite" / f"step_{SPIKE:08d}.ckpt", weights_only=True)["nonfinite"]
+    assert 300 < box["gradient_norm"] / box["usual_norm"] < 3000
+
+
+def test_no_spike_is_seen_below_the_factor_nor_before_enough_steps_nor_when_unwanted(
+    guarded: Callable[..., Trainer], make_mae: Callable[..., LightningModule], tmp_path: Path
+) -> None:
+    early, late = _Plant("all gradients", {10}, 1000.0), _Plant("all gradients", {22}, 1000.0)
+    guarded(early, make_mae(), on_spike="stop", max_epochs=4)
+    guarded(late, make_mae(), on_spike="stop", spike_factor=1e5, max_epochs=4)
+    guarded(late, make_mae(), on_spike="stop", spike_factor=None, max_epochs=4)
+    assert not (tmp_path / "nonfinite").exists()
+
+
+def test_few_steps_that_are_made_all_the_same_are_kept(
+    guarded: Callable[..., Trainer], make_mae: Callable[..., LightningModule], tmp_path: Path
+) -> None:
+    guarded(_Plant("all gradients", {21, 23, 25, 27, 29}, 1000.0), make_mae(), max_epochs=5)
+    assert [path.name for path in sorted((tmp_path / "nonfinite").iterdir())] == [
+        f"step_000000{step}.ckpt" for step in (21, 23, 25)
+    ]
+
+
+@pytest.mark.parametrize("where", ["images", "gradient"])
+def test_a_skipped_step_leaves_running_statistics_and_the_teacher(
+    where: str, guarded: Callable[..., Trainer], make_data: Callable[..., LightningDataModule]
+) -> None:
+    from unmask.runtime.builders import build_module
+    from unmask.runtime.config import compose_config
+
+    class Compare(_Plant):
+        def on_before_backward(self, trainer: Trainer, module: Any, loss: torch.Tensor) -> None:
+            super().on_before_backward(trainer, module, loss)
+            module.norm(torch.full((2, 3), float("nan") if trainer.global_step in self.steps else 1.0))
+
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            if trainer.global_step - 1 in self.steps:
+                state = module.state_dict()
+                assert [name for name, value in state.items() if not torch.equal(value, self.weights[name])] == []
+                compared.append(trainer.global_step)
+
+    compared: list[int] = []
+    method = build_module(compose_config("run", DDMIM).method, make_data())
+    method.norm = torch.nn.BatchNorm1d(3)
+    assert any(name.startswith("teacher.") for name in method.state_dict())
+    guarded(Compare(where, {3, 4}), method, on_nonfinite="skip")
+    assert compared == [4, 5]
+    assert int(method.norm.num_batches_tracked) == 10  # of 12 steps
+    assert all(bool(value.isfinite().all()) for value in method.state_dict().values())
+
+
 def test_a_guard_without_anything_bad_changes_nothing(
     fit: Callable[..., Trainer], make_mae: Callable[..., LightningModule], tmp_path: Path
 ) -> None:
@@ -137,7 +224,13 @@ def test_a_guard_without_anything_bad_changes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"), [({"on_nonfinite": "ignore"}, "'stop' or 'skip'"), ({"max_skips": 0}, "max_skips")]
+    ("settings", "sentence"),
+    [
+        ({"on_nonfinite": "ignore"}, "'stop' or 'skip'"),
+        ({"on_spike": "ignore"}, "'warn', 'stop' or 'skip'"),
+        ({"spike_factor": 1.0}, "above 1"),
+        ({"max_skips": 0}, "max_skips"),
+    ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     from unmask.callbacks.nonfinite_guard import NonfiniteGuard

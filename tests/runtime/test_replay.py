@@ -4,6 +4,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,28 @@ def test_an_exploded_run_is_shown_again(method: list[str], tmp_path: Path, caplo
     assert " here: loss " in caplog.text
 
 
+def test_a_step_whose_gradient_was_far_above_the_usual_is_shown_again(tmp_path: Path, caplog: Any) -> None:
+    from unmask.runtime.config import compose_config
+    from unmask.runtime.pretrain import pretrain
+    from unmask.runtime.replay import replay
+
+    caplog.set_level(logging.INFO)
+    spikes = ["callbacks.nonfinite_guard.spike_factor=1.0001", "trainer.max_epochs=11", f"paths.run_dir={tmp_path}"]
+    pretrain(compose_config("run", [*MAE, *TINY, *spikes]))  # every second step is one
+    box = min((tmp_path / "nonfinite").iterdir())
+    kept = torch.load(box, weights_only=True)["nonfinite"]
+    assert replay(box) is None
+    shown = re.search(r"there (\S+), usual (\S+); here (\S+), of this batch alone", caplog.text)
+    assert shown is not None
+    assert float(shown[1]) == pytest.approx(kept["gradient_norm"], rel=0.01)
+    assert float(shown[3]) == pytest.approx(kept["gradient_norm"], rel=0.01)
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     from unmask.runtime.replay import replay
 
     torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
     with pytest.raises(
-        ValueError, match="is not a step that a run skipped; such steps are in the run's folder under nonfinite/"
+        ValueError, match="is not a step that a run kept; such steps are in the run's folder under nonfinite/"
     ):
         replay(tmp_path / "last.ckpt")

@@ -1,5 +1,6 @@
-"""Finds where in a network numbers stop being finite."""
+"""Finds where in a network numbers stop being finite, and how large its gradient is."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,23 @@ def find_first_nonfinite(module: LightningModule, batch: ImageBatch, batch_idx: 
     with _watched(module, found), _unlogged(module), torch.no_grad():
         loss = module.training_step(batch, batch_idx)
     return (found[0] if found else None), float(loss)  # type: ignore[arg-type]
+
+
+def compute_gradient_norm(module: LightningModule, batch: ImageBatch, batch_idx: int) -> float:
+    """Computes the training loss of a batch and the norm of its gradient; generators must stand as they did."""
+    with _unlogged(module):
+        module.training_step(batch, batch_idx).backward()  # type: ignore[union-attr]
+    return gradient_norm(module)
+
+
+def gradient_norm(module: LightningModule) -> float:
+    """The norm of all gradients together; not finite where one of them is not."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    if not gradients:
+        return 0.0
+    norms = torch._foreach_norm(gradients)  # one kernel, and one wait for the device
+    parts = torch.stack([norm.float() for norm in norms]).tolist()
+    return math.nan if any(math.isnan(part) for part in parts) else math.hypot(*parts)
 
 
 @contextmanager

@@ -164,7 +164,8 @@ class DDMIM(Method):
 
     def optimizer_step(self, epoch: int, batch_idx: int, *arguments: Any, **settings: Any) -> None:
         super().optimizer_step(epoch, batch_idx, *arguments, **settings)
-        if self.teacher is not None:
+        is_made = any(parameter.grad is not None for parameter in self.parameters())  # a skipped step has no gradient
+        if self.teacher is not None and is_made:
             if self._is_first_step and self.trainer.is_global_zero:
                 _warn_of_a_slow_teacher(self.teacher, self._images_in_step, self.trainer.estimated_stepping_batches)
             self._is_first_step = False

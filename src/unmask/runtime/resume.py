@@ -46,6 +46,7 @@ _FREE = (  # from the next step on
     "data.on_bad_image",
     "images_per_device",
     "on_nonfinite",
+    "on_spike",
     "method.schedule.",
     "schedule.",
     "trainer.",
