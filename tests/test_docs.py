@@ -1,0 +1,62 @@
+"""Every command that the README and the pages print composes as printed."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = (
+    "README.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+    *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")),
+)
+CONFIGURATIONS = {
+    "run.py": "run",
+    "eval.py": "eval",
+    "unmask.export": "export",
+    "unmask.pack": "pack",
+    "unmask.inspect": "inspect",
+}
+
+
+def commands(page: str) -> Iterator[tuple[str, list[str]]]:
+    """The configuration's name and the settings of each command in the page's blocks of code."""
+    for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            program = next((word for word in words if Path(word).name in CONFIGURATIONS), None)
+            if program is not None:
+                settings = words[words.index(program) + 1 :]
+                yield CONFIGURATIONS[Path(program).name], [word for word in settings if "=" in word]
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_every_command_composes(page: str) -> None:
+    from hydra import compose, initialize_config_dir
+
+    from unmask.runtime.config import config_directory, with_own_data
+    from unmask.runtime.constructor_defaults import show_constructor_defaults
+    from unmask.runtime.resolvers import register_resolvers
+
+    register_resolvers()
+    show_constructor_defaults()
+    refused = []
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        for name, settings in {(name, tuple(settings)) for name, settings in commands(page)}:
+            try:
+                compose(name, with_own_data(settings) if name == "eval" else list(settings), return_hydra_config=True)
+            except Exception as error:
+                refused.append(f"{name} {shlex.join(settings)}: {error}")
+    assert refused == []
+
+
+def test_commands_are_found() -> None:
+    found = list(commands("README.md"))
+    assert ("run", ["method=ddmim", "data=imagenet", "data.root=DIR", "trainer.devices=8"]) in found
+    assert {name for name, _ in found} >= {"run", "eval", "export", "inspect"}
