@@ -448,6 +448,19 @@ def test_published_settings_that_no_count_shows() -> None:
         assert config.trainer.gradient_clip_val == (5.0 if clips else None)
 
 
+def test_evaluation_resizes_and_crops_as_the_sources_do() -> None:
+    """Bilinear is what torchvision and mmcv take where a file names nothing."""
+    named_nowhere = {name for name in EVALUATIONS if name.startswith(("ddmim-v9", "mae-mm_linear", "flyegle"))}
+    for name in (name for name in EVALUATIONS if composed(name).get("interpolation", None) or name in named_nowhere):
+        assert composed(name).interpolation == "bilinear"
+        assert name in named_nowhere
+    for name in ("ddmim-v9_swinv2-tiny_52b-50e_in1k-224px", "ddmim-mae_vit-small_52b-150e_in1k-224px"):
+        assert composed(name).data.interpolation == "bilinear"
+    larger = composed("mae-mm_finetune_vit-huge_256b-50e_in1k-448px")
+    assert (larger.crop_pct, larger.backbone.image_size) == (0.875, 448)
+    assert (larger.images_per_device, larger.global_batch_size) == (8, 32 * 8)
+
+
 def test_ddmim_as_published_has_its_numbers() -> None:
     config = composed("ddmim-v9_swinv2-tiny_52b-50e_in1k-224px")
 

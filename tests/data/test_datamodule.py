@@ -156,10 +156,11 @@ def test_images_are_divided_by_255_and_normalised_channel_by_channel() -> None:
 
 
 @pytest.mark.parametrize("crop_pct", [1.0, 0.8])
-def test_evaluation_sees_the_centred_crop_of_the_given_fraction(crop_pct: float) -> None:
-    data = make_data(3, crop_pct=crop_pct)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_evaluation_sees_the_centred_crop_of_the_given_fraction(crop_pct: float, interpolation) -> None:
+    data = make_data(3, crop_pct=crop_pct, interpolation=interpolation)
     (batch,) = data.val_dataloader()
-    expected = data.normalize(resize_and_centre_crop(data.images, (16, 16), crop_pct))
+    expected = data.normalize(resize_and_centre_crop(data.images, (16, 16), crop_pct, interpolation=interpolation))
     assert torch.equal(data.to_model_input(batch, augmented=False).image, expected)
     assert torch.equal(data.held_out_images(3).image, expected)
 
@@ -227,7 +228,7 @@ def test_files_and_memory_serve_the_same_pixels(tmp_path: Path, augmented: bool,
     images = smooth_images(12, 32, 40)
     write_files(images, tmp_path)
     unscaled = {"pixel_mean": (0.0, 0.0, 0.0), "pixel_std": (1.0, 1.0, 1.0)}
-    shared = settings(image_size=image_size, global_batch_size=4, seed=2, **unscaled)
+    shared = settings(image_size=image_size, global_batch_size=4, seed=2, interpolation="bilinear", **unscaled)
     memory = Memory(images, **shared)
     files = ImageFolder(root=str(tmp_path), val_fraction=0.0, test_fraction=0.0, crop_pct=1.0, **shared)
     for epoch in (0, 1):
@@ -259,6 +260,7 @@ def test_erased_boxes_of_files_and_memory_agree(tmp_path: Path) -> None:
     [
         ({"crop_pct": 0.0}, r"crop_pct must lie above 0 and at most 1, got 0\.0"),
         ({"crop_pct": 1.2}, r"crop_pct must lie above 0 and at most 1, got 1\.2"),
+        ({"interpolation": "area"}, r"data\.interpolation must be 'bicubic' or 'bilinear', got 'area'"),
         ({"global_batch_size": 0}, "global_batch_size must be at least 1, got 0"),
     ],
 )

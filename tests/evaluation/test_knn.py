@@ -113,6 +113,8 @@ def test_the_protocol_names_all_that_changes_the_number(blobs, make_trainer):
         "Pixels pooled features (8), 4x4 px, centre crop 1"
     )
     assert (report.num_train_images, report.num_test_images) == (60, 40)
+    data.interpolation = "bilinear"
+    assert KNN().evaluate(backbone, data, make_trainer).protocol.endswith("crop 1 of an image resized bilinear")
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_a_vit_is_fine_tuned_at_twice_the_size_with_its_positions_resized(
 ) -> None:
     backbone = randomise(make_vit())  # of 32 px
     # A rate of next to nothing shows what the run started from.
-    report = evaluate_at(backbone, "backbone.image_size=64", "base_lr=1e-30", "crop_pct=0.5")
+    report = evaluate_at(backbone, "backbone.image_size=64", "base_lr=1e-30", "crop_pct=0.5", "interpolation=bilinear")
     assert "64x64 px" in report["protocol"]
     tuned = load_backbone(tmp_path / "checkpoints" / "checkpoint" / "last.ckpt")
     assert tuned.image_size == (64, 64)
@@ -169,7 +169,8 @@ def test_a_vit_is_fine_tuned_at_twice_the_size_with_its_positions_resized(
     torch.testing.assert_close(tuned.vit.pos_embed[:, 1:].unflatten(1, (8, 8)).permute(0, 3, 1, 2), expected)
     assert torch.equal(tuned.vit.blocks[3].mlp.fc1.weight, backbone.vit.blocks[3].mlp.fc1.weight)
     saved = torch.load(tmp_path / "checkpoints" / "checkpoint" / "last.ckpt", weights_only=True)
-    assert saved["unmask"]["record"]["data"]["crop_pct"] == 0.5
+    record = saved["unmask"]["record"]["data"]
+    assert (record["crop_pct"], record["interpolation"]) == (0.5, "bilinear")
 
 
 def test_a_swin_is_fine_tuned_with_larger_windows(

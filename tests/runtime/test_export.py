@@ -20,7 +20,13 @@ from unmask.runtime.run_record import describe_run, remember_places
 MAE = ["method=mae", "model=vit_mini", "model.embed_dim=24", "model.depth=1", "method.decoder.embed_dim=24"]
 MAE += ["method.decoder.depth=1", "method.decoder.num_heads=3"]
 SUPERVISED = ["method=supervised", *MAE[1:4]]
-DATA = ["data.num_train=10", "data.crop_pct=0.8", "paths.run_dir=/home/ada/runs/1", "name=x"]
+DATA = [
+    "data.num_train=10",
+    "data.crop_pct=0.8",
+    "data.interpolation=bilinear",
+    "paths.run_dir=/home/ada/runs/1",
+    "name=x",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +86,7 @@ def test_a_card_states_what_the_checkpoint_records() -> None:
     card = (exported("ckpt_path=run/checkpoints/last.ckpt", "format=timm") / "README.md").read_text()
     for fact in ("MAE(norm_pix_loss=True)", "ratio=0.75", "4,321 images seen", "17 steps done", "commit abc123"):
         assert fact in card
-    assert "a centred crop of 0.8 of the tighter side" in card
+    assert "a centred crop of 0.8 of the tighter side, resized bilinear" in card
     assert "No report of this checkpoint was given or found" in card
     assert "ada" not in card
 
@@ -90,7 +96,7 @@ def test_a_classifier_keeps_its_names_and_can_be_left_out() -> None:
     folder = exported("ckpt_path=last.ckpt")
     opened = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert opened.pretrained_cfg["label_names"] == list(CLASS_NAMES)
-    assert opened.pretrained_cfg["crop_pct"] == 0.8
+    assert (opened.pretrained_cfg["crop_pct"], opened.pretrained_cfg["interpolation"]) == (0.8, "bilinear")
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(opened(images), method(images), rtol=0, atol=1e-5)

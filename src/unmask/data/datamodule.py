@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from unmask.data.augmentation.boxes import Boxes
 from unmask.data.augmentation.crops import AugmentedCrop, CentreCrop, augmentation_keys
-from unmask.data.augmentation.resizing import resize_boxes
+from unmask.data.augmentation.resizing import Interpolation, resize_boxes
 from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
 from unmask.data.bad_images import IN_EVALUATION, BadImagePolicy, OnBadImage, RaiseOnBadImage
 from unmask.data.dataset import FILLER_EPOCH, ImageDataset, LoaderDataset, RawBatch, SampleKey
@@ -51,6 +51,8 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: Decoding processes a device; unused for images in memory.
         seed: Key of the order and the augmentation.
         crop_pct: Side of the centre crop as a fraction of the resized image, in evaluation.
+        interpolation: "bicubic" or "bilinear": how images are resized for that, with antialiasing; training's is the
+            augmentation's.
         on_bad_image: "raise": a training image that cannot be read stops the run; "skip": another one takes its place
             and the run's folder lists it. Evaluation always stops.
         max_bad_fraction: Of the training images that may be skipped; more stop the run.
@@ -87,6 +89,7 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         seed: int = 0,
         crop_pct: float = 1.0,
+        interpolation: str = "bicubic",
         statistics: Statistics = "given",
         cache_dir: str = "~/.cache/unmask",
         on_bad_image: OnBadImage = "raise",
@@ -111,6 +114,8 @@ class ImageDataModule(LightningDataModule, ABC):
                 )
         if not 0.0 < crop_pct <= 1.0:
             raise ValueError(f"data.crop_pct must lie above 0 and at most 1, got {crop_pct}")
+        if interpolation not in get_args(Interpolation):
+            raise ValueError(f"data.interpolation must be 'bicubic' or 'bilinear', got {interpolation!r}")
         if global_batch_size < 1:
             raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
         if not worker_timeout >= 0:
@@ -125,6 +130,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = seed
         self.crop_pct = crop_pct
+        self.interpolation = interpolation
         self.worker_timeout = worker_timeout
         self.bad_images = BadImagePolicy(on_bad_image, max_fraction=max_bad_fraction, seed=seed)
         self._splits: dict[Split, ImageDataset] = {}
@@ -297,7 +303,9 @@ class ImageDataModule(LightningDataModule, ABC):
         if augmented and batch.crop is not None:
             images = self._pixel_statistics.normalize_(self._crop(batch.image, batch.crop, keys))
         elif self.holds_images_in_memory:
-            images = self.normalize(resize_and_centre_crop(images, self.image_size, self.crop_pct))
+            images = self.normalize(
+                resize_and_centre_crop(images, self.image_size, self.crop_pct, interpolation=self.interpolation)
+            )
         else:
             images = self.normalize(images)
         if keys is not None:
@@ -325,7 +333,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._pixel_statistics.normalize_(images.to(torch.float32, copy=True))
 
     def _evaluated(self, split: Split) -> RaiseOnBadImage:
-        crop = CentreCrop(size=self.image_size, crop_pct=self.crop_pct)
+        crop = CentreCrop(size=self.image_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
         return RaiseOnBadImage(self.dataset(split), crop, advice=IN_EVALUATION)
 
     def state_dict(self) -> dict[str, int]:

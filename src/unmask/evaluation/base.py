@@ -35,6 +35,7 @@ class EvaluationData(Protocol):
 
     image_size: tuple[int, int]  # height, width of the images served, pixels
     crop_pct: float  # side of the centred crop as a fraction of the resized image
+    interpolation: str  # how images are resized for it
     global_batch_size: int  # images an optimizer step takes where something is trained on them
     augmentation: Any  # of training images; an object whose public attributes are its settings
 

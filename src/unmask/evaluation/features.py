@@ -205,7 +205,8 @@ def describe_features(backbone: MaskedBackbone, data: EvaluationData) -> str:
 def describe_images(data: EvaluationData) -> str:
     """Says in a protocol line what the backbone sees."""
     height, width = data.image_size
-    return f"{height}x{width} px, centre crop {data.crop_pct:g}"
+    resized = "" if data.interpolation == "bicubic" else f" of an image resized {data.interpolation}"
+    return f"{height}x{width} px, centre crop {data.crop_pct:g}{resized}"
 
 
 def trainer_device(make_trainer: MakeTrainer) -> torch.device:

@@ -119,6 +119,7 @@ class Embed(Inference):
             "classes": list(shown.dataset.class_names),
             "image_size": list(shown.data.image_size),
             "crop_pct": shown.data.crop_pct,
+            "interpolation": shown.data.interpolation,
             "format": self.format,
             "part_size": self.part_size,
         }

@@ -58,7 +58,7 @@ def _network_table(source: ExportSource) -> str:
     shown = {name: value for name, value in settings.items() if name not in _SHOWN_ELSEWHERE}
     height, width = backbone.image_size
     mean, std = _numbers(backbone.pixel_mean), _numbers(backbone.pixel_std)
-    crop = f"a centred crop of {source.crop_pct:.4g} of the tighter side, resized bicubic"
+    crop = f"a centred crop of {source.crop_pct:.4g} of the tighter side, resized {source.interpolation}"
     rows = {
         "architecture": f"`{architecture}` with {', '.join(f'{name} {value}' for name, value in shown.items())}",
         "features": f"{backbone.embed_dim} numbers an image: the mean over its patches",

@@ -52,6 +52,7 @@ _READ = (
     "seed",
     "seeds",
     "crop_pct",
+    "interpolation",
     "global_batch_size",
 )
 _READ_WITH_BACKBONES = ("backbone", "allow_partial", "use_ema_weights", "callbacks", "logger")
@@ -336,8 +337,9 @@ def _image_settings(config: DictConfig, backbone: MaskedBackbone) -> dict[str, A
         "pixel_mean": list(backbone.pixel_mean),
         "pixel_std": list(backbone.pixel_std),
     }
-    if config.crop_pct is not None:
-        images["crop_pct"] = config.crop_pct
+    for name in ("crop_pct", "interpolation"):
+        if config[name] is not None:
+            images[name] = config[name]
     return images
 
 

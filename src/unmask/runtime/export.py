@@ -111,6 +111,7 @@ def checkpoint_source(
         classifier=classifier,
         class_names=() if classifier is None else saved.class_names,
         crop_pct=_crop_pct(saved),
+        interpolation=_interpolation(saved),
         method=module,
         card="\n\n".join([*_training_sections(saved), accuracy]),
         tags=[type(module).__name__.lower()],
@@ -156,6 +157,15 @@ def _crop_pct(saved: SavedRun) -> float:
     if not _LEAST_CROP <= crop_pct <= 1.0:
         raise ValueError(f"the checkpoint's data have crop_pct={shown(crop_pct)}, which must lie in [{_LEAST_CROP}, 1]")
     return float(crop_pct)
+
+
+def _interpolation(saved: SavedRun) -> str:
+    interpolation = from_record(saved.record.get("data"), DATA).get("interpolation", "bicubic")
+    if interpolation not in ("bicubic", "bilinear"):
+        raise ValueError(
+            f"the checkpoint's data have interpolation={shown(interpolation)}, which must be bicubic or bilinear"
+        )
+    return str(interpolation)
 
 
 def _found_measurements(path: Path, root: Path) -> list[Measurement]:

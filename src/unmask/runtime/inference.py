@@ -22,7 +22,13 @@ from unmask.runtime.checkpoint import find_run, load_backbone, load_method, read
 from unmask.runtime.kinds import DATA, from_record
 from unmask.runtime.resolvers import auto_workers
 
-_DECODING_KEYS = ("crop_pct", "pixel_scale", "background", "exif")  # how the data of a run reads its images
+_DECODING_KEYS = (
+    "crop_pct",
+    "interpolation",
+    "pixel_scale",
+    "background",
+    "exif",
+)  # how the data of a run reads its images
 _DEFAULT_CROP_PCT = 0.875  # of ImageNet's evaluation: 224 px out of 256
 
 
@@ -77,8 +83,13 @@ def _image_paths(config: DictConfig, path: str, backbone: MaskedBackbone, crop_p
     """Serves images at a path as the checkpoint's own data, or the configured data, is served."""
     own = resolve_config(config.data) if config.get("data") is not None else _data_of(config.ckpt_path)
     decoding = {"crop_pct": _DEFAULT_CROP_PCT} | {name: own[name] for name in _DECODING_KEYS if name in own}
-    if crop_pct is not None:
-        decoding["crop_pct"] = crop_pct
+    for name, chosen in (
+        ("crop_pct", config.crop_pct),
+        ("interpolation", config.interpolation),
+        ("crop_pct", crop_pct),
+    ):
+        if chosen is not None:
+            decoding[name] = chosen
     return ImagePaths(
         image=path,
         image_size=backbone.image_size,

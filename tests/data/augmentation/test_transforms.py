@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-import torchvision.transforms.v2.functional as TF
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from unmask.data.augmentation.boxes import Boxes
 from unmask.data.augmentation.resizing import resize_boxes
@@ -184,11 +183,32 @@ def test_which_images_are_erased_does_not_follow_from_which_are_mirrored() -> No
     assert abs(correlation.item()) < 5 / count**0.5
 
 
-def test_evaluation_crop_equals_torchvisions_resize_and_centre_crop() -> None:
-    for height, width in ((50, 70), (70, 50), (40, 40)):
-        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
-        resized = TF.resize(image, [36], InterpolationMode.BICUBIC, antialias=True)  # int(32 / 0.875)
-        assert torch.equal(resize_and_centre_crop(image, (32, 32), 0.875), TF.center_crop(resized, [32, 32]))
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_evaluation_crop_equals_torchvisions_resize_and_centre_crop(interpolation) -> None:
+    """MAE, SimMIM and DDMIM use it: the long side is cut to whole pixels, not rounded."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(20, 160, (150, 2), generator=generator).tolist()
+    oracle = v2.Compose([v2.Resize(36, InterpolationMode(interpolation)), v2.CenterCrop(32)])  # int(32 / 0.875)
+    for height, width in ((50, 70), (70, 50), (40, 40), *sizes):
+        image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+        cropped = resize_and_centre_crop(image, (32, 32), 0.875, interpolation=interpolation)
+        assert torch.equal(cropped, oracle(image)), (height, width)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_evaluation_crop_of_a_photo_is_torchvisions_of_pil_but_for_a_grey_level(interpolation) -> None:
+    rows, cols = torch.meshgrid(torch.linspace(0, 9, 99), torch.linspace(0, 7, 131), indexing="ij")
+    waves = torch.stack([rows.sin() * cols.cos(), cols.sin(), (rows + cols).cos()])
+    photo = (127.5 + 127 * waves).byte()
+    oracle = v2.Compose([v2.Resize(36, InterpolationMode(interpolation)), v2.CenterCrop(32), v2.PILToTensor()])
+    cropped = resize_and_centre_crop(photo, (32, 32), 0.875, interpolation=interpolation)
+    assert (cropped.int() - oracle(v2.functional.to_pil_image(photo)).int()).abs().max() <= 1
+
+
+def test_the_short_side_is_that_of_the_sources() -> None:
+    """MAE and SimMIM take int(256 / 224 * size), DDMIM's bolts size + 32 at 224 px, mmpretrain 256, 219 and 512."""
+    assert [int(side / 0.875) for side in (192, 224, 448)] == [219, 256, 512]
+    assert all(int(side / 0.875) == int(256 / 224 * side) for side in range(32, 513, 16))
 
 
 @pytest.mark.parametrize("size", [(48, 48), (30, 80), (80, 30)])

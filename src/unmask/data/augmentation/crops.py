@@ -57,6 +57,7 @@ class CentreCrop(LoaderCrop):
 
     size: tuple[int, int]
     crop_pct: float
+    interpolation: str = "bicubic"
 
     def __call__(self, image: Pixels, key: SampleKey) -> Pixels:
-        return resize_and_centre_crop(image, self.size, self.crop_pct)
+        return resize_and_centre_crop(image, self.size, self.crop_pct, interpolation=self.interpolation)

@@ -159,21 +159,34 @@ def resize_and_centre_crop(
     size: tuple[int, int],
     crop_pct: float,
     *,
-    interpolation: InterpolationMode = InterpolationMode.BICUBIC,
+    interpolation: str = "bicubic",
 ) -> UInt8[Tensor, "*b c new_height new_width"] | Float32[Tensor, "*b c new_height new_width"]:
     """Prepares an image, or a batch of one size, for evaluation.
 
-    It is resized (bicubic; masks of class numbers take the nearest pixel) until a centred crop of `size` is
-    `crop_pct` of it along the tighter side. With the usual 0.875 and 224 px the short side becomes 256.
+    It is resized until a centred crop of `size` is `crop_pct` of it along the tighter side. With the usual 0.875 and
+    224 px the short side becomes 256. As of torchvision's Resize, the other side is cut to whole pixels, not rounded.
+
+    Args:
+        image: Bytes, or numbers of a finer image.
+        size: (height, width) of the crop, pixels.
+        crop_pct: In (0, 1].
+        interpolation: As torchvision names it, antialiased; "nearest-exact" for masks of class numbers.
     """
-    target = [int(side / crop_pct) for side in size]
     height, width = image.shape[-2:]
-    factor = max(target[0] / height, target[1] / width)
-    resized = [max(size[0], round(height * factor)), max(size[1], round(width * factor))]
+    resized = _resized_shape(height, width, [int(side / crop_pct) for side in size])
+    resized = [max(resized[0], size[0]), max(resized[1], size[1])]
     if resized != [height, width]:
-        image = TF.resize(image, resized, interpolation, antialias=True)
+        image = TF.resize(image, resized, InterpolationMode(interpolation), antialias=True)
     cropped: Tensor = TF.center_crop(image, list(size))
     return cropped
+
+
+def _resized_shape(height: int, width: int, target: Sequence[int]) -> list[int]:
+    """The smallest shape of the image's aspect ratio that is no smaller than the target, but for cut fractions."""
+    target_height, target_width = target
+    if target_height * width >= target_width * height:
+        return [target_height, int(target_height * width / height)]
+    return [int(target_width * height / width), target_width]
 
 
 def _keyed_normal(keys: Int[Tensor, " b"], count: int) -> Float[Tensor, "b {count}"]:

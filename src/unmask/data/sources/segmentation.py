@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Int, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
 
 from unmask.data.augmentation.transforms import resize_and_centre_crop
 from unmask.data.auto_split import AutoSplitDataModule
@@ -87,9 +86,7 @@ class SegmentationFolder(AutoSplitDataModule):
             mask = _read_mask(dataset.masks[position])
             self._require_same_size(dataset.paths[position], dataset.masks[position], mask)
             masks.append(
-                resize_and_centre_crop(
-                    mask[None], self.image_size, self.crop_pct, interpolation=InterpolationMode.NEAREST_EXACT
-                )[0]
+                resize_and_centre_crop(mask[None], self.image_size, self.crop_pct, interpolation="nearest-exact")[0]
             )
         return torch.stack(masks)
 

@@ -23,6 +23,7 @@ class ExportSource:
         classifier: Turns pooled features into logits; None for a backbone alone.
         class_names: In the order of the logits; empty where they are not known.
         crop_pct: Side of the centred crop as a fraction of the resized image, when images are prepared.
+        interpolation: "bicubic" or "bilinear": how images are resized for that.
         method: The module of the training checkpoint with its heads, for formats that keep them.
         card: What the model card states beside how to load the files; Markdown.
         tags: Of the model card's header.
@@ -32,6 +33,7 @@ class ExportSource:
     classifier: nn.Module | None = None
     class_names: Sequence[str] = ()
     crop_pct: float = 1.0
+    interpolation: str = "bicubic"
     method: Any = None
     card: str = ""
     tags: Sequence[str] = field(default_factory=list)

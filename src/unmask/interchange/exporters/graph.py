@@ -39,6 +39,7 @@ def description(source: ExportSource) -> str:
             "output": source.output_name,
             "class_names": list(source.class_names),
             "crop_pct": source.crop_pct,
+            "interpolation": source.interpolation,
         },
         ensure_ascii=False,
     )

@@ -63,7 +63,7 @@ def _configuration(source: ExportSource) -> dict[str, Any]:
             "custom_load": False,
             "input_size": [source.backbone.in_channels, *source.backbone.image_size],
             "fixed_input_size": True,
-            "interpolation": "bicubic",
+            "interpolation": source.interpolation,
             "crop_pct": source.crop_pct,
             "crop_mode": "center",
             "mean": list(source.backbone.pixel_mean),

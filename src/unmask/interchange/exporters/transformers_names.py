@@ -18,6 +18,7 @@ from unmask.patches import patch_text
 Renames = Sequence[tuple[str, str]]
 """(pattern that matches a whole name, its replacement); `{part}` stands for query, key and value."""
 
+_PIL_RESAMPLING = {"bilinear": 2, "bicubic": 3}
 _PROCESSOR_NAME = "preprocessor_config.json"
 _PROJECTIONS = ("query", "key", "value")
 
@@ -106,7 +107,7 @@ def write_processor(source: ExportSource, folder: Path) -> None:
         "image_processor_type": "BitImageProcessor",  # the plain one: resize, crop, rescale, normalise
         "do_resize": True,
         "size": {"shortest_edge": int(side / source.crop_pct)},
-        "resample": 3,  # PIL's number of bicubic
+        "resample": _PIL_RESAMPLING[source.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},
         "do_rescale": True,
