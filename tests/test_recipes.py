@@ -253,6 +253,9 @@ RATES = {  # by epoch, as the sources say
     "mae_finetune_vit-large_1024b-50e_in1k-224px": {0: 0.0, 5: 4e-3, 50: 1e-6},
     "mae_finetune_vit-huge_1024b-50e_in1k-224px": {0: 0.0, 5: 4e-3, 50: 1e-6},
     "mae-pixel_finetune_vit-base_1024b-100e_in1k-224px": {0: 0.0, 5: 4e-3, 100: 1e-6},
+    "mae-mm_finetune_vit-base_1024b-100e_in1k-224px": {0: 2e-7, 5 - LAST: 2e-3, 5: 2e-3, 100: 1e-6},
+    "mae-mm_finetune_vit-large_1024b-50e_in1k-224px": {0: 4e-7, 5 - LAST: 4e-3, 5: 4e-3, 50: 1e-6},
+    "mae-mm_finetune_vit-huge_1024b-50e_in1k-224px": {0: 4e-7, 5 - LAST: 4e-3, 5: 4e-3, 50: 1e-6},
     "mae-mm_finetune_vit-huge_256b-50e_in1k-448px": {0: 4e-7, 5 - LAST: 4e-3, 5: 4e-3, 50: 1e-6},
     "simmim_finetune_swin-base_2048b-100e_in1k-224px": SIMMIM_FINE,
     "simmim-800e_finetune_swin-base_2048b-100e_in1k-224px": SIMMIM_FINE,
@@ -331,6 +334,8 @@ STEM_SHARES = {  # of the rate of the head: decay ** (blocks + 1)
     "simmim_finetune_swinv2-base_2048b-100e_in1k-224px": ("swinv2_base", 0.75**25),
     "mae_finetune_vit-base_1024b-100e_in1k-224px": ("vit_base", 3.70e-3),
     "mae_finetune_vit-large_1024b-50e_in1k-224px": ("vit_large", 0.75**25),
+    "mae-mm_finetune_vit-base_1024b-100e_in1k-224px": ("vit_base", 0.65**13),
+    "mae-mm_finetune_vit-large_1024b-50e_in1k-224px": ("vit_large", 0.75**25),
     "mae_finetune_vit-huge_1024b-50e_in1k-224px": ("vit_huge", 0.75**33),
     "ddmim-v9_finetune_60b-100e_in1k-224px": ("swinv2_tiny", 1.0),
 }
