@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "csv" / "metrics.csv").open(newline="") as file:
         return [{key: value for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def points(folder: Path) -> list[tuple[str, int, float]]:
+    """What TensorBoard shows of a run."""
+    files = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    files.Reload()
+    return sorted((tag, at.step, at.value) for tag in files.Tags()["scalars"] for at in files.Scalars(tag))
 
 
 @pytest.fixture
@@ -125,13 +133,15 @@ def test_five_interruptions_leave_the_rows_of_an_uninterrupted_run(
     seconds = iter(range(10**9))
     monkeypatch.setattr("unmask.callbacks.last_checkpoint.time.monotonic", lambda: next(seconds))
 
+    from unmask.callbacks.tensorboard_history import TensorBoardHistory
+
     def train(folder: Path, *extra: Callback) -> None:
         last = folder / "checkpoints" / "last.ckpt"
         step = torch.load(last, weights_only=True)["global_step"] if last.exists() else None
         torch.manual_seed(0)
         callbacks = [StepSeeding(seed=0), LearningRateMonitor(logging_interval="step"), *extra]
         callbacks.append(LastCheckpoint(dirpath=last.parent, every_minutes=4 / 60))  # every second to fourth step
-        logger = CSVHistory(save_dir=folder, resumed_step=step)
+        logger = [history(save_dir=folder, resumed_step=step) for history in (CSVHistory, TensorBoardHistory)]
         settings = {"enable_checkpointing": True, "plugins": [DurableCheckpointIO()], "log_every_n_steps": 1}
         trainer = make_trainer(*callbacks, max_epochs=4, logger=logger, default_root_dir=folder, **settings)
         trainer.fit(make_mae(), datamodule=make_data(), ckpt_path=last if last.exists() else None)
@@ -147,3 +157,5 @@ def test_five_interruptions_leave_the_rows_of_an_uninterrupted_run(
 
     assert readings(tmp_path / "parts") == readings(tmp_path / "whole")
     assert len({(step, key) for step, key, _ in readings(tmp_path / "parts") if key not in {"step", "epoch"}}) > 90
+    assert points(tmp_path / "parts") == points(tmp_path / "whole")
+    assert len(points(tmp_path / "parts")) > 90

@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -213,3 +216,54 @@ def test_a_process_that_is_killed_ends_the_others(target: str, tmp_path: Path) -
         assert errors.strip().endswith("resume=auto")
         status = json.loads((tmp_path / "run/status.json").read_text())
         assert (status["state"], status["reason"]) == ("failed", "process 1 of this run was killed by SIGKILL")
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """Reads what W&B keeps of a run: protobuf records in blocks of LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415  (slow, and wanted nightly alone)
+
+    content, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        room = 32768 - place % 32768
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        if room < 7 or kind == 0:
+            place += room
+            continue
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_an_interrupted_run_stays_one_run_of_wandb_and_loses_no_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    settings = ["logger=wandb", "trainer.log_every_n_steps=2", "trainer.max_epochs=5000"]
+    with started(tmp_path, *settings) as process:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=LONGEST_STOP)
+        assert process.returncode == 75, errors
+    step = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"]
+    end = (step // 8 + 2) * 8
+    with started(tmp_path, *settings, f"trainer.max_steps={end}", "resume=auto") as process:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+    folders = sorted((tmp_path / "run/wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    records = [record for folder in folders for record in wandb_records(next(folder.glob("*.wandb")))]
+    runs = {record.run.run_id for record in records if record.WhichOneof("record_type") == "run"}
+    assert len(runs) == 1
+    logged: Counter[tuple[str, int]] = Counter()
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            row = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+            logged.update((key, int(row["trainer/global_step"])) for key in row if key.endswith("/loss"))
+    expected = [("train/loss", step) for step in range(1, end, 2)] + [("val/loss", step) for step in range(7, end, 8)]
+    assert logged == Counter(expected)
