@@ -80,6 +80,12 @@ class AutoSplitDataModule(ImageDataModule):
         _log.info("%s split: %d images, %s, from %s", split, len(dataset), classes, place)
         return dataset
 
+    def describe_splits(self) -> str:
+        """Says as well how many images were set aside for a test that the user may know nothing of."""
+        is_set_aside = self.origin("test") is None and self.fractions["test"] > 0
+        test = f", {len(self.dataset('test')):,} of them set aside to test (eval.py)" if is_set_aside else ""
+        return f"{super().describe_splits()}{test}"
+
     @cached_property
     def training_images(self) -> ImageDataset:
         """All of them, before anything is held out."""

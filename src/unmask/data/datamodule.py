@@ -198,6 +198,10 @@ class ImageDataModule(LightningDataModule, ABC):
         other._splits = self._splits | {split: dataset}
         return other
 
+    def describe_splits(self) -> str:
+        """Says how many images each split has."""
+        return f"{len(self.dataset('train')):,} to train on, {len(self.dataset('val')):,} held out to validate"
+
     def limit_training(self, fraction: float, *, seed: int = 0) -> None:
         """Keeps a fraction of the training images for every later use of the split, see `TrainingSubset.limit`."""
         self._splits["train"] = self._training_subset.limit(fraction, seed=seed)

@@ -7,10 +7,8 @@ import warnings
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from unmask.data.datamodule import ImageDataModule
-from unmask.methods.backbone_module import BackboneModule
+from unmask.callbacks.settings_card import describe_batch as batch_line
 
-_log = logging.getLogger("unmask")
 _EXPECTED_WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler continues where it stopped
     "The '.*' does not have many workers",  # images in memory need none
@@ -22,47 +20,24 @@ _EXPECTED_WARNINGS = (
 )
 
 
-def print_plan(
-    config: DictConfig, learning_rate: str, method: BackboneModule, data: ImageDataModule, trainer: Trainer
-) -> None:
-    """States what is about to run, derived values included."""
-    backbone = method.exported_backbone
-    total = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)
-    own = sum(parameter.numel() for parameter in backbone.parameters())
-    height, width = backbone.image_size
-    steps = len(data.dataset("train")) // config.global_batch_size
-    lines = {
-        "method": f"{type(method).__name__}, {total / 1e6:.2f} M trainable parameters, backbone {own / 1e6:.2f} M",
-        "images": f"{len(data.dataset('train')):,} to train on, {len(data.dataset('val')):,} held out, "
-        f"{height}x{width} px",
-        **({"pixels": data.describe_statistics()} if data.statistics == "auto" else {}),
-        "batch": f"{describe_batch(config, trainer)}; {steps:,} steps an epoch, {trainer.max_epochs} epochs",
-        "learning rate": learning_rate,
-        "device": f"{trainer.num_devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}, "
-        f"precision {trainer.precision}, seed {config.seed}",
-        "output": str(config.paths.run_dir),
-    }
-    for name, value in lines.items():
-        _log.info(f"{name:>13}  {value}")
-
-
 def describe_batch(config: DictConfig, trainer: Trainer) -> str:
-    """Says how the global batch comes together."""
-    accumulated = trainer.accumulate_grad_batches
-    each = config.global_batch_size // (trainer.world_size * accumulated)
+    """Says how the global batch comes together, and what limited its parts."""
+    return f"{batch_line(trainer, config.global_batch_size)}{describe_limit(config)}"
+
+
+def describe_limit(config: DictConfig) -> str:
+    """Says that `images_per_device` decided how the batch is accumulated; nothing where it did not."""
     is_derived = config.trainer.accumulate_grad_batches is None and config.images_per_device is not None
-    limit = f" (images_per_device={config.images_per_device})" if is_derived else ""
-    return f"{config.global_batch_size} = {each} x {trainer.world_size} device(s) x {accumulated} accumulated{limit}"
+    return f" (images_per_device={config.images_per_device})" if is_derived else ""
 
 
 def describe_learning_rate(config: DictConfig) -> str:
     """Says how the peak rate came about; to be asked before anything is built, which replaces rules by their values."""
-    peak = config.optimizer.lr
     raw = OmegaConf.to_container(config.optimizer, resolve=False)
     if isinstance(raw, dict) and str(raw["lr"]).startswith("${scale_lr:"):
         rule = f"base_lr {config.base_lr:g} x {config.global_batch_size} / {config.base_batch_size}"
-        return f"{peak:.3g} at its peak = {rule} (linear scaling)"
-    return f"{peak:.3g} at its peak, as given"
+        return f"= {rule} (linear scaling)"
+    return "as given"
 
 
 def calm_libraries() -> None:

@@ -15,6 +15,7 @@ from unmask.callbacks.provenance import Provenance
 from unmask.callbacks.restricted_state import RestrictedState
 from unmask.callbacks.run_settings import RunSettings
 from unmask.callbacks.run_status import RunStatus, write_status
+from unmask.callbacks.settings_card import SettingsCard
 from unmask.callbacks.stopping import RunStopped, launched_processes
 from unmask.data.datamodule import ImageDataModule
 from unmask.methods.backbone_module import BackboneModule
@@ -27,7 +28,7 @@ from unmask.runtime.builders import (
     resolve_config,
 )
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
-from unmask.runtime.console import describe_learning_rate, print_plan
+from unmask.runtime.console import describe_learning_rate, describe_limit
 from unmask.runtime.effect import require_effect
 from unmask.runtime.initialise import initialise
 from unmask.runtime.resume import (
@@ -103,11 +104,11 @@ def _pretrain(config: DictConfig) -> float | None:
     run_dir = Path(config.paths.run_dir)
     kept = RunSettings(settings=settings, fingerprints=fingerprints)
     watching = [RunStatus(folder=run_dir), ProcessWatch(folder=run_dir)]
-    callbacks = [provenance, RestrictedState(), kept, *build_entries(config.callbacks), *watching]
+    card = SettingsCard(learning_rate=learning_rate, seed=config.seed, limits_batch=describe_limit(config))
+    callbacks = [card, provenance, RestrictedState(), kept, *build_entries(config.callbacks), *watching]
     trainer = build_trainer(config, callbacks=callbacks)
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:
-        print_plan(config, learning_rate, method, data, trainer)
         for line in [] if point is None else [point.describe(), *(f"changed: {change}" for change in changes)]:
             _log.info(line)
     _log_settings(trainer, config)
