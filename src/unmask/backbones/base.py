@@ -30,6 +30,7 @@ class MaskedBackbone(nn.Module, ABC):
     in_channels: int  # of the images
     pixel_mean: tuple[float, ...]  # statistics of each channel its images are normalised with, in 0..1
     pixel_std: tuple[float, ...]
+    pooling: Pooling = "mean"  # by which `forward_pooled` pools the last layer
 
     @abstractmethod
     def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
@@ -52,7 +53,7 @@ class MaskedBackbone(nn.Module, ABC):
     def forward_layers(self, images: Images) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
         """Pools one layer after another, from the full image, in every way of `poolings`.
 
-        The last layer has passed the final norm, and its "mean" is `forward_pooled`.
+        The last layer has passed the final norm; pooled by `pooling` it is what `forward_pooled` computes.
         """
         for feature_map in self.forward_features(images):
             yield {"mean": feature_map.mean(dim=(2, 3)), "max": feature_map.amax(dim=(2, 3))}

@@ -13,6 +13,7 @@ from unmask.backbones.base import MaskedBackbone, Pooling
 from unmask.types import Images, StageEdit
 
 NUM_PREFIX_TOKENS = 1  # the class token
+TIMM_POOLINGS: Mapping[Pooling, str] = {"mean": "avg", "cls": "token"}  # timm's words
 
 
 class SequenceBackbone(MaskedBackbone):
@@ -36,10 +37,12 @@ class SequenceBackbone(MaskedBackbone):
         return [as_map(tokens, self.grid) for tokens in maps]
 
     def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
-        """Averages the patch tokens, the class token left out (MAE's `global_pool`)."""
+        """Averages the patch tokens, the class token left out (MAE's `global_pool`); or takes the class token."""
         tokens = self._stage_tokens(images, None)[-1]
-        if self.norm_after_pooling:
-            pooled: Tensor = self.transformer.norm(tokens[:, NUM_PREFIX_TOKENS:].mean(dim=1))
+        if self.pooling == "cls":
+            pooled: Tensor = self.transformer.norm(tokens[:, 0])
+        elif self.norm_after_pooling:
+            pooled = self.transformer.norm(tokens[:, NUM_PREFIX_TOKENS:].mean(dim=1))
         else:
             pooled = self.transformer.norm(tokens)[:, NUM_PREFIX_TOKENS:].mean(dim=1)
         return pooled

@@ -136,6 +136,12 @@ def require_square_patch(patch_size: Any) -> None:
         )
 
 
+def require_pooling(pooling: Any) -> None:
+    """Refuses a pooling of a sequence other than the two that classifiers of published files read."""
+    if pooling not in ("mean", "cls"):
+        raise ValueError(f"model.pooling must be 'mean' or 'cls', got {pooling!r}")
+
+
 def _require_sizes(name: str, value: Any, largest: int) -> None:
     for size in value if isinstance(value, list | tuple) else [value]:
         if size is not None and not 0 < size <= largest:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -14,13 +14,14 @@ from unmask.backbones.base import Pooling
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.backbones.sequence import (
+    TIMM_POOLINGS,
     SequenceBackbone,
     as_grid,
     blocks_per_stage,
     pool_blocks,
     run_stages,
 )
-from unmask.backbones.settings import TimmSettings, require_square_patch, takes
+from unmask.backbones.settings import TimmSettings, require_pooling, require_square_patch, takes
 from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import patch_grid, require_whole_patches
 from unmask.types import FeatureStage, Images, StageEdit
@@ -44,10 +45,12 @@ class BeitSettings(TimmSettings):
     layer_scale: float = 0.1
     num_stages: int | None = None
     norm_after_pooling: bool = False
+    pooling: Literal["mean", "cls"] = "mean"
 
     def __post_init__(self) -> None:
         require_square_patch(self.patch_size)
         super().__post_init__()
+        require_pooling(self.pooling)
         require_whole_patches(*self.size, self.patch_size)
         self.require_few_tokens(self.patch_size, _MAX_TOKENS)
         if self.relative_bias not in ("shared", "per_block"):
@@ -85,6 +88,7 @@ class TimmBeit(SequenceBackbone):
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         norm_after_pooling: Pool the patch tokens first and normalise the mean, as fine-tuning does; otherwise the
             final norm is applied to every token.
+        pooling: What evaluation and classifiers read: "mean" over the patch tokens, or "cls", the class token.
         in_channels: Of the images.
         pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalised with.
 
@@ -108,6 +112,7 @@ class TimmBeit(SequenceBackbone):
         stage = FeatureStage(self.beit.embed_dim, self.patch_size)
         self.stages = (stage,) * (self.num_blocks // self._blocks_per_stage)
         self.norm_after_pooling = chosen.norm_after_pooling
+        self.pooling = chosen.pooling
         self.in_channels = chosen.in_channels
         self.pixel_mean, self.pixel_std = chosen.means, chosen.deviations
 
@@ -158,7 +163,7 @@ class TimmBeit(SequenceBackbone):
         """Describes this backbone to timm, which averages the patches before or behind the norm as this one does."""
         arguments = {
             **self._settings.timm_sizes(),
-            "global_pool": "avg",
+            "global_pool": TIMM_POOLINGS[self.pooling],
             "use_fc_norm": self.norm_after_pooling,
         }
         return TimmSpec(self._settings.name, arguments, self._weights_for_timm(), classifier="head")

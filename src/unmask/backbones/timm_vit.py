@@ -14,13 +14,14 @@ from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.backbones.sequence import (
     NUM_PREFIX_TOKENS,
+    TIMM_POOLINGS,
     SequenceBackbone,
     as_grid,
     blocks_per_stage,
     pool_blocks,
     run_stages,
 )
-from unmask.backbones.settings import TimmSettings, takes
+from unmask.backbones.settings import TimmSettings, require_pooling, takes
 from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import as_patch_size, patch_grid, patch_sides, require_whole_patches
 from unmask.positions import sincos_positions, sinusoid_positions
@@ -41,9 +42,11 @@ class ViTSettings(TimmSettings):
     positions: Literal["sincos", "sinusoid", "learned"] = "sincos"
     num_stages: int | None = None
     norm_after_pooling: bool = False
+    pooling: Literal["mean", "cls"] = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_pooling(self.pooling)
         patch_size = as_patch_size(self.patch_size)
         require_whole_patches(*self.size, patch_size)
         self.require_few_tokens(patch_size)
@@ -71,6 +74,7 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         norm_after_pooling: Pool the patch tokens first and normalise the mean, as MAE's fine-tuning does; otherwise
             the final norm is applied to every token.
+        pooling: What evaluation and classifiers read: "mean" over the patch tokens, or "cls", the class token.
         in_channels: Of the images.
         pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalised with.
 
@@ -105,6 +109,7 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
         self.grid = patch_grid(self.image_size, self.patch_size)
         self.stages = (FeatureStage(self.vit.embed_dim, self.patch_size),) * (self.num_blocks // self._blocks_per_stage)
         self.norm_after_pooling = chosen.norm_after_pooling
+        self.pooling = chosen.pooling
         self.in_channels = chosen.in_channels
         self.pixel_mean, self.pixel_std = chosen.means, chosen.deviations
         if chosen.positions == "sincos":
@@ -157,7 +162,11 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
                 f"timm's ViT adds {_TIMM_NORM_EPS:g} to variances, this one norm_eps={self._settings.norm_eps:g}; "
                 "export it by format=torch_export or format=onnx, which keep the computation itself"
             )
-        arguments = {**self._settings.timm_sizes(), "global_pool": "avg", "fc_norm": self.norm_after_pooling}
+        arguments = {
+            **self._settings.timm_sizes(),
+            "global_pool": TIMM_POOLINGS[self.pooling],
+            "fc_norm": self.norm_after_pooling,
+        }
         return TimmSpec(self._settings.name, arguments, self._weights_for_timm(), classifier="head")
 
     def initialise_as_mae(self) -> None:

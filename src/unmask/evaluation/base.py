@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from lightning import Trainer
@@ -66,6 +66,14 @@ class EvaluationData(Protocol):
     def to_model_input(self, batch: Any, *, augmented: bool) -> ImageBatch:
         """Turns a loader's batch, already on its device, into what a backbone reads."""
         ...
+
+
+class Outputs(NamedTuple):
+    """What the outputs of a trained module stand for."""
+
+    num: int = 0  # logits of a classifier; 0 where nothing is classified
+    num_unused: int = 0  # last logits that stand for no class
+    class_names: Sequence[str] = ()  # in the order of the logits; empty where the file does not name them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from lightning import LightningModule
 
 from unmask.backbones.base import MaskedBackbone
-from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer
+from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer, Outputs
 from unmask.evaluation.features import FrozenFeatures, PooledLayer
 from unmask.evaluation.report import EvalResult
 
@@ -102,8 +102,10 @@ class ModuleEvaluator(Evaluator):
     """Measures a trained module, head included, as it is."""
 
     @abstractmethod
-    def evaluate_module(self, module: LightningModule, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
-        """Runs the module's own test step on the test split."""
+    def evaluate_module(
+        self, module: LightningModule, data: EvaluationData, make_trainer: MakeTrainer, outputs: Outputs
+    ) -> EvalReport:
+        """Runs the module's own test step on the test split; `outputs` says what those of a classifier stand for."""
 
     def run_on(self, run: EvaluationRun) -> list[EvalResult]:
         return run.test_modules(self)

@@ -171,8 +171,8 @@ def read_features(backbone: MaskedBackbone, data: EvaluationData, split: Split, 
 
 
 def final_mean(backbone: MaskedBackbone) -> PooledLayer:
-    """What `forward_pooled` computes: the mean over the tokens of the last layer."""
-    return PooledLayer(len(backbone.layer_names) - 1, "mean")
+    """What `forward_pooled` computes: the mean over the tokens of the last layer, or its class token."""
+    return PooledLayer(len(backbone.layer_names) - 1, backbone.pooling)
 
 
 def require_labels(data: EvaluationData, splits: Sequence[Split], *, evaluation: str) -> None:

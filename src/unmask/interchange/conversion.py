@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from unmask.interchange.classifier import Classifier
+
 _NUM_SHOWN = 2  # names a line lists before it counts the others
 
 
@@ -20,6 +22,7 @@ class Conversion:
         default_factory=dict
     )  # the same of a teacher's moving average, if there is one
     heads: Mapping[str, Tensor] = field(default_factory=dict)  # by the names of the method's `state_dict`
+    classifier: Classifier | None = None  # on this backbone
     left_out: Mapping[str, str] = field(default_factory=dict)  # name in the file -> why it has no place
     trained_names: Sequence[str] = ()  # in the file, of `backbone`, where `averaged` may be taken in its place
     averaged_names: Sequence[str] = ()  # in the file, of `averaged`

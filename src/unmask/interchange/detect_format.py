@@ -70,6 +70,10 @@ def convert(file: WeightFile, *, use_ema_weights: bool = False) -> Conversion:
         )
     conversion = importer.convert(file)
     left_out = {**dict.fromkeys(computed_buffers(file.weights), _COMPUTED), **conversion.left_out}
+    if conversion.classifier is not None:
+        left_out |= dict.fromkeys(
+            conversion.classifier.names, f"a classifier of {conversion.classifier.num_outputs} classes"
+        )
     if not use_ema_weights:
         left_out |= dict.fromkeys(conversion.averaged_names, _AVERAGED)
         return replace(conversion, source=str(file.path), left_out=left_out)

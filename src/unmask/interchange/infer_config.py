@@ -11,6 +11,7 @@ from torch import Tensor
 from unmask.backbones.timm_beit import TimmBeit
 from unmask.backbones.timm_swin import TimmSwin
 from unmask.backbones.timm_vit import TimmViT
+from unmask.interchange.classifier import Classifier
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.record import KIND_KEY
 from unmask.positions import sincos_positions
@@ -33,6 +34,7 @@ def vit(
     weights: Weights,
     *,
     heads: Weights | None = None,
+    classifier: Classifier | None = None,
     left_out: Mapping[str, str] | None = None,
     num_heads: int | None = None,
     head_rule: str | None = None,
@@ -43,8 +45,8 @@ def vit(
 
     Args:
         source_format: Whose file it is.
-        weights: By timm's names; classifiers may be among them.
-        heads, left_out: Of the conversion.
+        weights: By timm's names; a head of a form that is not loaded may be among them.
+        heads, classifier, left_out: Of the conversion.
         num_heads: Attention heads where known; None takes the usual number of the width.
         head_rule: By which rule they are known, where the file itself does not tell.
         norm_eps: Of every LayerNorm.
@@ -85,11 +87,13 @@ def vit(
             "norm_eps": None if norm_eps == 1e-6 else norm_eps,
             "positions": "sincos" if has_fixed_positions(own) else "learned",
             "norm_after_pooling": is_pooled_first,
+            "pooling": "mean",
             **_channels(own),
             **settings,
         },
         backbone={f"vit.{name}": weight for name, weight in own.items()},
         heads=heads or {},
+        classifier=classifier,
         left_out={**(left_out or {}), **classifiers},
         assumed={} if head_rule is None else {"num_heads": head_rule},
     )
@@ -109,6 +113,7 @@ def beit(
     weights: Weights,
     *,
     heads: Weights | None = None,
+    classifier: Classifier | None = None,
     left_out: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> Conversion:
@@ -139,11 +144,13 @@ def beit(
             "mlp_ratio": _mlp_ratio(own, "blocks.0.", source_format),
             "relative_bias": "shared" if is_shared else "per_block",
             "norm_after_pooling": is_pooled_first,
+            "pooling": "mean",
             **_channels(own),
             **settings,
         },
         backbone={f"beit.{name}": weight for name, weight in own.items()},
         heads=heads or {},
+        classifier=classifier,
         left_out={**(left_out or {}), **classifiers},
     )
 
@@ -156,6 +163,7 @@ def swin(
     trained_names: Sequence[str] = (),
     averaged_names: Sequence[str] = (),
     heads: Weights | None = None,
+    classifier: Classifier | None = None,
     left_out: Mapping[str, str] | None = None,
     image_size: int | None = None,
     window_size: int | None = None,
@@ -213,6 +221,7 @@ def swin(
         trained_names=trained_names,
         averaged_names=averaged_names,
         heads=heads or {},
+        classifier=classifier,
         left_out={**(left_out or {}), **classifiers},
         assumed=assumed,
     )
@@ -284,8 +293,7 @@ def _swin_name(width: int, depths: list[int], *, is_v2: bool) -> str:
 
 def _without_classifiers(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:
     own = {name: weight for name, weight in weights.items() if not name.startswith(_CLASSIFIERS)}
-    num_classes = next((weight.shape[0] for name, weight in weights.items() if name not in own), 0)
-    return own, {name: f"a classifier of {num_classes} classes" for name in weights if name not in own}
+    return own, {name: "of a head of another form than those that are loaded" for name in weights if name not in own}
 
 
 def _required(weights: Weights, name: str, source_format: str) -> Tensor:

@@ -19,6 +19,7 @@ _NUM_PREFIX_TOKENS = 1
 _COMPARED = (
     "norm_eps",
     "norm_after_pooling",
+    "pooling",
     "always_partition",
     "pixel_mean",
     "pixel_std",

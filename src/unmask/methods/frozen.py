@@ -65,9 +65,9 @@ class FrozenBackbone(Supervised):
         Raises:
             ValueError: The head reads something else than the pooled features a backbone is exported with.
         """
-        if self.what_is_read != "mean":
+        if self.what_is_read != self.backbone.pooling:
             raise ValueError(
-                f"this classifier reads {self.what_is_read}, an exported backbone gives the mean over its patches; "
+                f"this classifier reads {self.what_is_read}, the exported backbone gives {self.backbone.pooling}; "
                 "export the backbone alone by classifier=false"
             )
         return super().exported_classifier

@@ -77,10 +77,20 @@ class Supervised(BackboneModule):
         )
         self.training_loss = SoftTargetCrossEntropy()
         self.held_out_loss = torch.nn.CrossEntropyLoss()
+        self.output_order: Tensor | None
+        self.register_buffer("output_order", None, persistent=False)
 
     def forward(self, images: Images) -> Float[Tensor, "b classes"]:
         logits: Tensor = self.head(self.backbone.forward_pooled(images))
         return logits.float()
+
+    def reorder_outputs(self, order: Int[Tensor, " classes"]) -> None:
+        """Lets validation and test compare the output numbered `order[k]` with label k.
+
+        Args:
+            order: Each output once.
+        """
+        self.register_buffer("output_order", order.to(self.device), persistent=False)
 
     @property
     def exported_classifier(self) -> nn.Module:
@@ -107,6 +117,7 @@ class Supervised(BackboneModule):
     def _judge(self, split: str, batch: ImageBatch, *, ranks: Sequence[int]) -> None:
         """Adds the loss and, for each rank, the fraction of images whose class is among the likeliest so many."""
         logits = self(batch.image)
+        logits = logits if self.output_order is None else logits[:, self.output_order]
         readings = {"loss": self.held_out_loss(logits, batch.label)}
         for rank in ranks:
             likeliest = logits.topk(min(rank, logits.shape[1]), dim=1).indices

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from safetensors.torch import save_file
 
 from unmask.atomic_write import atomic_write
 from unmask.backbones.base import MaskedBackbone
+from unmask.evaluation.base import Outputs
+from unmask.interchange.classifier import Classifier
+from unmask.interchange.conversion import Conversion
 from unmask.interchange.detect_format import convert
 from unmask.interchange.files import WeightFile, read_weights, refusing_nonsense
 from unmask.interchange.infer_config import with_changes
@@ -19,6 +23,7 @@ from unmask.interchange.limits import bounded_networks
 from unmask.interchange.load_weights import load_backbone_weights
 from unmask.interchange.record import FORMAT, RECORD_KEY, printable, require_format, require_plain, shown
 from unmask.methods.backbone_module import BackboneModule
+from unmask.methods.supervised import Supervised
 from unmask.runtime.builders import build
 from unmask.runtime.kinds import BACKBONE, METHOD, from_record
 
@@ -51,8 +56,8 @@ def read_checkpoint(path: str | Path) -> SavedRun:
     saved = find_run(file)
     if saved is None:
         raise ValueError(
-            f"{file.path} was not written by this program (it has no {RECORD_KEY!r} record); of another program's "
-            "checkpoint only the backbone can be loaded, by eval=knn, linear or finetune and by method.init_from"
+            f"{file.path} was not written by this program (it has no {RECORD_KEY!r} record); use its backbone by "
+            "eval=knn, linear or finetune and by method.init_from, a classifier in it by eval=test or predict"
         )
     return saved
 
@@ -120,9 +125,101 @@ def _steps(steps: Any) -> int | None:
     return steps if type(steps) is int and 0 <= steps < 2**63 else None
 
 
-def load_method(path: str | Path) -> BackboneModule:
-    """Rebuilds the method of a training checkpoint, heads included, from the file alone."""
-    return rebuild_method(read_checkpoint(path), path)
+class LoadedModule(NamedTuple):
+    """A module with its heads, in eval mode, and what its outputs stand for."""
+
+    module: BackboneModule
+    outputs: Outputs
+
+
+def load_method(path: str | Path, **changes: Any) -> BackboneModule:
+    """Rebuilds a method with its heads, in eval mode, from the file alone.
+
+    Args:
+        path: A training checkpoint of this program; or a file of another program that `load_backbone` reads and that
+            holds a classifier, of which a `Supervised` is made that gives the same logits.
+        changes: Of another program's file alone: settings of the backbone in place of the file's, as of
+            `load_backbone`.
+
+    Raises:
+        ValueError: The file cannot be read safely, or it holds a backbone alone.
+    """
+    return load_module(path, **changes).module
+
+
+def load_module(path: str | Path, **changes: Any) -> LoadedModule:
+    """As `load_method`, with what the outputs stand for."""
+    file = read_weights(path)
+    saved = find_run(file)
+    if saved is None:
+        return _load_classifier(file, path, changes)
+    if changes:
+        raise ValueError(f"{path} states all settings of its backbone; leave out {', '.join(sorted(changes))}")
+    module = rebuild_method(saved, path)
+    num_outputs = saved.num_classes if module.is_classifier else 0
+    return LoadedModule(module, Outputs(num_outputs, class_names=saved.class_names))
+
+
+def holds_classifier(path: str | Path) -> bool:
+    """Whether a file of another program holds a classifier that can be loaded."""
+    file = read_weights(path)
+    with refusing_nonsense(path):
+        classifier = convert(file).classifier
+    return classifier is not None and classifier.pooling is not None
+
+
+def _load_classifier(file: WeightFile, path: str | Path, changes: Mapping[str, Any]) -> LoadedModule:
+    """Puts the classifier of another program's file on its backbone."""
+    with refusing_nonsense(path):
+        conversion = convert(file)
+        classifier = _require_classifier(conversion, path)
+        pooled = {"pooling": classifier.pooling} if "pooling" in conversion.settings else {}
+        with bounded_networks(file.num_bytes):
+            backbone = build_backbone(with_changes(conversion, pooled | dict(changes)))
+            module = Supervised(
+                backbone=backbone,
+                num_classes=classifier.num_outputs,
+                head=classifier.head,
+                mixup=0.0,
+                cutmix=0.0,
+                label_smoothing=0.0,
+                optimizer=_is_not_trained,
+                schedule=_is_not_trained,
+            )
+        report = load_backbone_weights(backbone, conversion)
+        module.head.load_state_dict(classifier.weights)
+    assumed = [classifier.assumed] if classifier.assumed and "pooling" not in changes else []
+    report = replace(
+        report,
+        heads=classifier.names,
+        left_out={name: why for name, why in report.left_out.items() if name not in classifier.names},
+        notes=(*report.notes, *assumed),
+    )
+    _log.info(f"{path}\n{report.describe()}")
+    outputs = Outputs(classifier.num_outputs, classifier.num_unused, classifier.class_names)
+    module.eval()
+    return LoadedModule(module, outputs)
+
+
+def _require_classifier(conversion: Conversion, path: str | Path) -> Classifier:
+    classifier = conversion.classifier
+    advice = "use its backbone by eval=knn, linear or finetune and by method.init_from"
+    if classifier is None:
+        raise ValueError(
+            f"{path} ({conversion.source_format}) was not written by this program and holds no classifier; {advice}"
+        )
+    if classifier.pooling is None:
+        raise ValueError(
+            f"{path} ({conversion.source_format}) holds a classifier that reads neither the class token nor the mean "
+            f"over the patches, which are computed here; {advice}"
+        )
+    if classifier.num_outputs < 2:
+        raise ValueError(f"{path} ({conversion.source_format}) holds a head of one output, not a classifier; {advice}")
+    return classifier
+
+
+def _is_not_trained(*_: Any, **__: Any) -> Any:
+    raise ValueError("a classifier of another program is measured as it is and not trained; use eval=finetune")
 
 
 def rebuild_method(saved: SavedRun, path: str | Path) -> BackboneModule:

@@ -32,7 +32,7 @@ from unmask.evaluation.report import (
 from unmask.inference.base import Inference
 from unmask.interchange.files import read_weights
 from unmask.runtime.builders import build, build_entries, build_trainer, idle_settings, resolve_config
-from unmask.runtime.checkpoint import build_backbone, find_run, load_backbone, load_method
+from unmask.runtime.checkpoint import build_backbone, find_run, load_backbone, load_module
 from unmask.runtime.console import describe_batch
 from unmask.runtime.effect import require_effect
 from unmask.runtime.inference import run_inference
@@ -139,8 +139,17 @@ def _subjects(config: DictConfig) -> list[Subject]:
 
 
 def _load(config: DictConfig, path: str) -> MaskedBackbone:
-    changes = {name: value for name, value in resolve_config(config.backbone).items() if value is not None}
-    return load_backbone(path, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights, **changes)
+    return load_backbone(
+        path,
+        allow_partial=config.allow_partial,
+        use_ema_weights=config.use_ema_weights,
+        **_backbone_changes(config),
+    )
+
+
+def _backbone_changes(config: DictConfig) -> dict[str, Any]:
+    """Settings of the backbone that are given in place of its own."""
+    return {name: value for name, value in resolve_config(config.backbone).items() if value is not None}
 
 
 def _open_backbones(config: DictConfig, subjects: Sequence[Subject]) -> dict[str, MaskedBackbone]:
@@ -184,12 +193,17 @@ class CheckpointRun:
     def test_modules(self, evaluator: ModuleEvaluator) -> list[EvalResult]:
         if self.config.seeds is not None:
             raise ValueError("this evaluation tests a module as it is, so no seed changes its figures; leave seeds out")
-        self._require_effect(evaluator, [*_READ, "callbacks", "logger"], idle=_without_training())
-        modules = [load_method(str(subject.ckpt_path)) for subject in self._subjects]
+        paths = [str(subject.ckpt_path) for subject in self._subjects]
+        are_foreign = all(find_run(read_weights(path)) is None for path in paths)
+        backbone = ["backbone"] if are_foreign else []  # a training checkpoint states all settings of its own
+        self._require_effect(evaluator, [*_READ, *backbone, "callbacks", "logger"], idle=_without_training())
+        changes = _backbone_changes(self.config) if are_foreign else {}
+        modules = [load_module(path, **changes) for path in paths]
         results = []
-        for subject, module in zip(self._subjects, modules, strict=True):
+        for subject, (module, outputs) in zip(self._subjects, modules, strict=True):
             data, settings = self._data_for(module.exported_backbone, self.config.seed)
-            report = evaluator.evaluate_module(module, data, _trainers(self.config, data, settings, subject))
+            make_trainer = _trainers(self.config, data, settings, subject)
+            report = evaluator.evaluate_module(module, data, make_trainer, outputs)
             results.append(self._result(subject, self.config.seed, report, data))
         return results
 

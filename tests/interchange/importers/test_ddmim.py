@@ -45,11 +45,14 @@ def test_the_heads_are_those_of_a_method_with_a_representation(weights, converte
 
 def test_its_classifier_is_left_out(weights, prefixed, student, converted, require_loads_as) -> None:
     """Which has neither teacher nor projector: fine-tuning replaces both by an identity."""
-    classifier = {"mlp_head.3.weight": torch.zeros(1001, 64), "mlp_head.3.bias": torch.zeros(1001)}
+    classifier = {"mlp_head.1.weight": torch.zeros(64, 64), "mlp_head.1.bias": torch.zeros(64)}
+    classifier |= {f"mlp_head.0.{part}": torch.zeros(64) for part in ("weight", "bias", "running_mean", "running_var")}
+    classifier |= {"mlp_head.0.num_batches_tracked": torch.tensor(1)}
+    classifier |= {"mlp_head.3.weight": torch.zeros(1001, 64), "mlp_head.3.bias": torch.zeros(1001)}
     kept = {name: weight for name, weight in weights.items() if name.startswith(("encoder.", "decoder."))}
     content = {"state_dict": prefixed("model.", kept) | classifier}
     left_out = converted(content).left_out
-    assert {name: left_out[name] for name in classifier} == dict.fromkeys(classifier, "the classifier")
+    assert {name: left_out[name] for name in classifier} == dict.fromkeys(classifier, "a classifier of 1001 classes")
     require_loads_as(content, student.forward_features)
 
 

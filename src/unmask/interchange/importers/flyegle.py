@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from unmask.interchange import infer_config
+from unmask.interchange.classifier import take_classifier
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.renaming import split
@@ -26,13 +27,14 @@ def matches(file: WeightFile) -> bool:
 
 
 def convert(file: WeightFile) -> Conversion:
-    """The encoder has timm's names; positions, fixed and along the sequence, are computed."""
-    encoder, others = split(file.weights, "Encoder.")
-    left_out = {}
+    """The encoder has timm's names; positions, fixed and along the sequence, are computed.
+
+    Its classifier reads the class token.
+    """
+    classifier, weights = take_classifier(file.weights, [(r"^model\.class_head\.", "linear.")], pooling="cls")
+    encoder, others = split(weights, "Encoder.")
     if not encoder:
-        encoder, others = split(file.weights, "model.")
-        classifier, encoder = split(encoder, "class_head.")
-        left_out = dict.fromkeys((f"model.class_head.{name}" for name in classifier), "the classifier")
+        encoder, others = split(weights, "model.")
     rows = _IMAGE_SIZE // encoder["patch_embed.proj.weight"].shape[-1]
     encoder["pos_embed"] = sinusoid_positions(encoder["cls_token"].shape[-1], rows * rows + 1)
     heads, unread = _take_decoder(others)
@@ -42,7 +44,8 @@ def convert(file: WeightFile) -> Conversion:
         "FlyEgle's MAE",
         encoder,
         heads=heads,
-        left_out=left_out | dict.fromkeys(unread, "read by no computation of FlyEgle's"),
+        classifier=classifier,
+        left_out=dict.fromkeys(unread, "read by no computation of FlyEgle's"),
         norm_eps=_NORM_EPS,
         positions="sinusoid",
     )

@@ -1,11 +1,13 @@
 """ViT, ViTMAE, Swin and Swin V2 of Hugging Face's transformers, under the names of its files and those of version 5."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from unmask.interchange import infer_config
+from unmask.interchange.classifier import take_classifier
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.importers.decoder import take_mae_decoder
@@ -51,6 +53,8 @@ def matches(file: WeightFile) -> bool:
 def convert(file: WeightFile) -> Conversion:
     """Reads sizes that weights do not tell from `config.json`, image statistics from `preprocessor_config.json`.
 
+    A ViT's classifier reads the class token, a Swin's the mean; `id2label` names its classes.
+
     Raises:
         ValueError: The configuration asks for a computation the backbones here do not have.
     """
@@ -58,15 +62,21 @@ def convert(file: WeightFile) -> Conversion:
     if config.get("hidden_act", "gelu") != "gelu":
         raise ValueError(f"{file.path}: hidden_act={config['hidden_act']} is not computed here, GELU alone is")
     model = next((model for model in _MODELS if f"{model}{_STEM}" in file.weights), "")
-    backbone, others = split(file.weights, model)
+    is_vit = f"{model}embeddings.cls_token" in file.weights
+    classifier, weights = take_classifier(
+        file.weights,
+        [(r"^classifier\.", "linear.")],
+        pooling="cls" if is_vit else "mean",
+        class_names=config.get("id2label"),
+    )
+    backbone, others = split(weights, model)
     decoder, others = split(others, "decoder.")
     pooler, backbone = split(backbone, "pooler.")
     left_out = {f"{model}pooler.{name}": "the layer behind the class token" for name in pooler}
-    left_out |= {name: _kind(name, weight) for name, weight in others.items()}
+    left_out |= dict.fromkeys(others, "not part of the backbone")
     backbone = rename(backbone, [*_EMBEDDINGS, *_BLOCKS])
-    if "cls_token" in backbone:
-        return _vit(file, backbone, decoder, left_out)
-    return _swin(file, backbone, decoder, left_out)
+    convert_model = _vit if is_vit else _swin
+    return replace(convert_model(file, backbone, decoder, left_out), classifier=classifier)
 
 
 def _vit(
@@ -111,12 +121,6 @@ def _swin(
         window_size=file.config.get("window_size"),
         **settings,
         **_statistics(file),
-    )
-
-
-def _kind(name: str, weight: Tensor) -> str:
-    return (
-        f"a classifier of {weight.shape[0]} classes" if name.startswith("classifier.") else "not part of the backbone"
     )
 
 

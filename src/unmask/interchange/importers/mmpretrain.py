@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from unmask.interchange import infer_config
+from unmask.interchange.classifier import take_classifier
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.importers.decoder import take_mae_decoder
@@ -33,6 +34,7 @@ _VIT: Rules = [
     (r"\.ln([12])\.", r".norm\1."),
     *_FEED_FORWARD,
 ]
+_HEAD: Rules = [(r"^head\.(?:fc|layers\.head)\.", "linear."), (r"^neck\.bn\.", "norm.")]
 _DECODER: Rules = [(r"^(?:ln1|norm1)\.", "decoder_norm."), (r"\.ln([12])\.", r".norm\1."), *_FEED_FORWARD]
 
 
@@ -41,25 +43,35 @@ def matches(file: WeightFile) -> bool:
 
 
 def convert(file: WeightFile) -> Conversion:
-    backbone, others = split(file.weights, "backbone.")
+    is_of_class_token = "backbone.cls_token" in file.weights and "backbone.ln2.weight" not in file.weights
+    classifier, weights = take_classifier(
+        file.weights, _HEAD, pooling="cls" if is_of_class_token else "mean", class_names=_class_names(file)
+    )
+    backbone, others = split(weights, "backbone.")
     neck, others = split(others, "neck.")
-    left_out = {name: _kind(name, weight) for name, weight in others.items()}
+    left_out = dict.fromkeys(others, "not part of the backbone")
     if "cls_token" in backbone:
         decoder, _ = take_mae_decoder(rename(neck, _DECODER))
-        return infer_config.vit("mmpretrain's ViT", rename(backbone, _VIT), heads=decoder, left_out=left_out)
+        vit = rename(backbone, _VIT)
+        return infer_config.vit("mmpretrain's ViT", vit, heads=decoder, classifier=classifier, left_out=left_out)
     heads = simmim_heads(backbone.pop("mask_token", None), split(neck, "decoder.0.")[0])
     swin = microsoft_swin_to_timm(rename(backbone, _SWIN))
     for name in swin:
         if ".downsample." in name:
             swin[name] = reorder_unfolded_merging(swin[name])
     told = _told_by(file, swin)
-    conversion = infer_config.swin("mmpretrain's Swin", swin, heads=heads, left_out=left_out, **told)
+    conversion = infer_config.swin(
+        "mmpretrain's Swin", swin, heads=heads, classifier=classifier, left_out=left_out, **told
+    )
     return conversion if told else replace(conversion, assumed={**conversion.assumed, "always_partition": _DEFAULT})
 
 
-def _kind(name: str, weight: Tensor) -> str:
-    is_classifier = name.startswith("head.") and name.endswith("weight")
-    return f"a classifier of {weight.shape[0]} classes" if is_classifier else "not part of the backbone"
+def _class_names(file: WeightFile) -> Any:
+    """What mmengine, or mmpretrain before it, notes of the training data."""
+    meta = file.content.get("meta")
+    meta = meta if isinstance(meta, Mapping) else {}
+    described = meta.get("dataset_meta")
+    return described.get("classes") if isinstance(described, Mapping) else meta.get("CLASSES")
 
 
 def _told_by(file: WeightFile, swin: Mapping[str, Tensor]) -> dict[str, Any]:

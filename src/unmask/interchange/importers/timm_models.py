@@ -1,14 +1,18 @@
 """Weights of timm's ViT, Swin, Swin V2 and BEiT: a state dict, a safetensors file, or a folder with `config.json`."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
+from unmask.backbones.base import Pooling
 from unmask.backbones.create import is_model_name
 from unmask.interchange import infer_config
+from unmask.interchange.classifier import Classifier, take_classifier
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.limits import bounded_networks
@@ -18,6 +22,11 @@ from unmask.interchange.renaming import without_buffers
 # The arguments of a model that decide what is read off it below; no others are taken from a file.
 _SIZES = ("img_size", "patch_size", "window_size", "in_chans", "embed_dim", "depth", "depths", "num_heads")
 _LARGEST = 16_384  # of any of them
+_POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean"}  # of timm, that are computed here
+_ASSUMED = (
+    "not stated in the file: pooling; the classifier is taken to read the class token, timm's default "
+    "(backbone.pooling=mean reads the mean)"
+)
 _WRAPPER = "timm_model."  # in front of all names where transformers wrote the folder
 
 
@@ -28,21 +37,54 @@ def matches(file: WeightFile) -> bool:
 
 
 def convert(file: WeightFile) -> Conversion:
-    """A folder's `config.json` names the model, from which the sizes that weights do not tell are taken."""
-    weights = without_buffers({name.removeprefix(_WRAPPER): weight for name, weight in file.weights.items()})
-    if "blocks.0.attn.q_bias" in weights:
-        return _with_statistics(file, infer_config.beit("timm's BEiT", weights))
+    """A folder's `config.json` names the model, from which the sizes that weights do not tell are taken.
+
+    It tells what the classifier reads, too. Where it is missing that is the mean in front of `fc_norm` and in a Swin,
+    else the class token, timm's default.
+    """
     model = _described_model(file)
+    classifier, weights = _take_classifier(file, model)
+    weights = without_buffers({name.removeprefix(_WRAPPER): weight for name, weight in weights.items()})
+    return _with_statistics(file, replace(_convert(file, weights, model), classifier=classifier))
+
+
+def _convert(file: WeightFile, weights: dict[str, Tensor], model: Any) -> Conversion:
+    if "blocks.0.attn.q_bias" in weights:
+        return infer_config.beit("timm's BEiT", weights)
     if "layers.0.blocks.0.attn.qkv.weight" in weights:
         is_v2 = "layers.0.blocks.0.attn.logit_scale" in weights
-        return _with_statistics(
-            file, infer_config.swin(f"timm's Swin{' V2' if is_v2 else ''}", weights, **_sizes(model))
-        )
+        return infer_config.swin(f"timm's Swin{' V2' if is_v2 else ''}", weights, **_sizes(model))
     known: dict[str, Any] = {}
     if model is not None:
         attention, norm = model.blocks[0].attn, model.blocks[0].norm1
         known = {"name": file.config["architecture"], "num_heads": attention.num_heads, "norm_eps": norm.eps}
-    return _with_statistics(file, infer_config.vit("timm's ViT", weights, **known))
+    return infer_config.vit("timm's ViT", weights, **known)
+
+
+def _take_classifier(file: WeightFile, model: Any) -> tuple[Classifier | None, dict[str, Tensor]]:
+    names = {name.removeprefix(_WRAPPER) for name in file.weights}
+    is_assumed = model is None and "cls_token" in names and "fc_norm.weight" not in names
+    return take_classifier(
+        file.weights,
+        [(rf"^(?:{re.escape(_WRAPPER)})?head\.(?:fc\.)?(?=weight|bias)", "linear.")],
+        pooling="cls" if is_assumed else _pooling(file, model),
+        class_names=_label_names(file),
+        assumed=_ASSUMED if is_assumed else "",
+    )
+
+
+def _pooling(file: WeightFile, model: Any) -> Pooling | None:
+    """What the classifier reads; None of a pooling that is not computed here."""
+    if model is None:
+        return "mean"
+    arguments: Any = file.config.get("model_args", {})
+    told = arguments.get("global_pool", file.config.get("global_pool", model.global_pool))
+    return _POOLINGS.get(told) if isinstance(told, str) else None
+
+
+def _label_names(file: WeightFile) -> Any:
+    described = file.config.get("pretrained_cfg")
+    return file.config.get("label_names", described.get("label_names") if isinstance(described, Mapping) else None)
 
 
 def _described_model(file: WeightFile) -> Any:

@@ -1,0 +1,117 @@
+"""Classifiers of other programs are measured, name classes and are exported as they are."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import nn
+
+from unmask.runtime.config import compose_config
+from unmask.runtime.evaluate import evaluate
+
+SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
+NAMES = ("ant", "bee", "cow")
+
+
+class Taught:
+    """A ViT of timm that classifies each of some images as their folders do, and those images."""
+
+    def __init__(self, model: nn.Module, folder: Path, data: Path) -> None:
+        self.model, self.folder, self.data = model, folder, data
+
+    def write(self, *, names: tuple[str, ...] | None, order: tuple[int, ...] = (0, 1, 2)) -> Path:
+        """Saves it with its outputs in some order, and with their names, in this order."""
+        self.folder.mkdir(exist_ok=True)
+        weights = dict(self.model.state_dict())
+        weights |= {f"head.{part}": weights[f"head.{part}"][list(order)] for part in ("weight", "bias")}
+        save_file(weights, self.folder / "model.safetensors")
+        told = {"architecture": "vit_tiny_patch16_224", "model_args": SIZES, "num_classes": 3}
+        told |= {} if names is None else {"label_names": [names[number] for number in order]}
+        (self.folder / "config.json").write_text(json.dumps(told))
+        return self.folder
+
+
+@pytest.fixture
+def taught(randomise: Callable[[nn.Module], nn.Module], tmp_path: Path) -> Taught:
+    model = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=3, **SIZES))
+    pixels = torch.randint(0, 256, (18, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    with torch.no_grad():
+        logits = model((pixels / 255 - mean) / std)
+        model.head.bias -= logits.median(dim=0).values  # so that each class is seen
+        classes = (logits - logits.median(dim=0).values).argmax(dim=1).tolist()
+    assert set(classes) == {0, 1, 2}
+    for number, (image, chosen) in enumerate(zip(pixels, classes, strict=True)):
+        for split in ("train", "test"):
+            place = tmp_path / "data" / split / NAMES[chosen]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{number:02}.png")
+    return Taught(model, tmp_path / "model", tmp_path / "data")
+
+
+def run(tmp_path: Path, *overrides: str) -> Any:
+    quiet = ["logger=none", "callbacks=none", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "name=x"]
+    quiet += ["trainer.precision=32-true"]  # so that no image is a close call
+    evaluate(compose_config("eval", [*quiet, f"paths.run_dir={tmp_path}", "global_batch_size=6", *overrides]))
+    report = tmp_path / "report.json"
+    return json.loads(report.read_text())["reports"]["checkpoint"] if report.exists() else None
+
+
+def of_folder(taught: Taught) -> list[str]:
+    return ["data=folder", f"data.root={taught.data}", "data.crop_pct=1.0", "data.num_workers=0"]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize(
+    ("order", "names", "top1", "finding"),
+    [
+        ((0, 1, 2), NAMES, 100.0, "class order verified by name"),
+        ((2, 0, 1), NAMES, 100.0, "outputs put in the order of the data's classes by name"),
+        ((0, 1, 2), None, 100.0, "class order not verified: the file does not name its classes"),
+        ((2, 0, 1), None, 0.0, "class order not verified: the file does not name its classes"),
+    ],
+)
+def test_accuracy_is_measured_in_the_order_of_the_data(
+    taught: Taught, tmp_path: Path, *, order: tuple[int, ...], names: Any, top1: float, finding: str
+) -> None:
+    path = taught.write(names=names, order=order)
+    report = run(tmp_path, "eval=test", f"ckpt_path={path}", *of_folder(taught))
+    assert report["metrics"]["top1"] == top1
+    assert report["settings"]["class_order"] == finding
+    assert (finding in report["protocol"]) == (finding != "class order verified by name")
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_other_names_are_refused_unless_the_order_is_given(taught: Taught, tmp_path: Path) -> None:
+    path = taught.write(names=("ameise", "biene", "kuh"))
+    measured = ["eval=test", f"ckpt_path={path}", *of_folder(taught)]
+    with pytest.raises(ValueError, match=r"'ant' of the data is no single class of the classifier"):
+        run(tmp_path, *measured)
+    report = run(tmp_path, *measured, "eval.class_order=data")
+    assert report["metrics"]["top1"] == 100.0
+    assert "class order not verified: that of the data, by eval.class_order=data" in report["protocol"]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_classifier_is_measured_at_another_image_size(taught: Taught, tmp_path: Path) -> None:
+    path = taught.write(names=NAMES)
+    report = run(tmp_path, "eval=test", f"ckpt_path={path}", *of_folder(taught), "backbone.image_size=16")
+    assert report["metrics"]["top1"] < 100.0
+
+
+def test_data_without_labels_are_refused_in_a_sentence(taught: Taught, tmp_path: Path) -> None:
+    path = taught.write(names=NAMES)
+    with pytest.raises(ValueError, match=r"eval=test needs labels, but the test split of ImageFolder has none"):
+        run(tmp_path, "eval=test", f"ckpt_path={path}", *of_folder(taught), "data.labels=none")
+
+
+def test_a_backbone_alone_is_not_measured(original_file: Any, taught: Taught, tmp_path: Path) -> None:
+    path, _ = original_file("simmim-vit-pretrain")
+    with pytest.raises(ValueError, match=r"SimMIM's ViT, pre-trained.* holds no classifier; use its backbone"):
+        run(tmp_path, "eval=test", f"ckpt_path={path}", *of_folder(taught))
