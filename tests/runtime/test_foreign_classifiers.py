@@ -1,6 +1,8 @@
 """Classifiers of other programs are measured, name classes and are exported as they are."""
 
+import csv
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import unmask
+from unmask.runtime.checkpoint import load_module
 from unmask.runtime.config import compose_config
 from unmask.runtime.evaluate import evaluate
+from unmask.runtime.export import checkpoint_source, export
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
 NAMES = ("ant", "bee", "cow")
@@ -115,3 +120,63 @@ def test_a_backbone_alone_is_not_measured(original_file: Any, taught: Taught, tm
     path, _ = original_file("simmim-vit-pretrain")
     with pytest.raises(ValueError, match=r"SimMIM's ViT, pre-trained.* holds no classifier; use its backbone"):
         run(tmp_path, "eval=test", f"ckpt_path={path}", *of_folder(taught))
+
+
+def predictions(tmp_path: Path) -> dict[str, str]:
+    rows = csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines())
+    return {Path(row["image"]).name: row["class"] for row in rows}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_classes_are_named_by_the_file_else_by_the_data_else_by_number(
+    taught: Taught, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth = {file.name: file.parent.name for file in (taught.data / "test").glob("*/*.png")}
+    of_images = ["eval=predict", f"image={taught.data / 'test'}", "eval.crop_pct=1.0"]
+    german = dict(zip(NAMES, ("ameise", "biene", "kuh"), strict=True))
+    path = taught.write(names=tuple(german.values()))
+    run(tmp_path, *of_images, f"ckpt_path={path}", *of_folder(taught))
+    assert predictions(tmp_path) == {image: german[name] for image, name in truth.items()}
+
+    taught.write(names=None)
+    with caplog.at_level(logging.INFO, logger="unmask"):
+        run(tmp_path, *of_images, f"ckpt_path={path}", *of_folder(taught))
+    assert predictions(tmp_path) == truth
+    assert "does not name its classes; they have the names of the data's, in that order" in caplog.text
+    run(tmp_path, *of_images, f"ckpt_path={path}")
+    assert predictions(tmp_path) == {image: f"class {NAMES.index(name)}" for image, name in truth.items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_names_of_other_data_are_not_given_to_outputs(taught: Taught, tmp_path: Path) -> None:
+    path = taught.write(names=None)
+    with pytest.raises(ValueError, match=r"has 3 outputs and does not name them, and the data have 10 classes"):
+        run(tmp_path, "eval=predict", f"image={taught.data}", f"ckpt_path={path}", "data=synthetic")
+
+
+@pytest.mark.parametrize("format_name", ["huggingface", "timm"])
+def test_an_export_keeps_classifier_names_and_pooling(taught: Taught, tmp_path: Path, format_name: str) -> None:
+    path = taught.write(names=NAMES)
+    folder = tmp_path / "export"
+    export(compose_config("export", [f"ckpt_path={path}", f"format={format_name}", f"directory={folder}"]))
+    images = torch.randn(2, 3, 32, 32)
+    module, outputs = load_module(folder if format_name == "huggingface" else folder / "model.safetensors")
+    assert tuple(outputs.class_names) == NAMES
+    assert module.backbone.pooling == "cls"
+    with torch.no_grad():
+        torch.testing.assert_close(module(images), taught.model(images), rtol=0, atol=1e-5)
+    assert "its class token" in (folder / "README.md").read_text()
+
+
+def test_an_export_without_the_classifier_gives_the_features_of_evaluation(taught: Taught, tmp_path: Path) -> None:
+    source = checkpoint_source(taught.write(names=NAMES), keep_classifier=False)
+    assert source.classifier is None
+    assert source.backbone.pooling == "mean"
+
+
+def test_a_method_is_made_of_another_programs_classifier(taught: Taught) -> None:
+    module, images = unmask.load_method(taught.write(names=NAMES)), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(module(images), taught.model(images), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="measured as it is and not trained; use eval=finetune"):
+        module.configure_optimizers()

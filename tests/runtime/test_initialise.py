@@ -186,5 +186,5 @@ def test_an_evaluation_takes_any_file_with_its_data_named(
         evaluate(configuration("eval", tmp_path, *named, *data, *changes))
         report = json.loads((tmp_path / "report.json").read_text())["reports"]["checkpoint"]
         assert f"{size} px" in report["protocol"]
-    with pytest.raises(ValueError, match=r"use its backbone by eval=knn"):
+    with pytest.raises(ValueError, match=r"has 1000 outputs and the data have 10 classes, .* \(the file does not name"):
         evaluate(configuration("eval", tmp_path, *named, "eval=test", "data=synthetic"))

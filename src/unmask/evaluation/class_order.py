@@ -76,8 +76,8 @@ def assume_order(outputs: Outputs, class_names: Sequence[str], *, because: str) 
     """
     if len(class_names) not in (outputs.num, outputs.num - outputs.num_unused):
         raise ValueError(
-            f"the classifier has {outputs.num} outputs and the data have {len(class_names)} classes, and {because}, so "
-            "they cannot be matched; name data of the classes it was trained on"
+            f"the classifier has {outputs.num} outputs and the data have {len(class_names)} classes, which cannot be "
+            f"matched ({because}); name data of the classes it was trained on"
         )
     return ClassOrder(None, f"class order not verified: {because}")
 

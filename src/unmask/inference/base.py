@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -28,11 +28,11 @@ class Checkpoint(Protocol):
         ...
 
     def load_module(self) -> BackboneModule:
-        """Loads a training checkpoint of this program, heads included, in eval mode."""
+        """Loads a training checkpoint of this program with its heads, or another program's classifier, in eval mode."""
         ...
 
     def class_names(self) -> tuple[str, ...]:
-        """Names the classes of a training checkpoint, in the order of the labels."""
+        """Names the outputs of a classifier: as the file does, else as the data that are named do, else by number."""
         ...
 
 
@@ -50,6 +50,7 @@ class Inference(ABC):
 
     image: str | None  # a file, a folder or a list; None: a split of the data
     split: Split
+    reads_classifier: ClassVar[bool] = False  # then settings of the backbone may be given for another program's file
     crop_pct: float | None  # see `ImageDataModule.crop_pct`; None: of the checkpoint's data, else 0.875
 
     @abstractmethod

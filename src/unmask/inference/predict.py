@@ -5,7 +5,7 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 
@@ -39,6 +39,8 @@ class Prediction(NamedTuple):
 class Predict(Inference):
     """Names the likeliest classes of each image and writes them to `predictions.csv`.
 
+    Classes have the names that the file gives them, else those of the data that are named, else numbers.
+
     Args:
         image: An image file, a folder or a list; None takes the split of the data.
         split: Which split.
@@ -48,6 +50,8 @@ class Predict(Inference):
     Raises:
         ValueError: `top` is not positive, the checkpoint has no classifier, or an image cannot be read.
     """
+
+    reads_classifier: ClassVar[bool] = True
 
     def __init__(
         self, *, image: str | None, split: Split = "test", top: int = 5, crop_pct: float | None = None

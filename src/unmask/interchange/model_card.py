@@ -61,7 +61,7 @@ def _network_table(source: ExportSource) -> str:
     crop = f"a centred crop of {source.crop_pct:.4g} of the tighter side, resized {source.interpolation}"
     rows = {
         "architecture": f"`{architecture}` with {', '.join(f'{name} {value}' for name, value in shown.items())}",
-        "features": f"{backbone.embed_dim} numbers an image: the mean over its patches",
+        "features": f"{backbone.embed_dim} numbers an image: {_POOLED[backbone.pooling]}",
         "images": f"{height}x{width} px, {_channels(source)}: {crop}",
         "normalisation": f"mean {mean}, deviation {std} of values in 0..1",
     }
@@ -98,4 +98,5 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.6g}" for value in values)
 
 
+_POOLED = {"mean": "the mean over its patches", "cls": "its class token"}
 _SHOWN_ELSEWHERE = (KIND_KEY, "image_size", "in_channels", "pixel_mean", "pixel_std", "drop_path_rate", "num_stages")

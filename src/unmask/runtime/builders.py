@@ -89,3 +89,8 @@ def resolve_config(config: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def backbone_changes(config: DictConfig) -> dict[str, Any]:
+    """Settings of the backbone that an evaluation is given in place of its own."""
+    return {name: value for name, value in resolve_config(config.backbone).items() if value is not None}

@@ -173,9 +173,10 @@ def _load_classifier(file: WeightFile, path: str | Path, changes: Mapping[str, A
     with refusing_nonsense(path):
         conversion = convert(file)
         classifier = _require_classifier(conversion, path)
-        pooled = {"pooling": classifier.pooling} if "pooling" in conversion.settings else {}
+        if "pooling" in conversion.settings:
+            conversion = replace(conversion, settings={**conversion.settings, "pooling": classifier.pooling})
         with bounded_networks(file.num_bytes):
-            backbone = build_backbone(with_changes(conversion, pooled | dict(changes)))
+            backbone = build_backbone(with_changes(conversion, changes))
             module = Supervised(
                 backbone=backbone,
                 num_classes=classifier.num_outputs,
@@ -206,7 +207,8 @@ def _require_classifier(conversion: Conversion, path: str | Path) -> Classifier:
     advice = "use its backbone by eval=knn, linear or finetune and by method.init_from"
     if classifier is None:
         raise ValueError(
-            f"{path} ({conversion.source_format}) was not written by this program and holds no classifier; {advice}"
+            f"{path} ({conversion.source_format}) is no training checkpoint of this program and holds no classifier; "
+            f"{advice}"
         )
     if classifier.pooling is None:
         raise ValueError(

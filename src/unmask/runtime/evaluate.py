@@ -31,7 +31,7 @@ from unmask.evaluation.report import (
 )
 from unmask.inference.base import Inference
 from unmask.interchange.files import read_weights
-from unmask.runtime.builders import build, build_entries, build_trainer, idle_settings, resolve_config
+from unmask.runtime.builders import backbone_changes, build, build_entries, build_trainer, idle_settings, resolve_config
 from unmask.runtime.checkpoint import build_backbone, find_run, load_backbone, load_module
 from unmask.runtime.console import describe_batch
 from unmask.runtime.effect import require_effect
@@ -143,13 +143,8 @@ def _load(config: DictConfig, path: str) -> MaskedBackbone:
         path,
         allow_partial=config.allow_partial,
         use_ema_weights=config.use_ema_weights,
-        **_backbone_changes(config),
+        **backbone_changes(config),
     )
-
-
-def _backbone_changes(config: DictConfig) -> dict[str, Any]:
-    """Settings of the backbone that are given in place of its own."""
-    return {name: value for name, value in resolve_config(config.backbone).items() if value is not None}
 
 
 def _open_backbones(config: DictConfig, subjects: Sequence[Subject]) -> dict[str, MaskedBackbone]:
@@ -186,7 +181,9 @@ class CheckpointRun:
                 "this command reads one checkpoint and measures nothing; leave out seeds, compare and all but one "
                 "ckpt_path"
             )
-        self._require_effect(inference, _READ, idle=_without_training())
+        reads_backbone = inference.reads_classifier and find_run(read_weights(config.ckpt_path)) is None
+        read = [*_READ, "backbone"] if reads_backbone else _READ
+        self._require_effect(inference, read, idle=_without_training())
         run_inference(config, inference, lambda config, backbone: _build_data(config, backbone)[0])
         return []
 
@@ -197,7 +194,7 @@ class CheckpointRun:
         are_foreign = all(find_run(read_weights(path)) is None for path in paths)
         backbone = ["backbone"] if are_foreign else []  # a training checkpoint states all settings of its own
         self._require_effect(evaluator, [*_READ, *backbone, "callbacks", "logger"], idle=_without_training())
-        changes = _backbone_changes(self.config) if are_foreign else {}
+        changes = backbone_changes(self.config) if are_foreign else {}
         modules = [load_module(path, **changes) for path in paths]
         results = []
         for subject, (module, outputs) in zip(self._subjects, modules, strict=True):

@@ -24,7 +24,7 @@ from unmask.interchange.hub import HubUpload
 from unmask.interchange.model_card import UNTOLD
 from unmask.interchange.record import shown
 from unmask.interchange.training_record import Measurement, TrainingRun, accuracy_section, training_section
-from unmask.runtime.checkpoint import SavedRun, find_run, load_backbone, rebuild_method
+from unmask.runtime.checkpoint import SavedRun, find_run, holds_classifier, load_backbone, load_module, rebuild_method
 from unmask.runtime.kinds import DATA, from_record
 from unmask.runtime.run_record import recall_places
 
@@ -103,7 +103,7 @@ def checkpoint_source(
     accuracy = accuracy_section(measurements)
     saved = find_run(read_weights(path))
     if saved is None:
-        return ExportSource(backbone=load_backbone(path), card=f"{UNTOLD}\n\n{accuracy}")
+        return _foreign_source(path, card=f"{UNTOLD}\n\n{accuracy}", keep_classifier=keep_classifier)
     module = rebuild_method(saved, path)
     classifier = module.exported_classifier if keep_classifier else None
     return ExportSource(
@@ -115,6 +115,19 @@ def checkpoint_source(
         method=module,
         card="\n\n".join([*_training_sections(saved), accuracy]),
         tags=[type(module).__name__.lower()],
+    )
+
+
+def _foreign_source(path: Path, *, card: str, keep_classifier: bool) -> ExportSource:
+    """Reads a file of another program, with its classifier where it holds one."""
+    if not keep_classifier or not holds_classifier(path):
+        return ExportSource(backbone=load_backbone(path), card=card)
+    module, outputs = load_module(path)
+    return ExportSource(
+        backbone=module.exported_backbone,
+        classifier=module.exported_classifier,
+        class_names=outputs.class_names,
+        card=card,
     )
 
 

@@ -1,6 +1,8 @@
 """Runs an inference on the checkpoint and the images a configuration names."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ from unmask.inference.base import Inference
 from unmask.inference.images import SelectedImages
 from unmask.interchange.files import read_weights
 from unmask.methods.backbone_module import BackboneModule
-from unmask.runtime.builders import build_trainer, resolve_config
-from unmask.runtime.checkpoint import find_run, load_backbone, load_method, read_checkpoint
+from unmask.runtime.builders import backbone_changes, build_trainer, resolve_config
+from unmask.runtime.checkpoint import LoadedModule, find_run, load_backbone, load_module
 from unmask.runtime.kinds import DATA, from_record
 from unmask.runtime.resolvers import auto_workers
 
+_log = logging.getLogger("unmask")
 _DECODING_KEYS = (
     "crop_pct",
     "interpolation",
@@ -33,20 +36,50 @@ _DEFAULT_CROP_PCT = 0.875  # of ImageNet's evaluation: 224 px out of 256
 
 
 class CheckpointFile:
-    """See `unmask.inference.base.Checkpoint`."""
+    """See `unmask.inference.base.Checkpoint`.
 
-    def __init__(self, path: str) -> None:
+    Args:
+        path: Of the file.
+        changes: Settings of the backbone in place of those of another program's classifier.
+        names_of_data: The class names of the data that are configured, for a backbone; none where none are.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        names_of_data: Callable[[MaskedBackbone], Sequence[str]] | None = None,
+    ) -> None:
         self.path = path
+        self.changes = changes or {}
+        self.names_of_data = names_of_data
 
     def load_backbone(self) -> MaskedBackbone:
         return load_backbone(self.path)
 
     def load_module(self) -> BackboneModule:
-        return load_method(self.path)
+        return self._loaded.module
 
     def class_names(self) -> tuple[str, ...]:
-        saved = read_checkpoint(self.path)
-        return saved.class_names or tuple(f"class {number}" for number in range(saved.num_classes))
+        module, outputs = self._loaded
+        if outputs.class_names:
+            return tuple(outputs.class_names)
+        names = [] if self.names_of_data is None else list(self.names_of_data(module.backbone))
+        num_named = outputs.num - outputs.num_unused
+        if names and len(names) not in (outputs.num, num_named):
+            raise ValueError(
+                f"{self.path} has {outputs.num} outputs and does not name them, and the data have {len(names)} classes"
+                "; name data of the classes it was trained on, or none: the classes then have numbers"
+            )
+        if names:
+            _log.info(f"{self.path} does not name its classes; they have the names of the data's, in that order")
+        unused = [f"output {number}" for number in range(len(names), outputs.num)]
+        return (*names, *unused) if names else tuple(f"class {number}" for number in range(outputs.num))
+
+    @cached_property
+    def _loaded(self) -> LoadedModule:
+        return load_module(self.path, **self.changes)
 
 
 def run_inference(
@@ -63,7 +96,7 @@ def run_inference(
             f"{config.name} computes on one device, and trainer.devices gives {trainer.world_size}; use "
             "trainer.devices=1"
         )
-    model, backbone = inference.load(CheckpointFile(config.ckpt_path))
+    model, backbone = inference.load(_checkpoint(config, build_data))
     device = trainer.strategy.root_device
     model.to(device).eval()
 
@@ -77,6 +110,18 @@ def run_inference(
     seed_everything(config.seed, workers=True, verbose=False)
     with torch.inference_mode():
         inference.run(model, find, run_dir=Path(config.paths.run_dir), device=device)
+
+
+def _checkpoint(
+    config: DictConfig, build_data: Callable[[DictConfig, MaskedBackbone], ImageDataModule]
+) -> CheckpointFile:
+    has_data = config.get("data") is not None
+    is_foreign = find_run(read_weights(config.ckpt_path)) is None
+    return CheckpointFile(
+        config.ckpt_path,
+        changes=backbone_changes(config) if is_foreign else None,
+        names_of_data=(lambda backbone: build_data(config, backbone).class_names) if has_data else None,
+    )
 
 
 def _image_paths(config: DictConfig, path: str, backbone: MaskedBackbone, crop_pct: float | None) -> ImagePaths:
