@@ -26,6 +26,7 @@ _HELP = ("--help", "-h", "--version", "--hydra-help")
 _COMPLETION = ("--shell-completion", "-sc")
 _ABOUT = (*_HELP, *_COMPLETION)
 _SHOWS_ALONE = (*_ABOUT, "--cfg", "-c", "--info", "-i")
+_EXPLAIN = "explain="
 _TRACEBACK_SWITCH = "UNMASK_TRACEBACK"  # =1 shows where an error was raised
 
 
@@ -118,6 +119,9 @@ def _evaluate(config: DictConfig) -> Any:
 
 
 def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
+    if any(argument.startswith(_EXPLAIN) for argument in sys.argv[1:]):
+        _print_explanation(config_name)
+        return
     from unmask.runtime.config import config_directory, configuration_names
     from unmask.runtime.constructor_defaults import show_constructor_defaults
     from unmask.runtime.memory import keep_freed_memory
@@ -140,6 +144,22 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         if not isinstance(error, _user_errors()):
             raise
         sys.exit(_explain(error, *configuration_names(config_name, sys.argv[1:])))
+
+
+def _print_explanation(config_name: str) -> None:
+    """Prints where the settings named by `explain=KEY` come from, in place of running anything."""
+    from unmask.runtime.config import configuration_names
+    from unmask.runtime.explain import explain
+
+    keys = [argument.removeprefix(_EXPLAIN) for argument in sys.argv[1:] if argument.startswith(_EXPLAIN)]
+    settings = [word for word in sys.argv[1:] if not word.startswith((_EXPLAIN, "-"))]
+    try:
+        for key in keys:
+            sys.stdout.writelines(f"{line}\n" for line in explain(config_name, key, settings))
+    except _user_errors() as error:
+        if os.environ.get(_TRACEBACK_SWITCH) == "1":
+            raise
+        sys.exit(_explain(error, *configuration_names(config_name, settings)))
 
 
 def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:

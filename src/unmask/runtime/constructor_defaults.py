@@ -20,8 +20,11 @@ from typing import Any
 
 from hydra._internal import hydra as hydra_internal
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.utils import _locate
+from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from unmask.atomic_write import atomic_write
@@ -44,13 +47,25 @@ class ConstructorDefaultsLoader(ConfigLoaderImpl):
 
     The defaults join once all files are merged, so that any file sets them, and before the command line is applied, so
     that it may change them. A class that the command line names (`optimizer._target_=...`) is the one that is asked.
+
+    Attributes:
+        loaded: The files of the last composition in the order they were merged: folder, name, package, content.
     """
+
+    loaded: list[tuple[str, str, str, Any]]
 
     def _load_configuration_impl(
         self, config_name: str | None, overrides: list[str], *arguments: Any, **options: Any
     ) -> DictConfig:
         self._targets = _targets_of_overrides(overrides)
+        self.loaded = []
         return super()._load_configuration_impl(config_name, overrides, *arguments, **options)
+
+    def _load_single_config(self, default: ResultDefault, repo: IConfigRepository) -> ConfigResult:
+        result = super()._load_single_config(default, repo)
+        content = OmegaConf.to_container(result.config, resolve=False)  # what follows is merged into it
+        self.loaded.append((result.path, str(default.config_path), default.package or "", content))
+        return result
 
     def _compose_config_from_defaults_list(self, defaults: Any, repo: Any) -> DictConfig:
         config = super()._compose_config_from_defaults_list(defaults, repo)

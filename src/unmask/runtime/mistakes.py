@@ -116,7 +116,7 @@ def _unknown_key(key: str, value: str, known_keys: Sequence[str], groups: Sequen
         return f"unknown key {key!r}; use {_WHOLE_ELSEWHERE[key]}"
     if key in known:
         return f"{key} is not a key of the chosen configuration; add it by +{key}=..., {_ALL_KEYS}"
-    near = _names_here(key, known)
+    near = names_here(key, known)
     if len(near) == 1:
         more = f", {_ONE_OF_SEVERAL[near[0]].format(value=value)}" if near[0] in _ONE_OF_SEVERAL else ""
         return f"unknown key {key!r}; write {near[0]}={value}{more}"
@@ -124,7 +124,7 @@ def _unknown_key(key: str, value: str, known_keys: Sequence[str], groups: Sequen
     return f"unknown key {key!r}{hint}. A new key is added by +{key}=..., {_ALL_KEYS}"
 
 
-def _names_here(key: str, known: Sequence[str]) -> list[str]:
+def names_here(key: str, known: Sequence[str]) -> list[str]:
     """What a key may be called here: one name where it is certain, else up to three, the nearest first."""
     last = key.rpartition(".")[2]
     renamed = ".".join(_PARTS_ELSEWHERE.get(part, part) for part in key.split("."))

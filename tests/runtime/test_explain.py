@@ -1,0 +1,81 @@
+"""Which file or argument set a value."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+import re
+from pathlib import Path
+
+import pytest
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def explained(key: str, *overrides: str) -> list[str]:
+    from unmask.runtime.explain import explain
+
+    return explain("run", key, list(overrides))
+
+
+def line_at(place: str) -> str:
+    """What stands where an explanation points, as `conf/recipe/mae.yaml:3`."""
+    path, number = re.fullmatch(r"set by (.+):(\d+): .*", place.strip()).groups()
+    return (CONF.parent / path).read_text().splitlines()[int(number) - 1].strip()
+
+
+def test_a_rate_is_traced_to_its_rule_and_to_each_number_in_it() -> None:
+    said = explained("optimizer.lr", "method=simmim", "model=vit_tiny", "base_lr=0.001", "global_batch_size=128")
+
+    assert said[0] == "optimizer.lr = 0.00025"
+    assert line_at(said[1]).startswith("lr: ${scale_lr:")
+    told = {line.strip().partition(" = ")[0]: number for number, line in enumerate(said) if " = " in line}
+    assert said[told["base_lr"] + 1].strip() == "set by the command line: base_lr=0.001"
+    assert re.match(r"in place of conf/recipe/simmim.yaml:\d+: ", said[told["base_lr"] + 2].strip())
+    assert line_at(said[told["base_batch_size"] + 1]) == "base_batch_size: 512"
+    assert said[told["global_batch_size"] + 1].strip() == "set by the command line: global_batch_size=128"
+
+
+@pytest.mark.parametrize(
+    ("key", "overrides", "value", "place"),
+    [
+        ("trainer.max_epochs", ["experiment=mae_cifar10"], "18", "conf/experiment/mae_cifar10.yaml"),
+        ("method.mask_generator.ratio", ["method=mae", "data=synthetic"], "0.75", "conf/method/mae.yaml"),
+        ("data.num_val", ["data=cifar10", "data.root=x", "method=mae"], "5000", "conf/data/cifar10.yaml"),
+        ("model.depth", ["experiment=quickstart"], "4", "conf/experiment/quickstart.yaml"),
+    ],
+)
+def test_the_last_file_that_sets_a_key_is_named_with_its_line(
+    key: str, overrides: list[str], value: str, place: str
+) -> None:
+    first, second, *_ = explained(key, *overrides)
+
+    assert first == f"{key} = {value}"
+    assert second.strip().startswith(f"set by {place}:")
+    assert line_at(second).startswith(f"{key.rpartition('.')[2]}: ")
+
+
+def test_a_part_of_a_node_that_stands_for_another_is_explained_as_that_one() -> None:
+    said = explained("method.backbone.depth", "experiment=quickstart")
+    assert said[:2] == ["method.backbone.depth is model.depth", "model.depth = 4"]
+
+
+def test_a_value_that_no_file_sets_is_its_constructors() -> None:
+    said = explained("trainer.max_steps", "method=mae")
+    assert said == ["trainer.max_steps = -1", "  set by the constructor of lightning.pytorch.Trainer, by default"]
+
+
+def test_the_command_prints_it_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from unmask.runtime import cli
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["run.py", "method=mae", "explain=seed", "seed=4", "explain=mixup"])
+    cli.run()
+    assert capsys.readouterr().out.splitlines()[:2] == ["seed = 4", "  set by the command line: seed=4"]
+
+    monkeypatch.setattr("sys.argv", ["run.py", "method=mae", "explain=optimizer.rl"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run()
+    assert stopped.value.code == 2
+    assert "explain=optimizer.rl names no key; nearest: optimizer.lr" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
