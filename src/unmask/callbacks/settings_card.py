@@ -104,7 +104,8 @@ def describe_schedule(trainer: Trainer, origin: str) -> str:
     rate = schedules[0].scheduler.lr_lambdas[peaks.index(peak)]
     factors = torch.tensor([float(rate(step)) for step in range(steps)])
     first_peak = int((factors >= _WARMED_UP * factors.max()).nonzero()[0])
-    rise = f"; {first_peak:,} steps of warm-up from {peak * factors[0]:.3g}" if first_peak else "; no warm-up"
+    steps_up = f"{first_peak:,} step{'s' if first_peak > 1 else ''}"
+    rise = f"; {steps_up} of warm-up from {peak * factors[0]:.3g}" if first_peak else "; no warm-up"
     return f"{peak * float(factors.max()):.3g} at its peak {origin}{rise}, {peak * factors[-1]:.3g} at the last step"
 
 

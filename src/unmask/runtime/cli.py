@@ -67,6 +67,21 @@ def inspect() -> None:
     _plain_command("inspect", inspect_data)
 
 
+def report() -> None:
+    """Writes a page: `python -m unmask.report RUN [RUN ...]`."""
+    from unmask.runtime.report import report as write_report
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if len(sys.argv) == 1 or sys.argv[1] in _ABOUT:
+        sys.exit("usage: python -m unmask.report RUN [RUN ...] [out=FILE]")
+    try:
+        write_report(sys.argv[1:])
+    except _user_errors() as error:
+        if os.environ.get(_TRACEBACK_SWITCH) == "1":
+            raise
+        sys.exit(_explain(error))
+
+
 def replay() -> None:
     """Computes a step again: `python -m unmask.replay FILE`."""
     from unmask.runtime.console import calm_libraries

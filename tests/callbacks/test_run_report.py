@@ -1,0 +1,172 @@
+import csv
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+
+from unmask.callbacks.reconstruction import ReconstructionPanel
+from unmask.callbacks.report_page import read_run, report_html, write_report
+from unmask.callbacks.run_report import RunReport
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated"),  # Lightning 2.6 with torch 2.14
+]
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Writes a run's folder: readings, pictures, settings."""
+
+    def make(name="one", *, steps=3, panels=(1, 2), overrides=("method=mae", "seed=1"), val=0.5):
+        folder = tmp_path / name
+        (folder / "csv").mkdir(parents=True)
+        (folder / "panels").mkdir()
+        (folder / ".hydra").mkdir()
+        with (folder / "csv/metrics.csv").open("w", newline="") as lines:
+            table = csv.writer(lines)
+            table.writerow(["step", "epoch", "train/loss", "val/loss", "system/images_per_s"])
+            table.writerows([step, 0, 1.0 / (1 + step), "", 100 + step] for step in range(steps))
+            table.writerow([steps, 0, "", val, ""])
+        for epoch in panels:
+            noise = np.random.default_rng(epoch).integers(0, 255, (400, 1000, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / f"panels/epoch_{epoch:04d}.png")
+        (folder / ".hydra/overrides.yaml").write_text(json.dumps(list(overrides)))
+        return folder
+
+    return make
+
+
+def test_a_run_writes_its_page_every_epoch_with_the_readings_and_the_picture_of_that_epoch(fit, tmp_path):
+    pages = []
+
+    class Keep(RunReport):
+        def _write(self, trainer):
+            super()._write(trainer)
+            pages.append((tmp_path / "report.html").read_text())
+
+    logger = CSVLogger(tmp_path, name="", version="csv")
+    fit(ReconstructionPanel(num_images=2), Keep(), logger=logger, log_every_n_steps=1, max_epochs=2)
+
+    assert len(pages) == 3
+    first, _, last = pages
+    assert (first.count("<img "), last.count("<img ")) == (1, 2)
+    assert "not ended" not in last  # it cannot know
+    assert "train/loss" in first
+    assert "val/loss" in first  # the validation of the same epoch
+    assert "at step 11," in last  # the last of twelve
+
+
+def test_a_page_needs_no_other_file_and_stays_small(make_run):
+    page = report_html([read_run(make_run(steps=5000, panels=range(1, 60)))])
+
+    markup = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.findall(r'(?:src|href)="(?!data:)[^"]*', markup)
+    assert not re.findall(r"<script[^>]+src", page)
+    assert 1_000_000 < len(page) < 5_000_000
+    assert 'data-name="epoch 59"' in page  # the last picture is always there
+
+
+def test_curves_are_thinned_by_means_and_told_in_words(make_run):
+    page = report_html([read_run(make_run(steps=4000))])
+
+    told = re.search(r'aria-label="loss over optimizer steps: ([^"]*)"', page)[1]
+    train, val = told.split("; ")
+    assert train == "train/loss 0.00025 at step 3,999, first 1, smallest 0.00025"
+    assert val == "val/loss 0.5 at step 4,000, first 0.5, smallest 0.5"
+    assert len(page) < 2_000_000
+
+
+def test_names_and_settings_are_shown_as_text(make_run):
+    page = report_html([read_run(make_run("<b>bold", overrides=["name=<script>alert(1)</script>", "note='a b'"]))])
+
+    assert "<b>bold" not in page
+    assert "<script>alert" not in page
+    assert "python run.py &#x27;name=&lt;script&gt;alert(1)&lt;/script&gt;&#x27;" in page
+
+
+def test_runs_are_compared_by_their_curves_and_the_settings_in_which_they_differ(make_run):
+    one = make_run("one", overrides=["method=mae", "seed=1", "base_lr=0.1"])
+    other = make_run("other", overrides=["method=mae", "seed=2"], val=0.25)
+    (other / "status.json").write_text(json.dumps({"state": "failed", "reason": "no memory"}))
+    page = report_html([read_run(one), read_run(other)])
+
+    assert "<h1>2 runs</h1>" in page
+    rows = re.findall(r"<tr>(.*?)</tr>", page)
+    cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
+    by_name = {row[0].rpartition("/")[2]: row[1:] for row in cells}
+    assert by_name["other"][0] == "failed: no memory"
+    assert (by_name["one"][3], by_name["other"][3]) == ("0.5", "0.25")
+    assert by_name["seed"] == ["1", "2"]
+    assert by_name["base_lr"] == ["0.1", "-"]
+    assert "method" not in by_name  # alike
+
+
+def test_no_file_but_a_report_is_replaced(make_run, tmp_path):
+    run = read_run(make_run())
+    write_report(tmp_path / "page.html", [run])
+    write_report(tmp_path / "page.html", [run])
+    (tmp_path / "mine.html").write_text("<html>mine</html>")
+    with pytest.raises(ValueError, match=r"mine.html exists and is no report"):
+        write_report(tmp_path / "mine.html", [run])
+    assert (tmp_path / "mine.html").read_text() == "<html>mine</html>"
+
+
+def test_a_folder_of_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is the folder of no run; name one that holds csv"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize(("arguments", "written"), [(["one"], "one/report.html"), (["one", "two"], "comparison.html")])
+def test_the_command_writes_into_the_run_or_compares(make_run, tmp_path, monkeypatch, arguments, written):
+    from unmask.runtime import cli  # noqa: PLC0415
+
+    make_run("one")
+    make_run("two")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report", *arguments])
+    cli.report()
+    assert Path(written).is_file()
+
+    monkeypatch.setattr("sys.argv", ["report", "nowhere"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.report()
+    assert stopped.value.code == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="opens the page in Chromium")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_draws_it_without_a_complaint_and_the_slider_moves(make_run, tmp_path, width):
+    page = report_html([read_run(make_run(panels=(1, 2, 3)))])
+    probe = """<script>
+const errors=[];addEventListener('error',e=>errors.push(e.message));
+addEventListener('load',()=>setTimeout(()=>{
+  const slider=document.querySelector('.panels input');slider.value=0;slider.dispatchEvent(new Event('input'));
+  document.title=JSON.stringify({errors,
+    shown:[...document.querySelectorAll('.panels figure')].filter(f=>!f.hidden).map(f=>f.dataset.name),
+    plots:document.querySelectorAll('.bk-Figure').length,
+    overflow:document.documentElement.scrollWidth-innerWidth});
+},1500));</script>"""
+    path = tmp_path / "probed.html"
+    path.write_text(page.replace("<head>", f"<head>{probe}", 1))
+    command = [
+        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+        "--virtual-time-budget=6000", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+        "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+    found = json.loads(re.search(r"<title>(\{.*?\})</title>", done.stdout)[1])
+    assert found["errors"] == []
+    assert found["shown"] == ["epoch 1"]
+    assert found["plots"] == 2  # loss and images a second
+    assert found["overflow"] <= 0
+    assert not re.findall(r"(?:WARNING|ERROR):CONSOLE.*", done.stderr)
