@@ -33,7 +33,8 @@ def commands(page: str) -> Iterator[tuple[str, list[str]]]:
             program = next((word for word in words if Path(word).name in CONFIGURATIONS), None)
             if program is not None:
                 settings = words[words.index(program) + 1 :]
-                yield CONFIGURATIONS[Path(program).name], [word for word in settings if "=" in word]
+                given = [word for word in settings if "=" in word and not word.startswith("explain=")]
+                yield CONFIGURATIONS[Path(program).name], given
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))
