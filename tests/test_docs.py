@@ -41,7 +41,7 @@ def commands(page: str) -> Iterator[tuple[str, list[str]]]:
 def test_every_command_composes(page: str) -> None:
     from hydra import compose, initialize_config_dir
 
-    from unmask.runtime.config import config_directory, with_own_data
+    from unmask.runtime.config import config_directory, with_own_data, with_probes
     from unmask.runtime.constructor_defaults import show_constructor_defaults
     from unmask.runtime.resolvers import register_resolvers
 
@@ -51,7 +51,8 @@ def test_every_command_composes(page: str) -> None:
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         for name, settings in {(name, tuple(settings)) for name, settings in commands(page)}:
             try:
-                compose(name, with_own_data(settings) if name == "eval" else list(settings), return_hydra_config=True)
+                as_typed = with_own_data(settings) if name == "eval" else with_probes(settings)
+                compose(name, as_typed, return_hydra_config=True)
             except Exception as error:
                 refused.append(f"{name} {shlex.join(settings)}: {error}")
     assert refused == []

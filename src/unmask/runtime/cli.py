@@ -32,7 +32,9 @@ _TRACEBACK_SWITCH = "UNMASK_TRACEBACK"  # =1 shows where an error was raised
 
 def run() -> None:
     """Pre-trains: `python run.py method=mae model=vit_tiny data=cifar10 data.root=DIR`."""
-    sys.argv[1:] = settings_before_flags(sys.argv[1:])
+    from unmask.runtime.config import with_probes
+
+    sys.argv[1:] = with_probes(settings_before_flags(sys.argv[1:]))
     if not any(argument.startswith(_WHAT_TO_RUN) or argument in _ABOUT for argument in sys.argv[1:]):
         sys.argv.insert(1, _QUICKSTART)
     _command("run", _pretrain)

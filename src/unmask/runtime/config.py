@@ -37,6 +37,11 @@ def with_own_data(overrides: Sequence[str]) -> list[str]:
     return [f"+own_{override}" if override.startswith("data.") else override for override in overrides]
 
 
+def with_probes(overrides: Sequence[str]) -> list[str]:
+    """Lets `probes.NAME.KEY=VALUE` name a probe that no file has."""
+    return [f"++{override}" if override.startswith("probes.") else override for override in overrides]
+
+
 def configuration_names(name: str, overrides: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """Lists the keys of a configuration, dotted, and the groups: what a misspelt name is compared with.
 

@@ -31,6 +31,7 @@ from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_
 from unmask.runtime.console import describe_learning_rate, describe_limit
 from unmask.runtime.effect import require_effect
 from unmask.runtime.initialise import initialise
+from unmask.runtime.probes import build_probes
 from unmask.runtime.resume import (
     find_resume_point,
     is_complete,
@@ -51,6 +52,7 @@ _READ = (
     "trainer",
     "callbacks",
     "logger",
+    "probes",
     "seed",
     "resume",
     "ckpt_path",
@@ -105,7 +107,8 @@ def _pretrain(config: DictConfig) -> float | None:
     kept = RunSettings(settings=settings, fingerprints=fingerprints)
     watching = [RunStatus(folder=run_dir), ProcessWatch(folder=run_dir)]
     card = SettingsCard(learning_rate=learning_rate, seed=config.seed, limits_batch=describe_limit(config))
-    callbacks = [card, provenance, RestrictedState(), kept, *build_entries(config.callbacks), *watching]
+    beside = [*build_probes(config, data), *build_entries(config.callbacks)]
+    callbacks = [card, provenance, RestrictedState(), kept, *beside, *watching]
     trainer = build_trainer(config, callbacks=callbacks)
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:

@@ -32,6 +32,7 @@ _SILENT = (  # where things lie and what is written down
     "method.init_from",
     "name",
     "paths.",
+    "probes",
     "resume",
     "resumed_step",
     "trainer.default_root_dir",
