@@ -57,3 +57,34 @@ def test_positions_are_fixed_but_stored() -> None:
 def test_widths_that_do_not_split_are_refused(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         make_decoder(**changes)
+
+
+@pytest.mark.parametrize(
+    ("encoder_dim", "sizes"),
+    [
+        (1280, (512, 8, 16)),  # ViT-H, -L and -B: the paper's
+        (1024, (512, 8, 16)),
+        (768, (512, 8, 16)),
+        (384, (256, 8, 8)),
+        (192, (128, 4, 4)),
+        (128, (64, 2, 2)),
+        (24, (64, 1, 2)),
+    ],
+)
+def test_the_decoder_follows_its_encoder(encoder_dim: int, sizes: tuple[int, int, int]) -> None:
+    with torch.device("meta"):
+        decoder = MAEDecoder(encoder_dim=encoder_dim, num_prefix_tokens=1, grid=(2, 2), patch_size=4)
+
+    heads = decoder.blocks[0].attn.num_heads
+    assert (decoder.embed.out_features, len(decoder.blocks), heads) == sizes
+
+
+@pytest.mark.parametrize("embed_dim", [12, 36, 48, 100, 196])
+def test_heads_fit_whatever_width_is_given(embed_dim: int) -> None:
+    with torch.device("meta"):
+        decoder = MAEDecoder(encoder_dim=128, num_prefix_tokens=1, grid=(2, 2), patch_size=4, embed_dim=embed_dim)
+
+    heads = decoder.blocks[0].attn.num_heads
+    assert embed_dim % heads == 0
+    assert embed_dim < 32 or embed_dim // heads >= 32
+    assert len(decoder.blocks) == 2

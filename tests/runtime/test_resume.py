@@ -167,7 +167,7 @@ def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(tmp_path: Path,
 
 
 REFUSED = {
-    "base_lr=0.5": "base_lr 0.00015 in the checkpoint, 0.5 in this run",
+    "base_lr=0.5": "base_lr 0.016 in the checkpoint, 0.5 in this run",
     "optimizer.weight_decay=0.3": "optimizer.weight_decay",
     "betas=[0.9,0.9]": "betas [0.9, 0.95] in the checkpoint, [0.9, 0.9] in this run",
     "seed=7": "seed 0 in the checkpoint, 7 in this run",
@@ -214,10 +214,12 @@ def test_where_things_are_written_may_change_silently(change: str, begun: Path) 
 
 
 def verdict(folder: Path, change: str) -> list[str]:
-    from unmask.runtime.builders import resolve_config
+    from unmask.runtime.builders import build_data, resolve_config
+    from unmask.runtime.follow_data import follow_training_images
     from unmask.runtime.resume import find_resume_point, require_same_run, settings_of_run
 
     config = configure(folder, "trainer.max_epochs=2", "resume=auto", change)
+    follow_training_images(config, build_data(config))
     point = find_resume_point(config)
     assert point is not None
     return require_same_run(point, settings_of_run(resolve_config(config)))

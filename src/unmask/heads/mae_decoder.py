@@ -12,9 +12,15 @@ from unmask.heads.initialise import initialise_xavier
 from unmask.patches import PatchSize, patch_sides
 from unmask.positions import sincos_positions
 
+_WIDTH_STEP, _LARGEST_WIDTH = 64, 512  # Table 1b
+_CHANNELS_A_BLOCK, _LARGEST_DEPTH = 48, 8  # of the encoder; Table 1a
+_CHANNELS_A_HEAD = 32  # MAE's code: 512 in 16 heads
+
 
 class MAEDecoder(nn.Module):
-    """Predicts the pixels of every patch from the encoded visible ones (MAE sec. 3, 512 wide and 8 blocks deep).
+    """Predicts the pixels of every patch from the encoded visible ones (MAE sec. 3).
+
+    Behind the backbones of the paper it is 512 wide and 8 blocks deep (Table 1), behind smaller ones smaller.
 
     Args:
         encoder_dim: Width of the encoder's tokens.
@@ -22,7 +28,10 @@ class MAEDecoder(nn.Module):
         grid: Patches of an image, (rows, cols).
         patch_size: Pixels; a prediction holds one number for each of a patch and channel, channel fastest.
         image_channels: Of the images.
-        embed_dim, depth, num_heads: The decoder's own width, blocks and heads (Table 1).
+        embed_dim: The decoder's own width. None takes two thirds of the encoder's, in steps of 64, between 64 and
+            512: the paper's 512 from ViT-B on, below it ours.
+        depth: Blocks. None takes one for each 48 channels of the encoder, at most 8.
+        num_heads: Of its attention. None takes heads of 32 channels, or a few more where these do not fit the width.
 
     Raises:
         ValueError: The width does not split into the heads, or is not a multiple of 4 (positions).
@@ -36,11 +45,14 @@ class MAEDecoder(nn.Module):
         grid: tuple[int, int],
         patch_size: PatchSize,
         image_channels: int = 3,
-        embed_dim: int = 512,
-        depth: int = 8,
-        num_heads: int = 16,
+        embed_dim: int | None = None,
+        depth: int | None = None,
+        num_heads: int | None = None,
     ) -> None:
         super().__init__()
+        embed_dim = _width_behind(encoder_dim) if embed_dim is None else embed_dim
+        depth = min(max(encoder_dim // _CHANNELS_A_BLOCK, 1), _LARGEST_DEPTH) if depth is None else depth
+        num_heads = _num_heads_of(embed_dim) if num_heads is None else num_heads
         if embed_dim % num_heads:
             raise ValueError(f"decoder embed_dim {embed_dim} does not split into num_heads {num_heads}")
         norm_layer = partial(nn.LayerNorm, eps=1e-6)
@@ -77,3 +89,13 @@ class MAEDecoder(nn.Module):
     def mask_token_for(self, num_patches: int) -> Float[Tensor, "1 1 d"]:
         """What stands in a masked place of an image of that many patches."""
         return self.mask_token
+
+
+def _width_behind(encoder_dim: int) -> int:
+    """The width of a decoder: two thirds of the encoder's."""
+    return min(max(round(encoder_dim * 2 / 3 / _WIDTH_STEP), 1) * _WIDTH_STEP, _LARGEST_WIDTH)
+
+
+def _num_heads_of(embed_dim: int) -> int:
+    """The most heads of equal size that have the usual number of channels at least; 1 where there are none."""
+    return next(heads for heads in range(max(embed_dim // _CHANNELS_A_HEAD, 1), 0, -1) if embed_dim % heads == 0)

@@ -13,8 +13,9 @@ from unmask.backbones.base import MaskedBackbone
 from unmask.callbacks.panel import Reconstruction, reconstruction_pixels
 from unmask.methods.backbone_module import BackboneModule
 from unmask.methods.base import Method
-from unmask.runtime.builders import build_data, build_module
+from unmask.runtime.builders import build_data, build_module, write_statistics
 from unmask.runtime.config import compose_config, configuration_names
+from unmask.runtime.follow_data import follow_training_images
 from unmask.runtime.initialise import initialise
 from unmask.runtime.mistakes import one_sentence
 from unmask.types import Images
@@ -32,6 +33,8 @@ def build_method(overrides: Sequence[str]) -> BackboneModule:
     try:
         config = compose_config("run", overrides)
         data = build_data(config)
+        follow_training_images(config, data)
+        write_statistics(config, data)
         method = build_module(config.method, data)
         initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
     except (HydraException, OmegaConfBaseException) as error:

@@ -19,7 +19,7 @@ def build(config: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:
 
 
 def build_data(config: DictConfig) -> ImageDataModule:
-    """Builds `config.data`; statistics that it measures are written into the configuration, where models read them.
+    """Builds `config.data`.
 
     Raises:
         ValueError: The data are told another batch or seed than the run.
@@ -28,9 +28,13 @@ def build_data(config: DictConfig) -> ImageDataModule:
         if config.data[name] != config[name]:
             raise ValueError(f"data.{name}={config.data[name]} contradicts {name}={config[name]}; set {name} alone")
     data: ImageDataModule = build(config.data)
+    return data
+
+
+def write_statistics(config: DictConfig, data: ImageDataModule) -> None:
+    """Writes the statistics that the data measure into the configuration, where models read them."""
     if data.statistics == "auto":
         config.data.pixel_mean, config.data.pixel_std = list(data.pixel_mean), list(data.pixel_std)
-    return data
 
 
 def build_module(config: DictConfig, data: ImageDataModule) -> BackboneModule:

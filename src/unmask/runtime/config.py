@@ -27,7 +27,10 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     register_resolvers()
     show_constructor_defaults()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        return compose(name, overrides=list(overrides), return_hydra_config=False)
+        config = compose(name, overrides=list(overrides), return_hydra_config=False)
+    if any(override.startswith("experiment=") for override in overrides) and "follow_data" in config:
+        config.follow_data = bool(config.follow_data)  # there is no job that could be asked for its experiment
+    return config
 
 
 def with_own_data(overrides: Sequence[str]) -> list[str]:

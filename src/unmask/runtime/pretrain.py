@@ -26,10 +26,12 @@ from unmask.runtime.builders import (
     build_trainer,
     idle_settings,
     resolve_config,
+    write_statistics,
 )
 from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_backbone
 from unmask.runtime.console import describe_learning_rate, describe_limit
 from unmask.runtime.effect import require_effect
+from unmask.runtime.follow_data import announce_length, follow_training_images
 from unmask.runtime.initialise import initialise
 from unmask.runtime.probes import build_probes
 from unmask.runtime.resume import (
@@ -58,6 +60,7 @@ _READ = (
     "ckpt_path",
     "global_batch_size",
     "images_per_device",
+    "follow_data",
 )
 _READ_WITH_WEIGHTS = ("allow_partial", "use_ema_weights")
 
@@ -73,6 +76,8 @@ def pretrain(config: DictConfig) -> float | None:
 
 
 def _pretrain(config: DictConfig) -> float | None:
+    data = build_data(config)
+    follow_training_images(config, data)
     learning_rate = describe_learning_rate(config)
     settings = settings_of_run(redacted(resolve_config(config)))
     point = find_resume_point(config)
@@ -83,7 +88,7 @@ def _pretrain(config: DictConfig) -> float | None:
     config.resumed_step = None if point is None else point.step
     composed = copy.deepcopy(config)  # building replaces rules by their values
     seed_everything(config.seed, workers=True, verbose=False)
-    data = build_data(config)
+    write_statistics(config, data)
     method = build_module(config.method, data)
     require_effect(
         composed,
@@ -112,6 +117,7 @@ def _pretrain(config: DictConfig) -> float | None:
     trainer = build_trainer(config, callbacks=callbacks)
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:
+        announce_length(composed, num_images=len(data.dataset("train")))
         for line in [] if point is None else [point.describe(), *(f"changed: {change}" for change in changes)]:
             _log.info(line)
     _log_settings(trainer, config)

@@ -8,8 +8,18 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from unmask.optim.scaling import scale_lr
+from unmask.small_sets import (
+    batch_size_for,
+    epochs_for,
+    is_small,
+    peak_lr_for,
+    steps_of,
+    time_constant_for,
+    warmup_steps_for,
+)
 
-_UNITS_ACROSS = 8  # patches or mask units along the side of an image too small for the usual ones
+_PATCHES_ACROSS = 8  # along the side of an image too small for the usual patches
+_UNITS_ACROSS = 4  # of masking, along the side of an image too small for the usual ones
 _SMALL_FOR_UNITS = 160  # px: below, 16 px patches would leave fewer than 10 to a side
 _SMALL_FOR_SWIN = 128  # px: below, 4 px tokens would leave less than 4x4 in the last of four stages
 
@@ -26,8 +36,14 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "fraction": fraction,
         "times": times,
         "fit_patch": fit_patch,
+        "fit_mask_patch": fit_mask_patch,
         "fit_swin_patch": fit_swin_patch,
         "fit_window": fit_window,
+        "fit_batch": fit_batch,
+        "fit_epochs": fit_epochs,
+        "fit_base_lr": fit_base_lr,
+        "fit_warmup": fit_warmup,
+        "fit_time_constant": fit_time_constant,
         "auto_precision": auto_precision,
         "auto_workers": auto_workers,
         "run_folder": run_folder,
@@ -71,7 +87,26 @@ def times(factor: int, size: Any) -> Any:
 def fit_patch(size: int, image_size: Any) -> int:
     """Keeps the usual patch for usual images and takes an eighth of the side of smaller ones."""
     side = _shorter_side(image_size)
-    return size if side >= _SMALL_FOR_UNITS else max(1, side // _UNITS_ACROSS)
+    return size if side >= _SMALL_FOR_UNITS else max(1, side // _PATCHES_ACROSS)
+
+
+def fit_mask_patch(size: int, image_size: Any, patch_size: Any) -> int:
+    """Keeps the usual unit of masking for usual images and takes a quarter of the side of smaller ones.
+
+    There it is a multiple of the backbone's patch that divides the sides, if one does.
+    """
+    side = _shorter_side(image_size)
+    if side >= _SMALL_FOR_UNITS:
+        return size
+    if not isinstance(patch_size, int):
+        return max(1, side // _UNITS_ACROSS)
+    sides = [image_size] if isinstance(image_size, int) else list(image_size)
+    fitting = [
+        unit
+        for unit in range(patch_size, max(patch_size, side // _UNITS_ACROSS) + 1, patch_size)
+        if all(length % unit == 0 for length in sides)
+    ]
+    return max(fitting, default=patch_size)
 
 
 def fit_swin_patch(size: int, image_size: Any) -> int:
@@ -92,6 +127,56 @@ def fit_window(window: int, patch_size: Any, image_size: int | Sequence[int], nu
     largest = max(2 * window, min(grids))  # a window as large as the last grid always tiles the others
     fitting = [w for w in range(2, largest + 1) if all(grid % w == 0 or grid <= w for grid in grids)]
     return min(fitting, key=lambda w: abs(w - window), default=window)
+
+
+def fit_batch(otherwise: int, num_train_images: int | None) -> int:
+    """The global batch of a small set."""
+    return otherwise if num_train_images is None or not is_small(num_train_images) else batch_size_for(num_train_images)
+
+
+def fit_epochs(otherwise: int, num_train_images: int | None, global_batch_size: Any, max_steps: Any) -> int:
+    """The length of a training on a small set; where the user counts in steps, as many epochs as those take."""
+    if num_train_images is None or not is_small(num_train_images) or not _is_count(global_batch_size):
+        return otherwise
+    return epochs_for(num_train_images, global_batch_size, num_steps=max_steps if _is_count(max_steps) else None)
+
+
+def fit_base_lr(
+    otherwise: float, num_train_images: int | None, width: int | None, global_batch_size: Any, base_batch_size: Any
+) -> float:
+    """The base rate that linear scaling turns into the peak of a small set, whatever the batch."""
+    is_known = _is_count(global_batch_size) and _is_count(base_batch_size) and width is not None
+    if not is_small(num_train_images) or not is_known:
+        return otherwise
+    assert width is not None
+    return peak_lr_for(global_batch_size, width) * float(base_batch_size) / float(global_batch_size)
+
+
+def fit_warmup(
+    otherwise: float, num_train_images: int | None, global_batch_size: Any, max_epochs: Any, max_steps: Any
+) -> float:
+    """Epochs in which the rate of a training on a small set rises."""
+    steps = _steps_of_small(num_train_images, global_batch_size, max_epochs, max_steps)
+    if num_train_images is None or steps is None:
+        return otherwise
+    return warmup_steps_for(steps) / max(1, num_train_images // int(global_batch_size))
+
+
+def fit_time_constant(otherwise: float, num_train_images: int | None, global_batch_size: Any) -> float:
+    """Images over which a teacher averages on a small set."""
+    if num_train_images is None or not is_small(num_train_images) or not _is_count(global_batch_size):
+        return otherwise
+    return time_constant_for(num_train_images, global_batch_size)
+
+
+def _steps_of_small(num_images: int | None, batch_size: Any, max_epochs: Any, max_steps: Any) -> int | None:
+    """Optimizer steps of a training on a small set; None for another set and for a run without a known end."""
+    if num_images is None or not is_small(num_images) or not _is_count(batch_size):
+        return None
+    limits = {"max_epochs": max_epochs, "max_steps": max_steps}
+    if not all(limit is None or isinstance(limit, int | float) for limit in limits.values()):
+        return None  # left for Lightning to refuse
+    return steps_of(num_images, batch_size, **limits)
 
 
 def auto_precision(accelerator: str) -> str:
@@ -123,6 +208,10 @@ def auto_workers() -> int:
 
 def _blank(_: object) -> str:
     return ""
+
+
+def _is_count(number: Any) -> bool:
+    return isinstance(number, int) and number > 0
 
 
 def _cpu_computes_in_bfloat16() -> bool:

@@ -22,15 +22,18 @@ _NUM_DIFFERENCES_SHOWN = 4
 # What the run may be continued with another value of; everything else is part of what the run is.
 _SILENT = (  # where things lie and what is written down
     "allow_partial",
+    "backbone_width",
     "callbacks.",
     "ckpt_path",
     "data.cache_dir",
     "debug",
     "experiment",
+    "follow_data",
     "hydra",
     "logger.",
     "method.init_from",
     "name",
+    "num_train_images",
     "paths.",
     "probes",
     "resume",

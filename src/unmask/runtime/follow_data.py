@@ -1,0 +1,121 @@
+"""Lets what nobody states of a training follow the number of its images, see `unmask.small_sets`.
+
+The rules stand in the configuration, as `${fit_...}`; here they are given what they ask for. A setting of the command
+line or of an experiment replaces its rule, and with an experiment named the rules keep their published values.
+"""
+
+import copy
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from unmask.data.datamodule import ImageDataModule
+from unmask.runtime.builders import build
+from unmask.small_sets import is_small, steps_of
+
+FEW_STEPS = 500  # of a whole run; ours
+_LONG_WARMUP = 1 / 3  # of a whole run; ours
+_log = logging.getLogger("unmask")
+_SET_HERE = ("num_train_images", "backbone_width")
+_RULE = "${fit_"
+_FOLLOWING = (  # what is shown of it
+    "global_batch_size",
+    "trainer.max_epochs",
+    "base_lr",
+    "schedule.warmup_epochs",
+    "method.teacher.time_constant",
+)
+
+
+def is_following(config: DictConfig) -> bool:
+    """Whether the rules are in force: as `follow_data` says, else where no experiment was named.
+
+    Raises:
+        ValueError: The user set what is counted here.
+    """
+    for name in _SET_HERE:
+        if config[name] is not None:
+            raise ValueError(f"{name} cannot be set: it is read off the data and the model; leave {name} out")
+    if config.follow_data is not None:
+        return bool(config.follow_data)
+    return not (HydraConfig.initialized() and HydraConfig.get().runtime.choices.get("experiment"))
+
+
+def follow_training_images(config: DictConfig, data: ImageDataModule) -> None:
+    """Counts the training images of a run that follows them, and tells the data the batch that results."""
+    if is_following(config):
+        tell_rules(config, num_train_images=len(data.dataset("train")), backbone_width=_width(config.model))
+        data.global_batch_size = config.global_batch_size
+
+
+def tell_rules(config: DictConfig, *, num_train_images: int, backbone_width: int) -> None:
+    """Writes into a configuration what its rules ask for."""
+    config.num_train_images = num_train_images
+    config.backbone_width = backbone_width
+
+
+def describe_followed(config: DictConfig) -> str | None:
+    """Lists the values that follow the images; to be asked before anything is built, which replaces rules by values.
+
+    Returns:
+        None where none does.
+    """
+    values = [
+        f"{path}={OmegaConf.select(config, path):.4g}"
+        for path in _FOLLOWING
+        if is_small(config.num_train_images) and _written(config, path).startswith(_RULE)
+    ]
+    return f"{', '.join(values)}, of {config.num_train_images:,} images" if values else None
+
+
+def announce_length(config: DictConfig, *, num_images: int) -> None:
+    """Prints what follows the images and what makes the run too short; the configuration is the one composed."""
+    followed = describe_followed(config)
+    if followed is not None:
+        _log.info(f"{'by images':>13}  {followed}")
+    for advice in advice_on_length(config, num_images=num_images):
+        _log.warning(advice)
+
+
+def advice_on_length(config: DictConfig, *, num_images: int) -> Iterator[str]:
+    """Says what makes a run that is about to begin too short.
+
+    A teacher that is too slow for the run is named by its method.
+    """
+    trainer, batch = config.trainer, config.global_batch_size
+    steps = steps_of(num_images, batch, max_epochs=trainer.max_epochs, max_steps=trainer.get("max_steps"))
+    if steps is not None and steps < FEW_STEPS:
+        yield (
+            f"{steps:,} optimizer steps are few to learn from; raise trainer.max_epochs={trainer.max_epochs} or lower "
+            f"global_batch_size={batch} (see docs/use.md, small sets)"
+        )
+    warmup = config.schedule.get("warmup_epochs") or 0.0
+    steps_an_epoch = max(1, num_images // batch)
+    if steps is not None and warmup * steps_an_epoch > _LONG_WARMUP * steps:
+        yield f"the rate rises for {warmup:g} epochs of a run of {steps / steps_an_epoch:.3g}; lower warmup_epochs"
+    if trainer.get("max_time") is not None:
+        yield (
+            "trainer.max_time may end the run before its schedule has brought the rate down; "
+            "set trainer.max_epochs to what the time is enough for"
+        )
+
+
+def _written(config: DictConfig, path: str) -> str:
+    """What stands at a place, with its rule unresolved; empty where nothing does."""
+    node, _, key = path.rpartition(".")
+    parent = OmegaConf.select(config, node) if node else config
+    if not isinstance(parent, DictConfig) or key not in parent:
+        return ""
+    plain = OmegaConf.to_container(parent, resolve=False)
+    return str(plain[key]) if isinstance(plain, dict) else ""
+
+
+def _width(model: DictConfig) -> int:
+    """Width of a backbone's features; it is made without storage for its weights."""
+    with torch.device("meta"):
+        backbone: Any = build(copy.deepcopy(model))
+    return int(backbone.embed_dim)

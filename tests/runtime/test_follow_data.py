@@ -1,0 +1,152 @@
+"""Settings that follow the number of training images, and those that do not."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from unmask.runtime.builders import build
+from unmask.runtime.config import compose_config, list_experiments
+from unmask.runtime.follow_data import (
+    advice_on_length,
+    describe_followed,
+    follow_training_images,
+    is_following,
+    tell_rules,
+)
+from unmask.small_sets import peak_lr_for
+
+IMAGENET = 1_281_167
+CONF = Path(__file__).parents[2] / "conf"
+TRAININGS = [
+    name
+    for name in list_experiments()
+    if "python eval.py" not in (CONF / f"experiment/{name}.yaml").read_text(encoding="utf-8")
+]
+
+
+def composed(*overrides: str, images: int | None = None, width: int = 128) -> DictConfig:
+    config = compose_config("run", ["name=x", "paths.run_dir=x", *overrides])
+    if images is not None and is_following(config):
+        tell_rules(config, num_train_images=images, backbone_width=width)
+    return config
+
+
+def resolved(config: DictConfig) -> Any:
+    for key in config.data:
+        if OmegaConf.is_missing(config.data, key):
+            config.data[key] = "x"
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return {key: value for key, value in plain.items() if key not in ("num_train_images", "backbone_width")}
+
+
+@pytest.mark.parametrize("method", ["mae", "simmim", "ddmim"])
+@pytest.mark.parametrize(
+    ("images", "batch", "epochs"),
+    [(50, 16, 1000), (200, 16, 250), (1000, 16, 49), (9000, 128, 43), (50_000, 128, 10), (IMAGENET, 256, 10)],
+)
+def test_batch_length_and_rate_follow_the_images(method: str, images: int, batch: int, epochs: int) -> None:
+    config = composed(f"method={method}", images=images)
+    published = composed(f"method={method}").base_lr * 256 / composed(f"method={method}").base_batch_size
+
+    assert (config.global_batch_size, config.data.global_batch_size) == (batch, batch)
+    assert config.trainer.max_epochs == epochs
+    assert config.optimizer.lr == pytest.approx(published if images == IMAGENET else peak_lr_for(batch, 128))
+    assert config.schedule.warmup_epochs == pytest.approx(epochs * (0.05 if images == IMAGENET else 0.1), rel=1e-3)
+
+
+def test_the_teacher_follows_the_images() -> None:
+    assert composed("method=ddmim", images=IMAGENET).method.teacher.time_constant == 1.664e6
+    assert composed("method=ddmim", images=9000).method.teacher.time_constant == 128 * 12
+    assert composed("method=ddmim", images=200_000).method.teacher.time_constant == pytest.approx(128 * 39, rel=0.01)
+    longer = composed("method=ddmim", "trainer.max_epochs=400", images=9000)
+    assert longer.method.teacher.time_constant == 128 * 12  # or a run could not be continued for longer
+
+
+@pytest.mark.parametrize("method", ["mae", "simmim", "ddmim"])
+def test_without_the_images_counted_nothing_changes(method: str) -> None:
+    assert resolved(composed(f"method={method}")) == resolved(composed(f"method={method}", images=IMAGENET))
+
+
+EXPLICIT = {
+    "global_batch_size": "48",
+    "trainer.max_epochs": "7",
+    "base_lr": "0.5",
+    "schedule.warmup_epochs": "0.25",
+    "method.teacher.time_constant": "77.0",
+}
+
+
+@pytest.mark.parametrize("images", [50, 9000, IMAGENET])
+@pytest.mark.parametrize("name", EXPLICIT)
+def test_what_the_user_states_wins(name: str, images: int) -> None:
+    config = composed("method=ddmim", f"{name}={EXPLICIT[name]}", images=images)
+
+    assert OmegaConf.select(config, name) == float(EXPLICIT[name])
+    assert name not in str(describe_followed(config))
+
+
+def test_what_is_not_stated_follows_what_is() -> None:
+    config = composed("method=mae", "global_batch_size=32", images=9000)
+
+    assert config.optimizer.lr == pytest.approx(peak_lr_for(32, 128))
+    assert config.trainer.max_epochs == 11  # of 281 steps
+    steps = composed("method=mae", "trainer.max_steps=100", images=9000)
+    assert steps.trainer.max_epochs == 2  # of 70 steps
+    assert steps.schedule.warmup_epochs == pytest.approx(10 / 70)
+    endless = composed("method=mae", "trainer.max_epochs=-1", images=9000)
+    assert endless.schedule.warmup_epochs == 0.0  # as of any run without an end
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_an_experiment_stays_as_published_on_any_images(name: str) -> None:
+    counted = composed(f"experiment={name}", images=9000)
+
+    assert not is_following(counted)
+    assert describe_followed(counted) is None
+    before = copy.deepcopy(counted)
+    tell_rules(before, num_train_images=IMAGENET, backbone_width=768)
+    assert resolved(counted) == resolved(before)
+
+
+def test_an_experiment_may_follow_the_images_in_what_it_leaves_open() -> None:
+    config = composed("experiment=mae_vit-tiny_4096b-400e_in1k-224px", "follow_data=true", images=9000)
+
+    assert (config.global_batch_size, config.trainer.max_epochs) == (4096, 400)  # stated
+    assert config.base_lr != 1.5e-4
+
+
+def test_the_images_may_be_left_out_of_it() -> None:
+    assert composed("method=mae", "follow_data=false", images=9000).global_batch_size == 256
+
+
+@pytest.mark.parametrize("name", ["num_train_images", "backbone_width"])
+def test_what_the_program_counts_is_refused_from_the_user(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} cannot be set"):
+        is_following(composed("method=mae", f"{name}=100"))
+
+
+def test_data_and_backbone_are_asked() -> None:
+    config = composed("method=mae", "data.num_train=100", "data.num_val=2", "model.embed_dim=64")
+    data = build(config.data)
+    follow_training_images(config, data)
+
+    assert (config.num_train_images, config.backbone_width, config.global_batch_size) == (100, 64, 16)
+    assert data.global_batch_size == 16
+    assert "global_batch_size=16, trainer.max_epochs=500" in str(describe_followed(config))
+
+
+def advice(*overrides: str, images: int) -> str:
+    return "; ".join(advice_on_length(composed(*overrides, images=images), num_images=images))
+
+
+def test_a_run_of_few_steps_is_called_short() -> None:
+    assert advice("method=mae", images=9000) == ""
+    assert "306 optimizer steps are few" in advice("experiment=mae_cifar10", "data.root=x", images=9000)
+    assert "70 optimizer steps are few" in advice("method=mae", "trainer.max_epochs=1", images=9000)
+    assert "rises for 2 epochs of a run of 5" in advice(
+        "method=mae", "schedule.warmup_epochs=2", "trainer.max_epochs=5", images=9000
+    )
+    assert "trainer.max_time may end the run" in advice("method=mae", "trainer.max_time=00:00:05:00", images=9000)
