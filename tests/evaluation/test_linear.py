@@ -98,6 +98,25 @@ def test_the_rate_is_chosen_on_val_though_test_prefers_another(
     assert report.settings["is_at_edge_of_grid"] == "yes"
 
 
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "epochs"),
+    [(7, 2, 334), (50, 16, 334), (1486, 64, 90), (9000, 512, 90), (45_000, 1024, 90)],
+)
+def test_batch_and_epochs_follow_the_images_where_they_are_not_given(num_images, batch_size, epochs):
+    assert LinearProbe().length_on(num_images) == (batch_size, epochs)
+    assert LinearProbe(epochs=3).length_on(num_images) == (batch_size, 3)
+    assert LinearProbe(batch_size=4, epochs=3).length_on(num_images) == (4, 3)
+
+
+def test_a_probe_on_few_images_is_as_long_as_its_protocol_says(make_backbone, make_data, draw_splits, make_trainer):
+    data = make_data(draw_splits((50, 20, 30), num_classes=3, spread=90.0), num_classes=3)
+    backbone = make_backbone()
+    followed = LinearProbe(base_lrs=RATES).evaluate(backbone, data, make_trainer)
+    given = LinearProbe(base_lrs=RATES, batch_size=16, epochs=334).evaluate(backbone, data, make_trainer)
+    assert "batch 16, 334 epochs" in followed.protocol
+    assert followed == given
+
+
 def test_separate_blobs_are_told_apart(make_backbone, make_data, draw_splits, make_trainer):
     data = make_data(draw_splits((48, 20, 30), num_classes=6, spread=3.0), num_classes=6)
     report = LinearProbe(base_lrs=(0.01, 0.3, 1.0), epochs=20, batch_size=16).evaluate(

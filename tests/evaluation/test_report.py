@@ -73,6 +73,14 @@ def test_a_row_is_a_backbone_and_a_column_a_headline_metric():
     ]
 
 
+def test_a_choice_at_the_edge_of_its_grid_is_named():
+    chosen = {"selected": "base_lr=3", "selected_on": "val (5000)"}
+    for edge, said in (("yes", "selected base_lr=3 on val (5000), at the edge of its grid: widen it"), ("no", "5000)")):
+        table = markdown_report([measured("linear: SGD", ACCURACY, is_at_edge_of_grid=edge, **chosen)])
+        line = next(line for line in table.splitlines() if "selected" in line)
+        assert line.endswith(said)
+
+
 def test_a_heading_names_the_protocol_once():
     table = markdown_report(
         [measured("clustering: k-means", {"clustering_accuracy": 1.0}, headline=["clustering_accuracy"])]

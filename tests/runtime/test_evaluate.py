@@ -15,6 +15,7 @@ from torch import nn
 from unmask.runtime.checkpoint import export_weights, load_backbone
 from unmask.runtime.config import compose_config
 from unmask.runtime.evaluate import evaluate
+from unmask.small_sets import peak_lr_for
 
 CONF = Path(__file__).parents[2] / "conf"
 DATA = ["data=synthetic", "data.num_train=40", "data.num_val=16", "data.num_test=24", "global_batch_size=16"]
@@ -185,6 +186,30 @@ def test_a_swin_is_fine_tuned_with_larger_windows(
     torch.testing.assert_close(table[60], before[24])  # no offset at all is the centre of both
     corners, corners_before = table[[0, 10, 110, 120]], before[[0, 6, 42, 48]]
     torch.testing.assert_close(corners, corners_before, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "batch", "rate"),
+    [
+        (["eval=finetune"], 16, peak_lr_for(16, 24)),  # of 40 images
+        (["eval=finetune", "eval.label_fraction=0.5"], 8, peak_lr_for(8, 24)),
+        (["eval=finetune", "global_batch_size=20"], 20, peak_lr_for(20, 24)),
+        (["eval=finetune", "base_lr=0.01", "eval.label_fraction=0.5"], 8, 0.01 * 8 / 256),
+        (["eval=finetune", "follow_data=false", "global_batch_size=8"], 8, 5e-4 * 8 / 256),
+        (["eval=frozen"], 16, peak_lr_for(16, 24)),
+    ],
+)
+def test_batch_and_rate_follow_the_images_that_are_learned_from(
+    make_vit: Callable[..., nn.Module], tmp_path: Path, overrides: list[str], batch: int, rate: float
+) -> None:
+    path = export_weights(make_vit(), tmp_path / "backbone.safetensors")  # 24 wide
+    data = [setting for setting in DATA if not setting.startswith("global_batch_size")]
+    given = [*data, *QUIET, f"ckpt_path={path}", f"paths.run_dir={tmp_path}", "eval.epochs=1", "eval.baseline=false"]
+    evaluate(compose_config("eval", [*overrides, *given]))
+
+    protocol = json.loads((tmp_path / "report.json").read_text())["reports"]["checkpoint"]["protocol"]
+    assert f"batch {batch}," in protocol
+    assert f"AdamW(lr={rate:g}," in protocol
 
 
 def test_a_window_for_a_backbone_without_windows_is_refused(make_vit: Callable[..., nn.Module], evaluate_at) -> None:

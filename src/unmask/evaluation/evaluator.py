@@ -87,6 +87,14 @@ class BackboneEvaluator(Evaluator):
 
     baseline: bool  # whether a random backbone of the same settings is to be evaluated beside
 
+    def num_training_images(self, num_labelled: int) -> int | None:
+        """Of the training split's images, how many are learned from, which batch, rate and length may follow.
+
+        Returns:
+            None where they must not, as where several trainings have different numbers.
+        """
+        return None
+
     @abstractmethod
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         """Evaluates a backbone, whose weights stay as they are.

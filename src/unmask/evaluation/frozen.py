@@ -55,11 +55,17 @@ class Frozen(BackboneEvaluator):
 
     def settings_without_effect(self) -> dict[str, str]:
         """A head that is fitted at once leaves nothing to train."""
-        head_class: Any = self.head.func if isinstance(self.head, functools.partial) else self.head
-        if not head_class.is_fitted_at_once:
+        if not self._head_class.is_fitted_at_once:
             return {}
-        reason = f"{head_class.__name__} is fitted at once to features of full images"
+        reason = f"{self._head_class.__name__} is fitted at once to features of full images"
         return dict.fromkeys(("epochs", "classifier.optimizer", "classifier.schedule"), reason)
+
+    def num_training_images(self, num_labelled: int) -> int | None:
+        return None if self._head_class.is_fitted_at_once else num_labelled
+
+    @property
+    def _head_class(self) -> Any:
+        return self.head.func if isinstance(self.head, functools.partial) else self.head
 
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation=self.name)

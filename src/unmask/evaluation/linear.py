@@ -24,6 +24,7 @@ from unmask.evaluation.metrics import accuracy_metrics, count_hits
 from unmask.optim.scaling import scale_lr
 from unmask.optim.schedules import warmup_cosine
 from unmask.randomness import keyed_permutation, stream_key
+from unmask.small_sets import probe_batch_size_for, probe_epochs_for
 
 _WEIGHT_STD = 0.01  # MAE's linear probe
 _MOMENTUM = 0.9  # MAE, A.2
@@ -62,6 +63,13 @@ class ProbeScore(NamedTuple):
     best: int  # the rate chosen by it
 
 
+class ProbeLength(NamedTuple):
+    """How long a probe is trained."""
+
+    batch_size: int  # images a step
+    epochs: int
+
+
 class LinearProbe(FeatureProtocol):
     """Trains linear classifiers on cached features and reports the best on held-out training images once on test.
 
@@ -81,9 +89,10 @@ class LinearProbe(FeatureProtocol):
             None takes four of them, the last one of each quarter.
         pools: How their tokens become one vector: "mean", "max" and, for a ViT, "cls"; None takes the mean and, where
             there is one, the class token.
-        epochs: Passes over the training features.
+        epochs: Passes over the training features. None takes 90 (MAE, A.2 Table 10), and more where these make fewer
+            than 1,000 steps, see `small_sets`.
         batch_size: Images a step; the whole split if that is smaller. What does not fill a batch waits for another
-            epoch's order.
+            epoch's order. None takes 1,024, and less on splits of fewer than 16,384 images, see `small_sets`.
         seed: Key of the first weights and of the order.
         baseline: Whether a random backbone is to be measured beside.
 
@@ -100,14 +109,14 @@ class LinearProbe(FeatureProtocol):
         base_lrs: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
         layers: Sequence[int] | None = None,
         pools: Sequence[str] | None = None,
-        epochs: int = 90,
-        batch_size: int = 1024,
+        epochs: int | None = None,
+        batch_size: int | None = None,
         seed: int = 0,
         baseline: bool = True,
     ) -> None:
         if not base_lrs or min(base_lrs) <= 0.0 or list(base_lrs) != sorted(base_lrs):
             raise ValueError(f"eval.base_lrs must be positive learning rates in rising order, got {list(base_lrs)}")
-        if epochs < 1 or batch_size < 2:
+        if (epochs is not None and epochs < 1) or (batch_size is not None and batch_size < 2):
             raise ValueError(f"eval.epochs must be at least 1 and eval.batch_size 2, got {epochs} and {batch_size}")
         for name, chosen in (("layers", layers), ("pools", pools)):
             if chosen is not None and not chosen:
@@ -165,6 +174,7 @@ class LinearProbe(FeatureProtocol):
             split = self._on_device(features, "test", layer)
             return accuracy_metrics(probes[layer].classify(split.features, best[layer]), split.labels)
 
+        length = self.length_on(len(features.data.dataset("train")))
         images = f"{type(backbone).__name__}, {describe_images(features.data)}"
         metrics = test(chosen) | {"val_top1": val_top1[chosen][best[chosen]]}
         beside = {name.replace("top", "final_mean_top"): value for name, value in test(pooled).items()}
@@ -173,7 +183,7 @@ class LinearProbe(FeatureProtocol):
             protocol=(
                 f"linear: batch norm and linear layer, SGD, base_lr of {_join(self.base_lrs)}, "
                 f"features of {', '.join(_name(backbone, layer) for layer in grid)}, all by top-1 on val "
-                f"({sizes['val']}), batch {min(self.batch_size, sizes['train'])}, {self.epochs} epochs, train "
+                f"({sizes['val']}), batch {length.batch_size}, {length.epochs} epochs, train "
                 f"({sizes['train']}), test ({sizes['test']}), {images}"
             ),
             metrics=metrics | beside,
@@ -197,6 +207,13 @@ class LinearProbe(FeatureProtocol):
         metrics = accuracy_metrics(probe.classify(test.features, best), test.labels)
         return ProbeScore(metrics | {"val_top1": val_top1[best]}, val_top1, best)
 
+    def length_on(self, num_images: int) -> ProbeLength:
+        """Batch and epochs on so many training images; what is not given follows them."""
+        wanted = probe_batch_size_for(num_images) if self.batch_size is None else self.batch_size
+        batch_size = min(wanted, num_images)
+        epochs = probe_epochs_for(num_images, batch_size) if self.epochs is None else self.epochs
+        return ProbeLength(batch_size, epochs)
+
     def fit(self, train: Features, num_classes: int) -> ProbeGrid:
         """Trains all rates together.
 
@@ -204,7 +221,7 @@ class LinearProbe(FeatureProtocol):
         each classifier alone, since their gradients do not mix.
         """
         num_images, in_features = train.features.shape
-        batch_size = min(self.batch_size, num_images)
+        batch_size, epochs = self.length_on(num_images)
         device = train.features.device
         probe = ProbeGrid(
             num_rates=len(self.base_lrs), in_features=in_features, num_classes=num_classes, seed=self.seed
@@ -214,11 +231,11 @@ class LinearProbe(FeatureProtocol):
         steps_per_epoch = num_images // batch_size
         schedule = warmup_cosine(
             optimizer,
-            total_steps=self.epochs * steps_per_epoch,
+            total_steps=epochs * steps_per_epoch,
             steps_per_epoch=float(steps_per_epoch),
             warmup_epochs=0.0,
         )
-        for epoch in range(self.epochs):
+        for epoch in range(epochs):
             order = keyed_permutation(stream_key(self.seed, "linear-probe-order", epoch), num_images).to(device)
             for step in range(steps_per_epoch):
                 rows = order[step * batch_size : (step + 1) * batch_size]

@@ -269,12 +269,18 @@ def _choices(results: Sequence[EvalResult]) -> list[str]:
     lines = []
     for backbone, protocol, runs in _groups(results):
         settings = [run.report.settings for run in runs]
-        chosen = dict.fromkeys(f"{s['selected']} on {s['selected_on']}" for s in settings if "selected" in s)
+        chosen = dict.fromkeys(_describe_choice(s) for s in settings if "selected" in s)
         if chosen:
             lines.append(f"{protocol}, {backbone}: selected {'; '.join(chosen)}")
         left_out = dict.fromkeys(str(s["left_out"]) for s in settings if "left_out" in s)
         lines += [f"{protocol}, {backbone}: left out {note}" for note in left_out]
     return lines
+
+
+def _describe_choice(settings: Mapping[str, Any]) -> str:
+    """Says what was selected, and whether a wider grid may have held something better."""
+    edge = ", at the edge of its grid: widen it" if settings.get("is_at_edge_of_grid") == "yes" else ""
+    return f"{settings['selected']} on {settings['selected_on']}{edge}"
 
 
 def _origins(results: Sequence[EvalResult]) -> list[str]:

@@ -35,6 +35,7 @@ from unmask.runtime.builders import backbone_changes, build, build_entries, buil
 from unmask.runtime.checkpoint import build_backbone, find_run, load_backbone, load_module
 from unmask.runtime.console import describe_batch
 from unmask.runtime.effect import require_effect
+from unmask.runtime.follow_data import announce_followed, is_following, tell_rules
 from unmask.runtime.inference import run_inference
 from unmask.runtime.run_record import describe_run, own_data, remember_places
 from unmask.runtime.secrets import redacted
@@ -56,7 +57,7 @@ _READ = (
     "global_batch_size",
 )
 _READ_WITH_BACKBONES = ("backbone", "allow_partial", "use_ema_weights", "callbacks", "logger")
-_READ_IN_TRAINING = ("augmentation", "images_per_device")
+_READ_IN_TRAINING = ("augmentation", "images_per_device", "follow_data")
 _OF_TRAINING = tuple(
     f"trainer.{name}" for name in ("max_epochs", "max_steps", "gradient_clip_val", "accumulate_grad_batches")
 )
@@ -207,8 +208,9 @@ class CheckpointRun:
     def evaluate_backbones(self, evaluator: BackboneEvaluator) -> list[EvalResult]:
         idle = {"trainer.max_epochs": "eval.epochs says how long is trained"} | idle_settings(self.config)
         self._require_effect(evaluator, [*_READ, *_READ_WITH_BACKBONES, *_READ_IN_TRAINING], idle=idle)
-        evaluators = self._of_every_seed(evaluator)
         backbones = _open_backbones(self.config, self._subjects)
+        evaluator = self._following_images(evaluator, next(iter(backbones.values())))
+        evaluators = self._of_every_seed(evaluator)
         results = []
         for subject in self._with_baseline(evaluator.baseline):
             for seed, own_evaluator in evaluators.items():
@@ -242,6 +244,20 @@ class CheckpointRun:
                         _log.info(f"{subject.label}: {type(protocol).__name__}{of_seed}")
                         results.append(self._result(subject, seed, protocol.measure(features), data))
         return results
+
+    def _following_images(self, evaluator: BackboneEvaluator, backbone: MaskedBackbone) -> BackboneEvaluator:
+        """Builds the evaluator again with what follows the number of images it trains on, where anything does."""
+        if not is_following(self.config):
+            return evaluator
+        data, _ = self._data_for(backbone, self.seeds[0])
+        num_images = evaluator.num_training_images(len(data.dataset("train")))
+        if num_images is None:
+            return evaluator
+        tell_rules(self.config, num_train_images=num_images, backbone_width=backbone.embed_dim)
+        announce_followed(self.config)
+        self._data_for = _data_builder(self.config)
+        followed: BackboneEvaluator = build(_seeded(self.config, self.seeds[0]).eval)
+        return followed
 
     def _require_effect(self, evaluator: object, read: Sequence[str], *, idle: Mapping[str, str]) -> None:
         require_effect(self.config, read=read, built={"eval": evaluator}, idle=idle, by="eval")

@@ -25,6 +25,7 @@ _RULE = "${fit_"
 _FOLLOWING = (  # what is shown of it
     "global_batch_size",
     "trainer.max_epochs",
+    "eval.epochs",
     "base_lr",
     "schedule.warmup_epochs",
     "method.teacher.time_constant",
@@ -72,11 +73,16 @@ def describe_followed(config: DictConfig) -> str | None:
     return f"{', '.join(values)}, of {config.num_train_images:,} images" if values else None
 
 
-def announce_length(config: DictConfig, *, num_images: int) -> None:
-    """Prints what follows the images and what makes the run too short; the configuration is the one composed."""
+def announce_followed(config: DictConfig) -> None:
+    """Prints what follows the images; the configuration is the one composed."""
     followed = describe_followed(config)
     if followed is not None:
         _log.info(f"{'by images':>13}  {followed}")
+
+
+def announce_length(config: DictConfig, *, num_images: int) -> None:
+    """Prints what follows the images and what makes a run too short; the configuration is the one composed."""
+    announce_followed(config)
     for advice in advice_on_length(config, num_images=num_images):
         _log.warning(advice)
 

@@ -39,6 +39,7 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "fit_mask_patch": fit_mask_patch,
         "fit_swin_patch": fit_swin_patch,
         "fit_window": fit_window,
+        "if_small": if_small,
         "fit_batch": fit_batch,
         "fit_epochs": fit_epochs,
         "fit_base_lr": fit_base_lr,
@@ -127,6 +128,11 @@ def fit_window(window: int, patch_size: Any, image_size: int | Sequence[int], nu
     largest = max(2 * window, min(grids))  # a window as large as the last grid always tiles the others
     fitting = [w for w in range(2, largest + 1) if all(grid % w == 0 or grid <= w for grid in grids)]
     return min(fitting, key=lambda w: abs(w - window), default=window)
+
+
+def if_small(otherwise: Any, num_train_images: int | None, small: Any) -> Any:
+    """Chooses another value where the training images are few, see `small_sets`."""
+    return small if is_small(num_train_images) else otherwise
 
 
 def fit_batch(otherwise: int, num_train_images: int | None) -> int:
