@@ -97,7 +97,7 @@ def advice_on_length(config: DictConfig, *, num_images: int) -> Iterator[str]:
     if steps is not None and steps < FEW_STEPS:
         yield (
             f"{steps:,} optimizer steps are few to learn from; raise trainer.max_epochs={trainer.max_epochs} or lower "
-            f"global_batch_size={batch} (see docs/use.md, small sets)"
+            f"global_batch_size={batch}"
         )
     warmup = config.schedule.get("warmup_epochs") or 0.0
     steps_an_epoch = max(1, num_images // batch)
