@@ -449,6 +449,117 @@ def test_sizes_that_would_fill_the_memory_are_refused(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2 * 2**20  # KiB
 
 
+@pytest.fixture(scope="module")
+def box(good: dict[str, Any]) -> dict[str, Any]:
+    """The content of a step that a run kept."""
+    tensors = {"images": torch.zeros(2, 3, 32, 32), "labels": torch.zeros(2).long(), "indices": torch.arange(2)}
+    numbers = {"step": 3, "epoch": 0, "batch_idx": 3, "loss": 1.0, "gradient_norm": 1.0, "usual_norm": None}
+    return {**good, "nonfinite": {**numbers, **tensors, "first_layer": None, "bad_gradients": [], "precision": "32"}}
+
+
+ALL_OR_SOME = pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.nightly)])
+
+
+@ALL_OR_SOME
+def test_no_gadget_in_a_kept_step_acts(
+    every: int, box: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from unmask.runtime.replay import replay
+
+    caplog.set_level("INFO")
+    torch.save(box, "evil.ckpt")
+    assert attempt(replay, Path("evil.ckpt"), monkeypatch) is None
+    endless = torch.zeros(1).expand(10**7, 3, 32, 32)
+    gadgets = [*NODES.values(), *TEXTS.values(), *OTHERS.values(), endless, [TEXTS["a terminal's"]], nested(40)]
+    for name in box["nonfinite"]:
+        for gadget in gadgets[::every]:
+            torch.save({**box, "nonfinite": {**box["nonfinite"], name: gadget}}, "evil.ckpt")
+            attempt(replay, Path("evil.ckpt"), monkeypatch)
+    for gadget in gadgets[::every]:
+        torch.save({**box, "nonfinite": gadget}, "evil.ckpt")
+        assert "does not hold a step" in str(attempt(replay, Path("evil.ckpt"), monkeypatch))
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", caplog.text)
+
+
+@ALL_OR_SOME
+def test_no_gadget_in_what_a_run_continues_from_acts(
+    every: int, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.runtime.resume import read_resume_point
+
+    loops = {"fit_loop": {"epoch_progress": {"current": {"processed": 1}}}}
+    content = {**good, "loops": loops, "callbacks": {"RunSettings": {"settings": {}, "fingerprints": {}}}}
+    torch.save(content, "evil.ckpt")
+    assert attempt(read_resume_point, Path("evil.ckpt"), monkeypatch) is None
+    gadgets = [*NODES.values(), *TEXTS.values(), *OTHERS.values()][::every]
+    for change in (
+        *({"global_step": gadget} for gadget in gadgets),
+        *({"loops": gadget} for gadget in gadgets),
+        *({"loops": {"fit_loop": {"epoch_progress": {"current": {"processed": gadget}}}}} for gadget in gadgets),
+        *({"callbacks": gadget} for gadget in gadgets),
+        *({"callbacks": {"RunSettings": gadget}} for gadget in gadgets),
+        *({"callbacks": {"RunSettings": {"settings": gadget, "fingerprints": gadget}}} for gadget in gadgets),
+        *({"unmask": {**good["unmask"], "images_seen": gadget}} for gadget in gadgets),
+    ):
+        torch.save({**content, **change}, "evil.ckpt")
+        attempt(lambda path: read_resume_point(path).describe(), Path("evil.ckpt"), monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["run.lock", "run.log", ".hydra/config.yaml", "csv/metrics.csv"])
+def test_a_run_writes_through_no_link_in_its_folder(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unmask.runtime import cli
+
+    Path("victim").write_text("precious")
+    link = Path("run") / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(Path("victim").absolute())
+    monkeypatch.setattr(sys, "argv", ["run.py", "method=mae", "model=vit_mini", "hydra.run.dir=run", "resume=auto"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run()
+    assert stopped.value.code == 2
+    assert f"error: run/{name} is a link to " in capsys.readouterr().err
+    assert Path("victim").read_text() == "precious"
+
+
+PLACES = [
+    ("folder", {"root": "photos"}),
+    ("hub", {"root": "mnist"}),
+    ("kaggle", {"slug": "cifar"}),
+    ("shards", {"train": "secret.tar"}),
+    ("folder", {"num_workers": 100_000}),
+    ("folder", {"cache_dir": "conf", "statistics": "auto"}),
+    ("folder", {"worker_timeout": 0.001}),
+]
+
+
+@pytest.mark.parametrize(("source", "changes"), PLACES, ids=str)
+def test_a_file_says_neither_where_images_lie_nor_what_the_machine_does(
+    source: str, changes: dict[str, Any], good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.runtime.builders import resolve_config
+    from unmask.runtime.config import compose_config
+    from unmask.runtime.run_record import describe_run
+
+    overrides = ["method=mae", "model=vit_mini", "image_size=32", "name=x", "paths.run_dir=x", f"data={source}"]
+    plain = resolve_config(compose_config("run", [*overrides, "data.root=photos"]))
+    described = describe_run(plain, num_classes=2, class_names=["a", "b"])["data"]
+    torch.save(replaced(good, ("record", "data"), {**described, **changes}), "evil.ckpt")
+    said = attempt(loaders()["data of an evaluation"], Path("evil.ckpt"), monkeypatch)
+    assert f"evil.ckpt sets data.{next(iter(changes))} to" in str(said)
+
+
+@pytest.mark.parametrize("changes", [{"num_train": 10**12}, {"render_size": 10**6}, {"num_test": 2**50}], ids=str)
+def test_pictures_that_would_fill_the_memory_are_not_drawn(changes: dict[str, Any]) -> None:
+    from unmask.runtime.builders import build
+    from unmask.runtime.config import compose_config
+
+    overrides = [f"data.{name}={value}" for name, value in changes.items()]
+    with pytest.raises(Exception, match=r"synthetic pictures are kept in memory, and .* takes .* GiB of"):
+        build(compose_config("run", ["method=mae", "model=vit_mini", *overrides]).data)
+
+
 @pytest.mark.parametrize("name", ["blocks.999999999.norm1.weight", "layers.999999999.blocks.0.norm1.weight"])
 def test_a_block_number_in_the_name_of_a_weight_builds_nothing(
     name: str, good: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -75,7 +75,11 @@ class ImageDataModule(LightningDataModule, ABC):
         "test",
         "slug",
     )  # where images lie, if it has them
-    machine_settings: ClassVar[tuple[str, ...]] = ("cache_dir", "num_workers")  # no part of what was learned
+    machine_settings: ClassVar[tuple[str, ...]] = (
+        "cache_dir",
+        "num_workers",
+        "worker_timeout",
+    )  # nothing was learned by
     holds_images_in_memory: ClassVar[bool]  # then batches arrive uncropped: whole batches are faster to crop
 
     def __init__(

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 EXIT_FIXABLE = 2  # by the user
 EXIT_MACHINE = 4  # as in `callbacks.stopping`, which imports torch
+_RUN_DIR = "hydra.run.dir="
 _QUICKSTART = "experiment=quickstart"
 _WHAT_TO_RUN = ("method=", "model=", "data=", "experiment=")
 _HELP = ("--help", "-h", "--version", "--hydra-help")
@@ -150,6 +151,7 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         show_constructor_defaults()
     if not any(argument in _SHOWS_ALONE for argument in sys.argv[1:]):  # it imports torch
         _require_safe_loading()
+        _require_own_files(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
     main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))
     if os.environ.get(_TRACEBACK_SWITCH) == "1":
@@ -213,6 +215,18 @@ def _require_safe_loading() -> None:
         require_safe_loading()
     except ValueError as error:
         sys.exit(_explain(error))
+
+
+def _require_own_files(overrides: Sequence[str]) -> None:
+    """Looks at the folder of a run before Hydra writes to it."""
+    from unmask.runtime.run_folder import require_own_files
+
+    for override in overrides:
+        if override.startswith(_RUN_DIR):
+            try:
+                require_own_files(Path(override.removeprefix(_RUN_DIR).strip("'\"")))
+            except ValueError as error:
+                sys.exit(_explain(error))
 
 
 def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -18,6 +18,7 @@ from unmask.interchange.record import RECORD_KEY, shown
 RESUME_CHOICES = ("auto", "never", "must")
 _OPTIMIZER_ADVICE = "start a new run from its weights by method.init_from=FILE to train on with other settings"
 _NUM_DIFFERENCES_SHOWN = 4
+_MAX_COUNT = 2**63  # of steps
 
 # What the run may be continued with another value of; everything else is part of what the run is.
 _SILENT = (  # where things lie and what is written down
@@ -120,19 +121,32 @@ def read_resume_point(path: Path) -> ResumePoint:
         content = read_weights(path).content
         loops = content["loops"]["fit_loop"]
         own = content["callbacks"].get(RunSettings.__name__, {})
+        images_seen = content.get(RECORD_KEY, {}).get("images_seen")
         return ResumePoint(
             path=path,
-            step=int(content["global_step"]),
-            epochs_done=int(loops["epoch_progress"]["current"]["processed"]),
-            images_seen=content.get(RECORD_KEY, {}).get("images_seen"),
-            settings=own.get("settings", {}),
-            fingerprints=own.get("fingerprints", {}),
+            step=_count(content["global_step"]),
+            epochs_done=_count(loops["epoch_progress"]["current"]["processed"]),
+            images_seen=None if images_seen is None else _count(images_seen),
+            settings=_mapping(own.get("settings", {})),
+            fingerprints=_mapping(own.get("fingerprints", {})),
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is not a checkpoint a run can continue from (it lacks {error}); to start from its weights use "
             "method.init_from=FILE"
         ) from error
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _MAX_COUNT:
+        raise TypeError(f"a number of steps or images, and holds {shown(value)}")
+    return value
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"settings by name, and holds {shown(value)}")
+    return value
 
 
 def require_same_run(point: ResumePoint, settings: Mapping[str, Any]) -> list[str]:

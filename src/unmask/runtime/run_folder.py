@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from unmask.atomic_write import atomic_write, remove_partial
 
 LOCK_NAME, HOLDER_NAME = "run.lock", "running.json"
+_WRITTEN_TO = ("*", ".hydra/*", "csv/*")  # else files are replaced whole, or new
 
 
 @contextmanager
@@ -28,11 +29,12 @@ def locked(run_dir: Path, *, setting: str = "hydra.run.dir") -> Iterator[None]:
         setting: The key that chooses it.
 
     Raises:
-        ValueError: Another run holds it.
+        ValueError: Another run holds it, or a file in it is a link that leads out of it.
     """
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         yield
         return
+    require_own_files(run_dir)
     lock = FileLock(run_dir / LOCK_NAME)
     try:
         lock.acquire(timeout=0)
@@ -48,6 +50,23 @@ def locked(run_dir: Path, *, setting: str = "hydra.run.dir") -> Iterator[None]:
     finally:
         (run_dir / HOLDER_NAME).unlink(missing_ok=True)
         lock.release()
+
+
+def require_own_files(run_dir: Path) -> None:
+    """Refuses links to files elsewhere where a run adds to a file or writes it anew.
+
+    A run's folder may come from someone else, and a link called `run.log` would let the run write to any file.
+
+    Raises:
+        ValueError: Names the link.
+    """
+    root = run_dir.resolve()
+    for path in (entry for part in _WRITTEN_TO for entry in sorted(run_dir.glob(part))):
+        if path.is_symlink() and not path.is_dir() and not path.resolve().is_relative_to(root):
+            raise ValueError(
+                f"{path} is a link to {path.readlink()}, outside the folder of the run, which would write to it; "
+                "remove the link"
+            )
 
 
 def _write_holder(run_dir: Path) -> None:

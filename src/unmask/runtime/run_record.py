@@ -13,7 +13,7 @@ from hydra.utils import get_object
 
 from unmask.atomic_write import atomic_write
 from unmask.data.datamodule import ImageDataModule
-from unmask.interchange.record import is_plain_text
+from unmask.interchange.record import is_plain_text, shown
 from unmask.runtime.kinds import DATA, METHOD, from_record, to_record, unlisted
 from unmask.runtime.resolvers import auto_workers
 from unmask.runtime.secrets import REDACTED
@@ -90,9 +90,15 @@ def own_data(record: Mapping[str, Any], changes: Mapping[str, Any], path: Any) -
         path: Of the checkpoint, for the message.
 
     Raises:
-        ValueError: A place is neither known here nor given, or the record holds what it may not.
+        ValueError: A place is neither known here nor given, or the record holds what it may not, a place among it.
     """
     config = from_record(record.get("data"), DATA)
+    for name in (*get_object(config["_target_"]).place_settings, *ImageDataModule.machine_settings):
+        if name in config:
+            raise ValueError(
+                f"{path} sets data.{name} to {shown(config[name])}, and where images lie and what this machine does is "
+                "only told by the command; add data=NAME data.root=DIR"
+            )
     known = recall_places(record.get("run")).get("data", {})
     if record.get("uses_workers") is True:
         known = {"num_workers": auto_workers()} | known

@@ -3,13 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 
 from unmask.data.augmentation.transforms import Augmentation
 from unmask.data.dataset import SampleKey
-from unmask.data.sources.hub import Hub
+from unmask.data.sources.hub import Hub, OwnFiles, decode_cell
 
 
 @pytest.fixture(autouse=True)
@@ -130,3 +131,46 @@ def test_a_damaged_image_is_named_with_its_row(tmp_path: Path) -> None:
     samples = make(tmp_path / "bad").read_split("train")
     with pytest.raises(ValueError, match=r"bad image lost.png \(row 1 of .*bad, split train\): content is HTML"):
         samples.read([SampleKey(0, 1)], lambda image, key: image)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://127.0.0.1:9/x.png",
+        "hf://datasets/owner/name@main/x.png",
+        "simplecache::http://127.0.0.1:9/x.png",
+        "zip://x.png::http://127.0.0.1:9/x.zip",
+        "zip://x.png::OUTSIDE/x.zip",
+        "OUTSIDE/x.png",
+        "../outside/x.png",
+        "LINK/x.png",
+    ],
+)
+def test_a_row_that_names_a_file_from_elsewhere_is_refused(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (outside := tmp_path / "outside").mkdir()
+    (outside / "x.png").write_bytes(png(10))
+    (root := tmp_path / "pets").mkdir()
+    (root / "link").symlink_to(outside)
+    named = path.replace("OUTSIDE", str(outside)).replace("LINK", str(root / "link"))
+    schema = datasets.Features({"img": datasets.Image()}).arrow_schema
+    rows = pyarrow.table({"img": [{"bytes": None, "path": named}] * 2}, schema=schema)
+    pyarrow.parquet.write_table(rows, root / "train-00000-of-00001.parquet")  # datasets itself would fetch it here
+    opened: list[str] = []
+    monkeypatch.setattr("fsspec.open", lambda *names, **_: opened.append(names))
+    data = make(root, val_fraction=0.0, test_fraction=0.0)
+    with pytest.raises(ValueError, match="which is no file of "):
+        data.dataset("train").read([SampleKey(0, 0)], lambda image, key: image)
+    with pytest.raises(ValueError, match="which is no file of "):
+        data.dataset("train").stored(0)
+    assert opened == []
+
+
+def test_a_row_may_name_a_file_beside_the_table(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "x.png").write_bytes(png(77))
+    decoder = make(tmp_path).decoder
+    for path in ("images/x.png", str(tmp_path / "images/x.png")):
+        image = decode_cell(decoder, OwnFiles(str(tmp_path)), {"bytes": None, "path": path}, "row 0")
+        assert image[0, 0, 0] == 77

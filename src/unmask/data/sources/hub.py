@@ -26,6 +26,53 @@ _log = logging.getLogger(__name__)
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "category")  # where no column says it is one
 
 
+class OwnFiles:
+    """Opens the image files that a table's rows name, as far as they belong to the data set itself.
+
+    A row could name any file of this machine, or any URL.
+
+    Args:
+        root: As of `Hub`.
+    """
+
+    def __init__(self, root: str) -> None:
+        folder = Path(root).expanduser()
+        self.is_local = folder.exists()
+        self.root = root
+        self.folder = folder.resolve()
+
+    def read(self, path: str, row: str) -> bytes:
+        """Reads a file.
+
+        Raises:
+            BadImageError: It lies outside the data set, or cannot be read.
+        """
+        place = path.rpartition("::")[2]  # of the archive, where `path` names a member of one
+        if not self._is_own(place) or any(not link.startswith("zip://") for link in path.split("::")[:-1]):
+            raise BadImageError(row, f"names {path[:200]!r}, which is no file of {self.root}")
+        try:
+            if "://" not in path:
+                return Path(self.folder, path).read_bytes()
+            with fsspec.open(path, "rb") as file:
+                content: bytes = file.read()
+                return content
+        except OSError as error:
+            raise BadImageError(row, f"names {path[:200]!r}, which cannot be read ({error})") from error
+
+    def _is_own(self, place: str) -> bool:
+        if "://" in place:
+            own = (f"hf://datasets/{self.root}@", f"https://huggingface.co/datasets/{self.root}/")
+            return not self.is_local and place.startswith(own) and ".." not in place
+        folders = [self.folder] if self.is_local else _cache_folders()
+        return any(Path(self.folder, place).resolve().is_relative_to(folder) for folder in folders)
+
+
+def _cache_folders() -> list[Path]:
+    """Where `datasets` keeps what it has downloaded."""
+    datasets, hub = import_module("datasets").config, import_module("huggingface_hub").constants
+    return [Path(datasets.HF_DATASETS_CACHE).resolve(), Path(hub.HF_HUB_CACHE).resolve()]
+
+
 class HubDataset(ImageDataset):
     """Rows of a table of encoded images, decoded and cropped one by one in the loader's workers.
 
@@ -34,6 +81,7 @@ class HubDataset(ImageDataset):
         image_column: Its name.
         labels, class_names: See `ImageDataset`.
         decoder: Reads an image.
+        files: Opens those that a row names.
         name: What messages call the table.
     """
 
@@ -45,6 +93,7 @@ class HubDataset(ImageDataset):
         class_names: Sequence[str],
         *,
         decoder: ImageDecoder,
+        files: OwnFiles,
         name: str,
     ) -> None:
         self.table = table
@@ -52,13 +101,14 @@ class HubDataset(ImageDataset):
         self.labels = labels
         self.class_names = tuple(class_names)
         self.decoder = decoder
+        self.files = files
         self.name = name
 
     def read(self, keys: Sequence[SampleKey], crop: ImageCrop) -> RawBatch:
         cells = self.table[[key.index for key in keys]][self.image_column]
         images = gather_images(
             [
-                crop(decode_cell(self.decoder, cell, f"row {key.index} of {self.name}"), key)
+                crop(decode_cell(self.decoder, self.files, cell, f"row {key.index} of {self.name}"), key)
                 for cell, key in zip(cells, keys, strict=True)
             ]
         )
@@ -67,7 +117,7 @@ class HubDataset(ImageDataset):
 
     def stored(self, index: int) -> tuple[bytes, str]:
         image = self.table[index][self.image_column]
-        content = image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+        content = image["bytes"] if image["bytes"] is not None else self.files.read(image["path"], self.name_of(index))
         known = PurePosixPath(image["path"] or "").suffix.lower().lstrip(".")
         return content, known if known in IMAGE_SUFFIXES else str(Image.open(io.BytesIO(content)).format).lower()
 
@@ -77,19 +127,19 @@ class HubDataset(ImageDataset):
     def subset(self, indices: Int[Tensor, " m"]) -> "HubDataset":
         chosen = self.table.select(indices.tolist())
         labels = self.labels[indices]
-        return HubDataset(chosen, self.image_column, labels, self.class_names, decoder=self.decoder, name=self.name)
+        return HubDataset(
+            chosen, self.image_column, labels, self.class_names, decoder=self.decoder, files=self.files, name=self.name
+        )
 
 
-def decode_cell(decoder: ImageDecoder, cell: Mapping[str, Any] | None, row: str) -> Pixels:
+def decode_cell(decoder: ImageDecoder, files: OwnFiles, cell: Mapping[str, Any] | None, row: str) -> Pixels:
     """Decodes what an image column holds: the bytes of a file, or where it lies."""
     if cell is None:
         raise BadImageError(row, "has no image")
     content, path = cell["bytes"], cell["path"]
-    if content is None and "://" in path:  # of a streamed data set that consists of image files
-        with fsspec.open(path, "rb") as file:
-            content = file.read()
-    if content is None:
-        return decoder.read(path)
+    if content is None and path is None:
+        raise BadImageError(row, "has no image")
+    content = files.read(path, row) if content is None else content
     return decoder.decode(content, f"{path or 'without name'} ({row})")
 
 
@@ -177,7 +227,7 @@ class Hub(AutoSplitDataModule):
                 declared or (),
                 num_images=self._count(split, table),
                 shuffle_buffer=self.shuffle_buffer,
-                decode=partial(decode_cell, self.decoder),
+                decode=partial(decode_cell, self.decoder, OwnFiles(self.root)),
                 name=name,
             )
         labels = torch.full((len(table),), UNLABELLED)
@@ -186,7 +236,9 @@ class Hub(AutoSplitDataModule):
             labels = labels.clamp(min=UNLABELLED)
         names = declared or tuple(map(str, range(int(labels.max()) + 1)))
         class_names = names if (labels >= 0).any() else ()
-        return HubDataset(undecoded, image_column, labels, class_names, decoder=self.decoder, name=name)
+        return HubDataset(
+            undecoded, image_column, labels, class_names, decoder=self.decoder, files=OwnFiles(self.root), name=name
+        )
 
     def _require_streamable(self, shuffle_buffer: int) -> None:
         self.fractions = {}  # nothing is held out

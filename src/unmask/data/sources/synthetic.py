@@ -9,6 +9,7 @@ and the grain belong to the pixels.
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ Plane = Float[Tensor, "b height width"]  # a number for every pixel
 PerPicture = Float[Tensor, "b 1 1"]
 Color = Float[Tensor, "b 3 1 1"]  # RGB, black 0 and white 1
 
+_MAX_MEMORY_FRACTION = 0.5  # of this machine's, that a split may take
 _SMALLEST_SIDE = 16  # pixels; below, the shapes cannot be told apart
 _CHUNK_PIXELS = 2**16  # rendered at a time, so that planes stay in a core's cache
 _MOST_DRAWS = 64  # numbers one part of a scene may use
@@ -155,6 +157,13 @@ class Synthetic(ImageDataModule):
                 f"synthetic pictures of {height}x{width} px are too small to show a shape; "
                 f"set data.render_size (by default image_size) to at least {_SMALLEST_SIDE}"
             )
+        largest = max(self.num_images.values()) * 3 * height * width
+        if largest > _MAX_MEMORY_FRACTION * _memory_bytes():
+            raise ValueError(
+                f"synthetic pictures are kept in memory, and a split of data.num_train={num_train} or the like of "
+                f"{height}x{width} px takes {largest / 2**30:,.1f} GiB of {_memory_bytes() / 2**30:,.1f}; lower it or "
+                "data.render_size"
+            )
         self.render_size = (height, width)
 
     @property
@@ -171,6 +180,12 @@ class Synthetic(ImageDataModule):
             part = slice(start, start + chunk)
             images[part] = render(keys[part], labels[part], self.render_size, self.scene)
         return InMemoryDataset(images, labels, CLASS_NAMES)
+
+
+def _memory_bytes() -> int:
+    """Of this machine; where the system does not say, enough for any pictures."""
+    names = getattr(os, "sysconf_names", {})
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if "SC_PHYS_PAGES" in names else 2**40
 
 
 def render(
