@@ -36,7 +36,7 @@ def outcome(
     monkeypatch.setattr(pretrain, "build_trainer", stop)
     monkeypatch.setattr(evaluate, "_open_backbones", stop)
     monkeypatch.setattr(evaluate, "run_inference", stop)
-    monkeypatch.setattr(evaluate, "load_method", stop)
+    monkeypatch.setattr(evaluate, "load_module", stop)
     monkeypatch.setattr("sys.argv", [f"{script}.py", *overrides, "hydra.run.dir=out"])
     GlobalHydra.instance().clear()
     with pytest.raises((PassedCheckError, SystemExit)) as stopped:
@@ -87,7 +87,7 @@ def outcome(
         ("eval", ["eval=finetune", "schedule=constant"], "schedule=constant has no effect"),
         ("eval", ["eval=finetune", "trainer.max_epochs=3"], "eval.epochs says how long is trained"),
         ("eval", ["eval=finetune", "eval.label_seed=3"], "eval.label_fraction=1 uses all training images"),
-        ("eval", ["eval=test", "backbone.image_size=64"], "backbone.image_size=64 has no effect"),
+        ("eval", ["eval=test", "allow_partial=true"], "allow_partial=true has no effect"),
     ],
 )
 def test_a_setting_without_effect_is_refused(

@@ -180,3 +180,11 @@ def test_a_method_is_made_of_another_programs_classifier(taught: Taught) -> None
         torch.testing.assert_close(module(images), taught.model(images), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="measured as it is and not trained; use eval=finetune"):
         module.configure_optimizers()
+
+
+def test_the_backbone_of_a_training_checkpoint_is_not_changed_under_its_head() -> None:
+    own = Path(__file__).parent.parent / "format_1" / "last.ckpt"
+    with pytest.raises(
+        ValueError, match=r"states all settings of the backbone its head was trained on; leave out image"
+    ):
+        load_module(own, image_size=64)

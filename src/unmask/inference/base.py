@@ -50,7 +50,7 @@ class Inference(ABC):
 
     image: str | None  # a file, a folder or a list; None: a split of the data
     split: Split
-    reads_classifier: ClassVar[bool] = False  # then settings of the backbone may be given for another program's file
+    reads_classifier: ClassVar[bool] = False  # then settings of the backbone may be given for that of another program
     crop_pct: float | None  # see `ImageDataModule.crop_pct`; None: of the checkpoint's data, else 0.875
 
     @abstractmethod

@@ -154,7 +154,10 @@ def load_module(path: str | Path, **changes: Any) -> LoadedModule:
     if saved is None:
         return _load_classifier(file, path, changes)
     if changes:
-        raise ValueError(f"{path} states all settings of its backbone; leave out {', '.join(sorted(changes))}")
+        raise ValueError(
+            f"{path} is a training checkpoint, which states all settings of the backbone its head was trained on; "
+            f"leave out {', '.join(sorted(changes))}"
+        )
     module = rebuild_method(saved, path)
     num_outputs = saved.num_classes if module.is_classifier else 0
     return LoadedModule(module, Outputs(num_outputs, class_names=saved.class_names))

@@ -182,8 +182,7 @@ class CheckpointRun:
                 "this command reads one checkpoint and measures nothing; leave out seeds, compare and all but one "
                 "ckpt_path"
             )
-        reads_backbone = inference.reads_classifier and find_run(read_weights(config.ckpt_path)) is None
-        read = [*_READ, "backbone"] if reads_backbone else _READ
+        read = [*_READ, "backbone"] if inference.reads_classifier else _READ
         self._require_effect(inference, read, idle=_without_training())
         run_inference(config, inference, lambda config, backbone: _build_data(config, backbone)[0])
         return []
@@ -191,12 +190,9 @@ class CheckpointRun:
     def test_modules(self, evaluator: ModuleEvaluator) -> list[EvalResult]:
         if self.config.seeds is not None:
             raise ValueError("this evaluation tests a module as it is, so no seed changes its figures; leave seeds out")
-        paths = [str(subject.ckpt_path) for subject in self._subjects]
-        are_foreign = all(find_run(read_weights(path)) is None for path in paths)
-        backbone = ["backbone"] if are_foreign else []  # a training checkpoint states all settings of its own
-        self._require_effect(evaluator, [*_READ, *backbone, "callbacks", "logger"], idle=_without_training())
-        changes = backbone_changes(self.config) if are_foreign else {}
-        modules = [load_module(path, **changes) for path in paths]
+        self._require_effect(evaluator, [*_READ, "backbone", "callbacks", "logger"], idle=_without_training())
+        changes = backbone_changes(self.config)
+        modules = [load_module(str(subject.ckpt_path), **changes) for subject in self._subjects]
         results = []
         for subject, (module, outputs) in zip(self._subjects, modules, strict=True):
             data, settings = self._data_for(module.exported_backbone, self.config.seed)

@@ -116,10 +116,9 @@ def _checkpoint(
     config: DictConfig, build_data: Callable[[DictConfig, MaskedBackbone], ImageDataModule]
 ) -> CheckpointFile:
     has_data = config.get("data") is not None
-    is_foreign = find_run(read_weights(config.ckpt_path)) is None
     return CheckpointFile(
         config.ckpt_path,
-        changes=backbone_changes(config) if is_foreign else None,
+        changes=backbone_changes(config),
         names_of_data=(lambda backbone: build_data(config, backbone).class_names) if has_data else None,
     )
 

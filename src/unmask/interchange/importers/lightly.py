@@ -20,7 +20,6 @@ _TORCHVISION: Rules = [
     (r"\.self_attention\.out_proj\.", ".attn.proj."),
     (r"\.mlp\.(?:0|linear_1)\.", ".mlp.fc1."),
     (r"\.mlp\.(?:3|linear_2)\.", ".mlp.fc2."),
-    (r"^heads\.", "head."),
 ]
 
 
@@ -37,6 +36,10 @@ def convert(file: WeightFile) -> Conversion:
     left_out = dict.fromkeys(
         (f"{owner}.{name}" for name in wrapper), "the mask token of methods that keep masked tokens"
     )
+    head, vit = split(vit, "head.")
+    heads, vit = split(vit, "heads.")
+    left_out |= {f"{owner}.vit.head.{name}": "of a head that no training of MAE touches" for name in head}
+    left_out |= {f"{owner}.vit.heads.{name}": "of a head that no training of MAE touches" for name in heads}
     left_out |= {
         name: "not part of the backbone"
         for name in others
