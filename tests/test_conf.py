@@ -88,6 +88,26 @@ def test_ddmim_brings_the_backbone_it_was_published_with() -> None:
     assert composed("run", "method=ddmim", "model=swin_tiny").model.name == "swin_tiny_patch4_window7_224"
 
 
+def test_ddmim_takes_a_vit_where_the_image_is_whole_units_and_names_such_a_size_elsewhere() -> None:
+    import torch  # noqa: PLC0415
+
+    from unmask.runtime.builders import build, build_module  # noqa: PLC0415
+
+    small = ["model.embed_dim=24", "model.num_heads=3", "model.depth=4", "data.num_train=8", "data.num_val=2"]
+    for size, refusal in ((256, None), (224, "224x224 px images are not whole 64 px patches; use 256x256 px images")):
+        config = composed("run", "method=ddmim", "model=vit_tiny", f"image_size={size}", *small)
+        if refusal is not None:
+            with pytest.raises(Exception, match=refusal):
+                build_module(config.method, build(config.data))
+            continue
+        method = build_module(config.method, build(config.data))
+        images = torch.zeros(2, 3, size, size)
+        mask = method.draw_masks(images)
+        masked = [stage.masked for stage in mask.by_stage if stage is not None]
+        assert [float(stage.float().mean()) for stage in masked] == [0.5, 0.5, 0.5]
+        assert method(images, mask).loss.isfinite()
+
+
 FEATURES = "{_target_:unmask.methods.ddmim_terms.StageFeatureTerm,_partial_:true,weights:[0.3,0.03]}"
 
 

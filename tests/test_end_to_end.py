@@ -177,7 +177,16 @@ def test_weights_and_biases_offline_holds_losses_panels_and_configuration(tmp_pa
 
     (run,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     record = next(run.glob("*.wandb")).read_bytes()
-    for key in (b"train/loss", b"val/loss", b"train/lr", b"global_batch_size", b"panels/reconstruction"):
+    for key in (
+        b"train/loss",
+        b"val/loss",
+        b"train/lr",
+        b"train/gradient_norm",
+        b"global_batch_size",
+        b"panels/reconstruction",
+        b"trainable_parameters",
+        b"mae_vit_mini_synthetic, seed 0",
+    ):
         assert key in record, key
     assert list((run / "files" / "media").rglob("*.png"))
     assert (tmp_path / "run" / "csv" / "metrics.csv").is_file()  # it is one more logger, not another one

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from unmask.callbacks.first_nonfinite import find_first_nonfinite, gradient_norm
 from unmask.callbacks.step_seeding import StepSeeding
 from unmask.callbacks.stopping import NumbersFailed
-from unmask.callbacks.trainer_state import require_positive
+from unmask.callbacks.trainer_state import logging_interval, require_positive
 from unmask.types import ImageBatch
 
 BOX_KEY = "nonfinite"
@@ -114,6 +114,8 @@ class NonfiniteGuard(Callback):
         is_bad = is_loss_bad or is_spike or not math.isfinite(norm)
         first_rank = _first_of(trainer, is_bad)
         if first_rank is None:
+            if (trainer.global_step + 1) % logging_interval(trainer) == 0:
+                pl_module.log("train/gradient_norm", norm)  # of this process, before clipping
             self._skipped_in_a_row = 0
             self._norms.append(norm)
             self._statistics_before = None

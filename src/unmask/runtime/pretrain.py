@@ -5,13 +5,15 @@ import copy
 import logging
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning import Trainer, seed_everything
+from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
 from unmask.callbacks.process_watch import FIRST_PROCESS, ProcessWatch, lost_process
-from unmask.callbacks.provenance import Provenance
+from unmask.callbacks.provenance import Provenance, describe_git
 from unmask.callbacks.restricted_state import RestrictedState
 from unmask.callbacks.run_settings import RunSettings
 from unmask.callbacks.run_status import RunStatus, write_status
@@ -120,7 +122,7 @@ def _pretrain(config: DictConfig) -> float | None:
         announce_length(composed, num_images=len(data.dataset("train")))
         for line in [] if point is None else [point.describe(), *(f"changed: {change}" for change in changes)]:
             _log.info(line)
-    _log_settings(trainer, config)
+    _log_settings(trainer, config, method, fingerprints)
 
     if trainer.is_global_zero:
         remember_places(record, plain)
@@ -165,10 +167,22 @@ def _require_labels(data: ImageDataModule) -> None:
         )
 
 
-def _log_settings(trainer: Trainer, config: DictConfig) -> None:
+def _log_settings(
+    trainer: Trainer, config: DictConfig, method: BackboneModule, fingerprints: Mapping[str, str]
+) -> None:
+    """Tells every logger what the run is: its settings, its code, its images and the size of what it trains."""
     settings = {name: value for name, value in redacted(resolve_config(config)).items() if name != "callbacks"}
+    facts = {
+        "trainable_parameters": sum(p.numel() for p in method.parameters() if p.requires_grad),
+        "backbone_parameters": sum(p.numel() for p in method.exported_backbone.parameters()),
+        "images": dict(fingerprints),
+        "git": describe_git(),
+    }
     for logger in trainer.loggers:
-        logger.log_hyperparams(settings)
+        logger.log_hyperparams({**settings, "facts": facts})
+        if isinstance(logger, WandbLogger) and trainer.is_global_zero:
+            logger.experiment.define_metric("val/loss", summary="min")
+            logger.experiment.define_metric("probe/*", summary="max")
 
 
 def _export(method: BackboneModule, run_dir: Path, *, is_labelled: bool) -> None:
