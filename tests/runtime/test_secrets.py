@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
+from unmask.runtime.builders import build_trainer
+from unmask.runtime.config import compose_config
 from unmask.runtime.secrets import REDACTED, redacted, require_no_secrets
 
 RUN = Path(__file__).parents[2] / "run.py"
@@ -93,6 +96,20 @@ def test_a_secret_in_plain_text_stops_the_command_before_anything_is_written(whe
     assert not list(tmp_path.glob("out")) + list(tmp_path.glob("sweep")) + list(tmp_path.glob("runs"))
 
 
+def test_a_logger_is_given_its_own_secrets_and_none_to_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[Any] = []
+    monkeypatch.setattr("unmask.runtime.builders.build_entries", lambda entries, **_: built.append(entries) or [])
+    monkeypatch.setenv("SERVICE_TOKEN", "canary-1234")
+    overrides = ["logger=wandb", "logger.wandb.tags=['${oc.env:SERVICE_TOKEN}', mine]", "name=x", "data.root=x"]
+    overrides += ["+logger.wandb.api_key=${oc.env:SERVICE_TOKEN}", "logger.wandb.group=for ${oc.env:SERVICE_TOKEN}"]
+    config = compose_config("run", ["method=mae", *overrides, f"paths.run_dir={tmp_path}", "data=folder"])
+    build_trainer(config, callbacks=[])
+    (entries,) = built
+    assert list(entries.wandb.tags) == [REDACTED, "mine"]
+    assert entries.wandb.group == f"for {REDACTED}"
+    assert entries.wandb.api_key == "canary-1234"
+
+
 @pytest.mark.slow
 def test_secrets_of_the_environment_are_in_no_file_of_a_run(tmp_path: Path) -> None:
     canaries = {"WANDB_API_KEY": "c" * 20 + "anaryone" + "d" * 12, "HF_TOKEN": "hf_canarytwo", "X": "canary-three"}
@@ -105,7 +122,7 @@ def test_secrets_of_the_environment_are_in_no_file_of_a_run(tmp_path: Path) -> N
         "# @package _global_\nnote: key ${oc.env:WANDB_API_KEY}\nhub: {token: '${oc.env:HF_TOKEN}'}\n"
         "service: {password: '${oc.env:X}'}\nagain: ${service.password}\n"
     )
-    overrides = ["--config-dir", "own", *TINY, "logger=wandb", "debug=mine"]
+    overrides = ["--config-dir", "own", *TINY, "logger=wandb", "debug=mine", "logger.wandb.tags=['${oc.env:HF_TOKEN}']"]
     done = subprocess.run(
         [sys.executable, RUN, *overrides], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )

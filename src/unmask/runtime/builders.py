@@ -11,6 +11,7 @@ from unmask.callbacks.durable_checkpoint import DurableCheckpointIO
 from unmask.data.datamodule import ImageDataModule
 from unmask.methods.backbone_module import BackboneModule
 from unmask.optim.accumulation import accumulated_batches
+from unmask.runtime.secrets import redacted_for_its_owner
 
 
 def build(config: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:
@@ -62,7 +63,7 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
     if "callbacks" not in arguments:
         arguments["callbacks"] = build_entries(config.callbacks)
     if "logger" not in arguments:
-        arguments["logger"] = build_entries(config.logger) or False
+        arguments["logger"] = build_entries(_logger_settings(config)) or False
     given = config.trainer.accumulate_grad_batches
     plugins = [*(config.trainer.get("plugins") or []), DurableCheckpointIO()]
     trainer: Trainer = build(
@@ -73,6 +74,15 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
             config.global_batch_size, num_devices=trainer.world_size, images_per_device=config.images_per_device
         )
     return trainer
+
+
+def _logger_settings(config: DictConfig) -> Any:
+    """Those of the loggers, without secrets that would be logged."""
+    if not config.logger:
+        return config.logger
+    given = OmegaConf.to_container(config.logger, resolve=True)
+    kept = redacted_for_its_owner("logger", resolve_config(config))
+    return config.logger if kept == given else OmegaConf.create(kept)
 
 
 def idle_settings(config: DictConfig) -> dict[str, str]:

@@ -54,22 +54,35 @@ def redacted(settings: Mapping[str, Any]) -> dict[str, Any]:
     A secret is the value of a setting or of an environment variable that is one by its name (`api_key`,
     WANDB_API_KEY), and a login in a URL; it is replaced wherever it stands, also within other strings.
     """
-    values = {value for name, value in _strings(settings) if _SECRET_NAME.search(name)}
-    values |= {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
-    # Longest first, since one may be part of another.
-    secrets = sorted((value for value in values if len(value) >= _MIN_LENGTH), key=len, reverse=True)
+    secrets = _values_of_secrets(settings)
     return {name: _without(secrets, value, name) for name, value in settings.items()}
 
 
-def _without(secrets: Sequence[str], value: Any, name: str) -> Any:
+def redacted_for_its_owner(part: str, settings: Mapping[str, Any]) -> Any:
+    """Copies one of the resolved settings for the object that is built of it.
+
+    What is a secret by its own name is what the object logs in with, and stays. A secret within another string, the tag
+    of a run for example, would be sent or written where everyone reads it.
+    """
+    return _without(_values_of_secrets(settings), settings[part], part, keeps_named=True)
+
+
+def _values_of_secrets(settings: Mapping[str, Any]) -> list[str]:
+    """Longest first, since one may be part of another."""
+    values = {value for name, value in _strings(settings) if _SECRET_NAME.search(name)}
+    values |= {value for name, value in os.environ.items() if _SECRET_VARIABLE.search(name)}
+    return sorted((value for value in values if len(value) >= _MIN_LENGTH), key=len, reverse=True)
+
+
+def _without(secrets: Sequence[str], value: Any, name: str, *, keeps_named: bool = False) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without(secrets, item, str(key)) for key, item in value.items()}
+        return {key: _without(secrets, item, str(key), keeps_named=keeps_named) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without(secrets, item, name) for item in value]
+        return [_without(secrets, item, name, keeps_named=keeps_named) for item in value]
     if not isinstance(value, str):
         return value
     if value and _SECRET_NAME.search(name):
-        return REDACTED
+        return value if keeps_named else REDACTED
     for secret in secrets:
         value = value.replace(secret, REDACTED)
     return _LOGIN_IN_URL.sub(REDACTED, value)
