@@ -149,6 +149,14 @@ def test_an_unpadded_configuration_is_taken_at_its_word(timm_swin, converted) ->
     plain = {"state_dict": weights, "meta": {"cfg": "backbone=dict(img_size=32)"}}
     assert [converted(content).settings["always_partition"] for content in (padded, plain)] == [True, False]
     assert "always_partition" not in converted(plain).assumed
+    without_size = {"state_dict": weights, "meta": {"cfg": "backbone=dict(pad_small_map=True)"}}
+    assert converted(without_size).settings["always_partition"]
+    assert converted(without_size).assumed == {"image_size": "the last stage being one window"}
+
+
+def test_what_a_neck_holds_beside_a_known_head_is_listed(timm_swin, converted) -> None:
+    content = {"state_dict": swin_weights(timm_swin()) | {"neck.bn.running_mean": torch.zeros(48)}}
+    assert converted(content).left_out["neck.bn.running_mean"] == "not part of the backbone"
 
 
 def test_a_file_without_configuration_says_that_padding_is_not_known(padded_weights, load, caplog) -> None:

@@ -16,7 +16,6 @@ from unmask.interchange.importers.microsoft import microsoft_swin_to_timm, simmi
 from unmask.interchange.renaming import Rules, rename, split
 from unmask.interchange.resize import reorder_unfolded_merging
 
-_IMAGE_SIZE = 224  # of mmpretrain's Swin where its configuration gives none
 _DEFAULT = "the default of mmpretrain's pad_small_map; its Swin-L of SimMIM has it on"
 _FEED_FORWARD: Rules = [(r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."), (r"\.ffn\.layers\.1\.", ".mlp.fc2.")]
 _SWIN: Rules = [
@@ -43,7 +42,8 @@ def matches(file: WeightFile) -> bool:
 
 
 def convert(file: WeightFile) -> Conversion:
-    is_of_class_token = "backbone.cls_token" in file.weights and "backbone.ln2.weight" not in file.weights
+    is_pooled_first = any(name in file.weights for name in ("backbone.ln2.weight", "backbone.norm2.weight"))
+    is_of_class_token = "backbone.cls_token" in file.weights and not is_pooled_first
     classifier, weights = take_classifier(
         file.weights, _HEAD, pooling="cls" if is_of_class_token else "mean", class_names=_class_names(file)
     )
@@ -51,10 +51,13 @@ def convert(file: WeightFile) -> Conversion:
     neck, others = split(others, "neck.")
     left_out = dict.fromkeys(others, "not part of the backbone")
     if "cls_token" in backbone:
-        decoder, _ = take_mae_decoder(rename(neck, _DECODER))
+        decoder, unused = take_mae_decoder(rename(neck, _DECODER))
+        left_out |= {f"neck.{name}": "not part of the backbone" for name in unused}
         vit = rename(backbone, _VIT)
         return infer_config.vit("mmpretrain's ViT", vit, heads=decoder, classifier=classifier, left_out=left_out)
-    heads = simmim_heads(backbone.pop("mask_token", None), split(neck, "decoder.0.")[0])
+    decoder, unused = split(neck, "decoder.0.")
+    left_out |= {f"neck.{name}": "not part of the backbone" for name in unused}
+    heads = simmim_heads(backbone.pop("mask_token", None), decoder)
     swin = microsoft_swin_to_timm(rename(backbone, _SWIN))
     for name in swin:
         if ".downsample." in name:
@@ -84,7 +87,9 @@ def _told_by(file: WeightFile, swin: Mapping[str, Tensor]) -> dict[str, Any]:
     text = meta.get("cfg", meta.get("config")) if isinstance(meta, Mapping) else None
     if not isinstance(text, str) or "backbone" not in text:
         return {}
+    is_padded = "pad_small_map=True" in text
     size = re.search(r"img_size=(\d{1,5})\b", text)
-    image_size = int(size[1]) if size else _IMAGE_SIZE
-    has_small_stage = infer_config.last_window(swin) > image_size // infer_config.last_stride(swin)
-    return {"image_size": image_size, "always_partition": "pad_small_map=True" in text or has_small_stage}
+    if size is None:  # which mmpretrain's Swin computes without, too
+        return {"always_partition": is_padded}
+    has_small_stage = infer_config.last_window(swin) > int(size[1]) // infer_config.last_stride(swin)
+    return {"image_size": int(size[1]), "always_partition": is_padded or has_small_stage}
