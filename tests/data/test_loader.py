@@ -13,6 +13,7 @@ import torch
 from unmask.data.dataset import InMemoryDataset, LoaderCrop, LoaderDataset, RawBatch, SampleKey
 from unmask.data.files.pixels import Pixels
 from unmask.data.loader import DeferredDataLoader, WorkerFailed
+from unmask.data.worker_signals import WorkerDeaths
 
 BATCHES = [[SampleKey(0, 0), SampleKey(0, 1), SampleKey(0, 2)], [SampleKey(0, 3), SampleKey(0, 4), SampleKey(0, 5)]]
 
@@ -90,16 +91,60 @@ def test_a_dead_worker_is_reported_with_its_image(dies_at: int) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_dies_between_two_batches_fails_the_next_and_not_what_is_computed_meanwhile() -> None:
-    loader = make_loader(num_workers=2, dies_at=5, timeout=60.0)  # read ahead by the second worker
+    loader = make_loader(num_workers=2, hangs_at=5, timeout=60.0)
     batches = iter(loader)
     next(batches)
-    (_, _), (worker, _) = loader.dataset.progress.tolist()
-    limit = time.monotonic() + 60
-    while _is_running(worker):  # in place of what is computed on the first batch
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+    kill_the_second(loader)
+    sum(range(10**6))  # in place of what is computed on the first batch
     with pytest.raises(WorkerFailed, match="while reading image 5"):
         next(batches)
+
+
+def kill_the_second(loader: DeferredDataLoader) -> None:
+    """Kills the second worker once it reads image 5, and waits until it is gone."""
+    limit = time.monotonic() + 60
+    while loader.dataset.progress[1, 1] != 5:
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    worker = int(loader.dataset.progress[1, 0])
+    os.kill(worker, signal.SIGKILL)
+    while _is_running(worker):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_persistent_worker_that_is_gone_fails_the_next_epoch(*, is_frozen: bool) -> None:
+    dataset = LoaderDataset(_Sleepy(), _AsItIs())
+    loader = DeferredDataLoader(dataset, BATCHES, num_workers=2, timeout=2.0, persistent_workers=True)
+    assert len(list(loader)) == 2
+    ((worker, _), _) = loader.dataset.progress.tolist()
+    os.kill(worker, signal.SIGSTOP if is_frozen else signal.SIGKILL)
+    said = "returned nothing for 2 s" if is_frozen else "died between two images"
+    with pytest.raises(WorkerFailed, match=f"a loader worker {said}"):
+        list(loader)
+
+
+@pytest.mark.slow
+def test_a_connection_that_a_dead_worker_closes_is_its_death(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = make_loader(num_workers=2)
+    batches = iter(loader)
+    next(batches)
+    ((worker, _), _) = loader.dataset.progress.tolist()
+    monkeypatch.setattr("unmask.data.loader._deaths", WorkerDeaths())  # the signal comes too late to be heard
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.kill(worker, signal.SIGKILL)
+
+    def fail(*_: Any) -> Any:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter.__next__", fail)
+    try:
+        with pytest.raises(WorkerFailed, match="a loader worker died"):
+            next(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def _is_running(pid: int) -> bool:
@@ -108,9 +153,10 @@ def _is_running(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_the_image_of_a_worker_of_another_loader_is_named() -> None:
-    failing, other = make_loader(num_workers=2, dies_at=5), make_loader(num_workers=1, hangs_at=0, timeout=60.0)
+    failing, other = make_loader(num_workers=2, hangs_at=5), make_loader(num_workers=1, hangs_at=0, timeout=60.0)
     batches = iter(failing)
     next(batches)
+    kill_the_second(failing)
     with pytest.raises(WorkerFailed, match="while reading image 5"):
         next(iter(other))
 
@@ -119,6 +165,7 @@ _LEFT_OPEN = """
 import multiprocessing, sys, torch
 from unmask.data.dataset import InMemoryDataset, LoaderCrop, LoaderDataset, SampleKey
 from unmask.data.loader import DeferredDataLoader, WorkerFailed
+from unmask.data.worker_signals import WorkerDeaths
 
 class AsItIs(LoaderCrop):
     def __call__(self, image, key):

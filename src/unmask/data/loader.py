@@ -1,6 +1,8 @@
 """A loader whose epochs begin where the run stands, and whose workers' failures name the image."""
 
+import multiprocessing
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +20,7 @@ from unmask.data.worker_signals import (
     leave_signals_to_main,
 )
 
+_TIME_TO_BE_SEEN = 1.0  # seconds
 _deaths = WorkerDeaths()  # of all loaders: the process has one handler of the signal
 _loaders: WeakSet["DeferredDataLoader"] = WeakSet()  # any of which may be read when a worker of another dies
 
@@ -71,9 +74,12 @@ class DeferredDataLoader(DataLoader[RawBatch]):
             yield from super().__iter__()
             return
         end_workers_at_exit()
-        batches = super().__iter__()
         deadline = BatchDeadline(self.seconds_of_patience, pids=self._pids, note=self._note_hanging)
         try:
+            with self._naming_images(), _deaths.raised_here(matters=_is_in_use):
+                pass  # those since the epoch before
+            with self._naming_images(), deadline.running():  # not where deaths are raised: processes are started
+                batches = super().__iter__()
             while True:
                 with self._naming_images(), deadline.running(), _deaths.raised_here(matters=_is_in_use):
                     batch = next(batches, None)
@@ -88,12 +94,23 @@ class DeferredDataLoader(DataLoader[RawBatch]):
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:  # the latter where a connection to a killed worker ends
-            pid = dead_worker(error)
+            pid = dead_worker(error) if isinstance(error, RuntimeError) else self._find_dead()
             if self._hanging is None and pid is None:
                 raise
             sentence = self._hanging or _explain_death(pid or 0)
             _loaders.discard(self)
             raise WorkerFailed(sentence) from error
+
+    def _find_dead(self) -> int | None:
+        """A worker of this loader that has ended, which may show a moment after its connections are closed."""
+        limit = time.monotonic() + _TIME_TO_BE_SEEN
+        while (dead := self._dead()) is None and time.monotonic() < limit:
+            time.sleep(0.01)
+        return dead
+
+    def _dead(self) -> int | None:
+        alive = {process.pid for process in multiprocessing.active_children()}
+        return next((pid for pid in self._pids() if pid and pid not in alive), None)
 
     def _pids(self) -> list[int]:
         return [pid for pid, _ in self._progress]
@@ -110,6 +127,9 @@ class DeferredDataLoader(DataLoader[RawBatch]):
         return self.dataset.dataset.name_of(held[0]) if held else None
 
     def _note_hanging(self) -> None:
+        if (dead := self._dead()) is not None:
+            self._hanging = _explain_death(dead)
+            return
         names = [name for pid in self._pids() if (name := self.image_read_by(pid))]
         self._hanging = (
             f"a loader worker returned nothing for {self.seconds_of_patience:g} s "
