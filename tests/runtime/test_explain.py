@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -61,6 +62,22 @@ def test_a_part_of_a_node_that_stands_for_another_is_explained_as_that_one() -> 
 def test_a_value_that_no_file_sets_is_its_constructors() -> None:
     said = explained("trainer.max_steps", "method=mae")
     assert said == ["trainer.max_steps = -1", "  set by the constructor of lightning.pytorch.Trainer, by default"]
+
+
+def test_what_follows_the_images_is_explained_for_those_that_are_there(tmp_path: Path) -> None:
+    from unmask.small_sets import batch_size_for
+
+    for number in range(50):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    said = explained("global_batch_size", "method=mae", "model=vit_mini", "data=folder", f"data.root={tmp_path}")
+    assert said[0] == f"global_batch_size = {batch_size_for(40)}"
+    assert said[2:4] == ["  num_train_images = 40", "    set by the program: counted in the images or the model"]
+
+    nowhere = explained("global_batch_size", "method=mae", "model=vit_mini", "data=folder", "data.root=nowhere")
+    assert nowhere[0] == "global_batch_size = 256"
+    assert nowhere[-1].startswith(
+        "(no images were counted, so rules give what large sets get: data.root=nowhere does not"
+    )
 
 
 def test_the_command_prints_it_and_runs_nothing(

@@ -9,12 +9,16 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from unmask.runtime.builders import build_data
 from unmask.runtime.config import config_directory, configuration_names
 from unmask.runtime.constructor_defaults import show_constructor_defaults
-from unmask.runtime.mistakes import names_here
+from unmask.runtime.follow_data import follow_training_images
+from unmask.runtime.follow_steps import follow_steps
+from unmask.runtime.mistakes import names_here, one_sentence
 from unmask.runtime.resolvers import register_resolvers
 
 _REFERENCE = re.compile(r"\$\{(?:oc\.select:)?([A-Za-z_][\w.]*)(?=[,}])")
@@ -49,13 +53,34 @@ def explain(config_name: str, key: str, overrides: Sequence[str]) -> list[str]:
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = compose(config_name, overrides=list(overrides))
         loaded = GlobalHydra.instance().config_loader().loaded  # type: ignore[attr-defined]  # of our own loader
-    explained = _Explained(config, [*_set_by_files(loaded), *_set_by_arguments(overrides)])
+    counted, reason = _follow_images(config, overrides) if config_name == "run" else ([], None)
+    explained = _Explained(config, [*_set_by_files(loaded), *_set_by_arguments(overrides), *counted])
     if not explained.has(key):
         near = names_here(key, [name for names in configuration_names(config_name, overrides) for name in names])
         raise ValueError(
             f"explain={key} names no key; nearest: {', '.join(near)}" if near else f"no key is called {key}"
         )
-    return list(explained.lines(key, set()))
+    lines = list(explained.lines(key, set()))
+    has_rule = any("${fit_" in line for line in lines)
+    return (
+        [*lines, f"(no images were counted, so rules give what large sets get: {reason})"]
+        if reason and has_rule
+        else lines
+    )
+
+
+def _follow_images(config: DictConfig, overrides: Sequence[str]) -> tuple[list[tuple[str, _Setter]], str | None]:
+    """Lets a configuration follow its images as the run would, where they can be read; says why where they cannot."""
+    try:
+        data = build_data(config)
+        num_train_images = len(data.dataset("train"))
+        if not any(override.lstrip("+").startswith("experiment=") for override in overrides) or config.follow_data:
+            follow_training_images(config, data)
+        follow_steps(config, num_train_images=num_train_images)
+    except (OmegaConfBaseException, HydraException, ValueError) as error:
+        return [], one_sentence(error, (), ())
+    counted = [name for name in ("num_train_images", "backbone_width") if config[name] is not None]
+    return [(name, _Setter("the program", "counted in the images or the model")) for name in counted], None
 
 
 class _Explained:

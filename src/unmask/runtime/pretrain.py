@@ -34,6 +34,7 @@ from unmask.runtime.checkpoint import EXPORT_NAME, export_weights, require_same_
 from unmask.runtime.console import describe_learning_rate, describe_limit
 from unmask.runtime.effect import require_effect
 from unmask.runtime.follow_data import announce_length, follow_training_images
+from unmask.runtime.follow_steps import follow_steps
 from unmask.runtime.initialise import initialise
 from unmask.runtime.probes import build_probes
 from unmask.runtime.resume import (
@@ -80,6 +81,7 @@ def pretrain(config: DictConfig) -> float | None:
 def _pretrain(config: DictConfig) -> float | None:
     data = build_data(config)
     follow_training_images(config, data)
+    follow_steps(config, num_train_images=len(data.dataset("train")))
     learning_rate = describe_learning_rate(config)
     settings = settings_of_run(redacted(resolve_config(config)))
     point = find_resume_point(config)
