@@ -138,6 +138,14 @@ def test_data_and_backbone_are_asked() -> None:
     assert "global_batch_size=16, trainer.max_epochs=500" in str(describe_followed(config))
 
 
+def test_an_evaluation_shows_what_it_trains_by() -> None:
+    config = compose_config("eval", ["eval=finetune", "ckpt_path=x", "name=x", "paths.run_dir=x"])
+    tell_rules(config, num_train_images=900, backbone_width=128)
+
+    assert describe_followed(config) == "global_batch_size=16, eval.epochs=54, base_lr=0.01131, of 900 images"
+    assert (config.mixup, config.augmentation.rand_augment, config.augmentation.scale) == (0.0, None, [0.4, 1.0])
+
+
 def advice(*overrides: str, images: int) -> str:
     return "; ".join(advice_on_length(composed(*overrides, images=images), num_images=images))
 

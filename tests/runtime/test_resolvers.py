@@ -10,6 +10,7 @@ from unmask.backbones.timm_swin import TimmSwin
 from unmask.runtime.resolvers import (
     auto_precision,
     auto_workers,
+    fit_mask_patch,
     fit_patch,
     fit_swin_patch,
     fit_window,
@@ -147,3 +148,27 @@ def test_workers_are_as_many_as_the_cores_up_to_eight(
 def test_a_patch_that_is_no_number_is_left_for_the_backbone_to_refuse() -> None:
     assert fit_window(7, [4, 8], 224, 4) == 7
     assert times(4, [4, 8]) == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "unit"),
+    [
+        (32, 4, 8),
+        (64, 4, 16),
+        (96, 2, 24),
+        (28, 4, 4),  # 7 would cut patches in two
+        (36, 2, 6),  # 8 would not tile the side
+        (40, 5, 10),
+        ([32, 48], 4, 8),
+        (160, 4, 32),
+        (224, 16, 32),
+        ([224, 448], 16, 32),
+    ],
+)
+def test_a_unit_of_masking_is_a_quarter_of_a_small_image_in_whole_patches(image_size, patch_size, unit) -> None:
+    assert fit_mask_patch(32, image_size, patch_size) == unit
+
+
+def test_patches_that_are_no_number_are_left_to_their_owner() -> None:
+    assert fit_mask_patch(32, 32, [4, 8]) == 8
+    assert fit_mask_patch(32, 224, None) == 32

@@ -22,14 +22,15 @@ _LONG_WARMUP = 1 / 3  # of a whole run; ours
 _log = logging.getLogger("unmask")
 _SET_HERE = ("num_train_images", "backbone_width")
 _RULE = "${fit_"
-_FOLLOWING = (  # what is shown of it
+# What is shown of it.
+_OF_A_RUN = (
     "global_batch_size",
     "trainer.max_epochs",
-    "eval.epochs",
     "base_lr",
     "schedule.warmup_epochs",
     "method.teacher.time_constant",
 )
+_OF_AN_EVALUATION = ("global_batch_size", "eval.epochs", "base_lr")
 
 
 def is_following(config: DictConfig) -> bool:
@@ -67,7 +68,7 @@ def describe_followed(config: DictConfig) -> str | None:
     """
     values = [
         f"{path}={OmegaConf.select(config, path):.4g}"
-        for path in _FOLLOWING
+        for path in (_OF_A_RUN if "method" in config else _OF_AN_EVALUATION)
         if is_small(config.num_train_images) and _written(config, path).startswith(_RULE)
     ]
     return f"{', '.join(values)}, of {config.num_train_images:,} images" if values else None
