@@ -1,3 +1,4 @@
+import logging
 import re
 import sys
 import zipfile
@@ -53,6 +54,15 @@ def test_archives_are_extracted_and_labels_come_from_the_table(competition: Path
     names = {Path(path).stem: label for path, label in zip(samples.paths, samples.labels.tolist(), strict=True)}
     assert samples.class_names == ("beagle", "collie", "pug")
     assert names == {f"a{n}": samples.class_names.index(breed) for n, breed in enumerate(BREEDS)} | {"stray": -1}
+
+
+def test_only_what_is_extracted_now_is_said_to_be(competition: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    make(competition)
+    assert caplog.text.count(" is extracted to ") == 2
+    caplog.clear()
+    make(competition)
+    assert "extracted" not in caplog.text
 
 
 def test_unlabelled_test_images_are_no_test_split(competition: Path) -> None:

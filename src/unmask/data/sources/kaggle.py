@@ -139,12 +139,18 @@ def _name(path: str) -> str:
 
 def _unpacked(place: Path) -> Path:
     if place.is_file():
-        return unpack_zip(place, place.with_suffix(""))
-    if place.is_dir():
-        for archive in sorted(place.glob("*.zip")):
-            target = unpack_zip(archive, archive.with_suffix(""))
-            _log.info("%s is extracted to %s", archive, target)
+        return _unpacked_beside(place)
+    for archive in sorted(place.glob("*.zip")):
+        _unpacked_beside(archive)
     return place
+
+
+def _unpacked_beside(archive: Path) -> Path:
+    was_there = archive.with_suffix("").exists()
+    target = unpack_zip(archive, archive.with_suffix(""))
+    if not was_there:
+        _log.info("%s is extracted to %s", archive, target)
+    return target
 
 
 def _download(slug: str) -> Path:
