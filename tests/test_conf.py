@@ -1,5 +1,6 @@
 """The configuration files: every choice of every group composes and its parts can be built."""
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ def test_every_choice_of_a_group_composes_without_a_missing_link(group: str) -> 
 def test_ddmim_brings_the_backbone_it_was_published_with() -> None:
     assert composed("run", "method=ddmim", "data=imagenet", "data.root=x").model.name == "swinv2_tiny_window8_256"
     assert composed("run", "method=ddmim", "model=swin_tiny").model.name == "swin_tiny_patch4_window7_224"
+
+
+def test_every_argument_of_lightnings_trainer_is_a_key() -> None:
+    from lightning import Trainer  # noqa: PLC0415
+
+    assert {*inspect.signature(Trainer.__init__).parameters} - {"self"} <= {*composed("run").trainer}
 
 
 def test_ddmim_takes_a_vit_where_the_image_is_whole_units_and_names_such_a_size_elsewhere() -> None:

@@ -165,6 +165,7 @@ def test_two_processes_train_as_one(pretrained: Path, tmp_path: Path) -> None:
     assert validation_losses(tmp_path / "run") == pytest.approx(validation_losses(pretrained), abs=2e-3)
     assert len(validation_losses(pretrained)) == 2
     assert done.stdout.count("linear scaling") == 1  # only the first process speaks
+    assert "sync_dist" not in done.stderr
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ _EXPECTED_WARNINGS = (
     "Checkpoint directory .* exists and is not empty",  # several checkpoint callbacks share it
     r".*could not find the monitored key .'val/loss'",  # a run without validation keeps no best.ckpt
     r".*monitor='val/loss'.* could not find the monitored key",  # nor one that ends within its first epoch
+    r"It is recommended to use `self.log\('(val|test)/",  # what is logged there is the mean over all devices already
     r"Found \d+ module\(s\) in eval mode",  # a teacher is in eval mode
     ".*isinstance.treespec, LeafSpec.. is deprecated",  # Lightning on torch 2.14
 )
