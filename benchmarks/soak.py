@@ -47,7 +47,7 @@ RUN = [
     *("trainer.accelerator=cpu", "trainer.precision=32-true", "callbacks.reconstruction=null", "logger=csv"),
     *("checkpoint_every_minutes=0.03", "checkpoint_every_n_epochs=100000", "trainer.max_epochs=1000000"),
 ]
-SECONDS_OF_WARM_UP = 20.0  # of a process, before its memory is looked at
+SECONDS_OF_WARM_UP = 240.0  # of a process, before its memory is looked at: until then it was seen to fill up
 SECONDS_OF_BLOCK = 10.0  # neighboring samples are not independent: their means are
 PREEMPTED = 75  # exit code
 
@@ -239,6 +239,9 @@ def report_growth(name: str, samples: Sequence[Sample]) -> None:
         ("open files", [float(sample.files) for sample in samples]),
     ):
         slope, half, blocks = pooled_slope(samples, values)
+        if math.isnan(slope):
+            print(f"{name}: no process lived long enough to tell whether its {unit} grow")
+            continue
         print(f"{name}: {60 * slope:+.3f} +- {60 * half:.3f} {unit} a minute (95 %, {blocks} means of 10 s)")
 
 

@@ -382,6 +382,30 @@ def test_no_gadget_in_what_timm_and_transformers_describe_acts(
         attempt(load, timm_file(good, changed, as_folder=as_folder), monkeypatch)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"auto_map": {"AutoModel": "canary_module.Act", "AutoConfig": "owner/name--canary_module.Act"}},
+        {"trust_remote_code": True, "_name_or_path": "http://127.0.0.1:9/x"},
+        {"quantization_config": {"quant_method": "canary_module", "path": "/etc/passwd"}},
+        {"backbone": "hf-hub:owner/name", "use_timm_backbone": True, "use_pretrained_backbone": True},
+        {"architectures": ["../../canary_module.Act"], "model_type": "canary_module", "torch_dtype": WRITE},
+    ],
+    ids=lambda said: next(iter(said)),
+)
+def test_nothing_that_transformers_would_follow_is_followed(
+    said: dict[str, Any], good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"img_size": 32, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 4}
+    described = {"architecture": "vit_tiny_patch16_224", "model_args": sizes, "pretrained_cfg": {}, **said}
+    folder = timm_file(good, described, as_folder=True)
+    for name in ("canary_module.py", "modeling_evil.py", "configuration_evil.py"):
+        (folder / name).write_text(f"open({CANARY!r}, 'w').write('sings')\n")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "http://127.0.0.1:9/x"}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../../victim"}}))
+    attempt(loaders()["load_backbone"], folder, monkeypatch)
+
+
 def test_a_model_argument_that_names_a_file_is_not_passed_on(
     good: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
