@@ -79,6 +79,7 @@ def pretrain(config: DictConfig) -> float | None:
 
 
 def _pretrain(config: DictConfig) -> float | None:
+    resolve_config(config)  # refuses what its rules cannot compute with, before data are built from it
     data = build_data(config)
     follow_training_images(config, data)
     follow_steps(config, num_train_images=len(data.dataset("train")))
