@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
+from unmask.callbacks import run_report
 from unmask.callbacks.reconstruction import ReconstructionPanel
 from unmask.callbacks.report_page import read_run, report_html, write_report
 from unmask.callbacks.run_report import RunReport
@@ -53,7 +55,8 @@ def test_a_run_writes_its_page_every_epoch_with_the_readings_and_the_picture_of_
             pages.append((tmp_path / "report.html").read_text())
 
     logger = CSVLogger(tmp_path, name="", version="csv")
-    fit(ReconstructionPanel(num_images=2), Keep(), logger=logger, log_every_n_steps=1, max_epochs=2)
+    page = Keep(max_time_fraction=1.0)
+    fit(ReconstructionPanel(num_images=2), page, logger=logger, log_every_n_steps=1, max_epochs=2)
 
     assert len(pages) == 3
     first, _, last = pages
@@ -62,6 +65,26 @@ def test_a_run_writes_its_page_every_epoch_with_the_readings_and_the_picture_of_
     assert "train/loss" in first
     assert "val/loss" in first  # the validation of the same epoch
     assert "at step 11," in last  # the last of twelve
+
+
+def test_short_epochs_are_left_out_but_not_the_first_and_the_last(fit, monkeypatch):
+    clock, written = [0.0], []
+    monkeypatch.setattr(run_report, "perf_counter", lambda: clock[0])
+
+    class Count(RunReport):
+        def _write_page(self, trainer):
+            written.append(trainer.current_epoch)
+            clock[0] += 1.0
+
+    class Pass(Callback):
+        def on_train_epoch_start(self, *_):
+            clock[0] += 30.0
+
+    fit(Pass(), Count(), max_epochs=8, limit_val_batches=0)
+    # After the first page a second of 1 % of the time is up at 200 s, in the seventh epoch.
+    assert written == [0, 6, 8]
+    with pytest.raises(ValueError, match="max_time_fraction must lie above 0"):
+        RunReport(max_time_fraction=0.0)
 
 
 def test_a_page_needs_no_other_file_and_stays_small(make_run):
