@@ -115,3 +115,35 @@ def test_a_class_of_another_name_is_refused(original_file: OriginalFile) -> None
     path, _ = original_file("mae-finetuned", beside={"hyper_parameters": {"model": Path}})
     with pytest.raises(ValueError, match=r"contains Python objects besides weights and is refused: pathlib"):
         read_weights(path)
+
+
+FEW = ["data=synthetic", "data.num_train=4", "data.num_val=2", "data.num_test=2"]  # 224 px are slow to draw
+VIT = ["model=vit_tiny", "image_size=64", "model.patch_size=16", "model.depth=4"]
+DECODER = ["method.decoder.embed_dim=128", "method.decoder.depth=2", "method.decoder.num_heads=4"]
+SWIN = ["model=swin_tiny", "image_size=192", "model.patch_size=4", "model.window_size=6", "model.embed_dim=32"]
+BEIT = ["model=beit_base", "image_size=224", "model.patch_size=16", "model.embed_dim=128", "model.depth=4"]
+STARTS = {  # kind -> the configured method, tensors of its heads that the file holds
+    "mae-pretrain": (["method=mae", *VIT, *DECODER], 32),
+    "simmim-swin-pretrain": (["method=simmim", *SWIN, "model.depths=[2,2,4,2]", "model.num_heads=[1,2,4,8]"], 3),
+    "simmim-vit-pretrain": (["method=simmim", *BEIT, "model.num_heads=4"], 3),
+    "ddmim-v9": (["experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px", "model.depths=[2,2,2,2]"], 8),
+}
+
+
+@pytest.mark.parametrize("kind", STARTS)
+def test_a_run_starts_from_the_whole_file(
+    kind: str, original_file: OriginalFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    overrides, num_heads = STARTS[kind]
+    path, _ = original_file(kind)
+    with caplog.at_level("INFO", logger="unmask"):
+        method = unmask.build_method([*overrides, *FEW, f"method.init_from={path}"])
+    conversion = convert(read_weights(path))
+    weights = method.state_dict()
+    assert f"heads: {num_heads} tensors loaded" in caplog.text
+    assert len(conversion.heads) == num_heads
+    assert all(torch.equal(weights[name], weight) for name, weight in conversion.heads.items())
+    assert all(torch.equal(weights[f"backbone.{name}"], weight) for name, weight in conversion.backbone.items())
+    assert "missing keys" not in caplog.text
+    assert ("teacher: a copy of the student as loaded" in caplog.text) == (kind == "ddmim-v9")
+    assert ("the averaged teacher; use_ema_weights=true takes it" in caplog.text) == (kind == "ddmim-v9")
