@@ -2,7 +2,7 @@
 
 The published recipes were made for 1.3 million images. On a set of some thousands their batches make a few steps an
 epoch, and their rates, scaled down with the batch, leave the weights where they began. Below `SMALL` images therefore
-one rule holds; all of its constants are ours, chosen on CIFAR-10 and on generated pictures (docs/LOG.md):
+one rule holds; all of its constants are ours (docs/LOG.md says what was measured):
 
 - batch: the power of two that makes at least 32 steps an epoch, within 16 and 128, and at most half the set;
 - epochs: 10, or as many as make 3,000 steps;
