@@ -51,6 +51,20 @@ def test_a_method_with_labels_learns_the_classes_of_its_data() -> None:
     assert method.head.linear.out_features == 10  # the generated pictures have ten shapes
 
 
+def test_a_method_is_built_without_reading_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("pictures were drawn")
+
+    monkeypatch.setattr("unmask.data.sources.synthetic.Synthetic.load_split", refuse)
+
+    def rate(*overrides: str) -> float:
+        method = unmask.build_method([*MAE, *overrides])
+        return float(method.optimizer_factory([{"params": list(method.parameters())}]).defaults["lr"])
+
+    assert rate() == rate("follow_data=false") == rate("data.num_train=400000", "follow_data=true")
+    assert rate("follow_data=true") != rate()  # 4,000 generated pictures
+
+
 @pytest.mark.parametrize("family", ["vit", "swin"])
 def test_features_are_those_of_normalised_images_in_eval_mode(make_vit, make_swin, randomise, family) -> None:
     make = {"vit": make_vit, "swin": make_swin}[family]

@@ -214,6 +214,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """Keeps chosen training images for every later use, `limit_training` included, see `TrainingSubset.choose`."""
         self._splits["train"] = self._training_subset.choose(positions)
 
+    @property
+    def num_train_images(self) -> int:
+        """Training images; a source that knows their number without reading them says so."""
+        return len(self.dataset("train"))
+
     @cached_property
     def _training_subset(self) -> TrainingSubset:
         return TrainingSubset(self.dataset("train"))

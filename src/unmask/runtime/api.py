@@ -24,6 +24,9 @@ from unmask.types import Images
 def build_method(overrides: Sequence[str]) -> BackboneModule:
     """Builds a method from what one would type after `run.py`, with random weights or those of `method.init_from`.
 
+    No data are read, so what `run.py` lets follow the number of training images keeps its published value; with
+    `follow_data=true` the images are counted and it follows here too.
+
     Args:
         overrides: Such as `["method=mae", "model=vit_tiny", "image_size=224"]`.
 
@@ -33,7 +36,8 @@ def build_method(overrides: Sequence[str]) -> BackboneModule:
     try:
         config = compose_config("run", overrides)
         data = build_data(config)
-        follow_training_images(config, data)
+        if config.follow_data:  # otherwise the images are the caller's, who may have none yet
+            follow_training_images(config, data)
         write_statistics(config, data)
         method = build_module(config.method, data)
         initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)

@@ -50,7 +50,7 @@ def is_following(config: DictConfig) -> bool:
 def follow_training_images(config: DictConfig, data: ImageDataModule) -> None:
     """Counts the training images of a run that follows them, and tells the data the batch that results."""
     if is_following(config):
-        tell_rules(config, num_train_images=len(data.dataset("train")), backbone_width=_width(config.model))
+        tell_rules(config, num_train_images=data.num_train_images, backbone_width=_width(config.model))
         data.global_batch_size = config.global_batch_size
 
 

@@ -170,6 +170,10 @@ class Synthetic(ImageDataModule):
     def class_names(self) -> tuple[str, ...]:
         return CLASS_NAMES
 
+    @property
+    def num_train_images(self) -> int:
+        return len(self._splits["train"]) if "train" in self._splits else self.num_images["train"]
+
     def load_split(self, split: Split) -> ImageDataset:
         index = torch.arange(self.num_images[split])
         keys, labels = sample_keys(self.picture_seed, f"synthetic-{split}", 0, index), index % len(CLASS_NAMES)
