@@ -14,7 +14,7 @@ demo: .venv/installed  ## pre-train on generated pictures and measure what was l
 
 # One process a core and one thread a process: what the tests compute is too small for more threads.
 test: check test-bolts  ## check, then all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-bolts: .bolts/installed  ## test data=imagenet_bolts beside lightning-bolts, in a folder of its own
 	PYTHONPATH=.bolts $(BIN)/python -m pytest -m bolts tests/data/sources/test_imagenet_bolts.py

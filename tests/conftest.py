@@ -45,9 +45,17 @@ def _logging_as_found() -> Iterator[None]:
     """Undoes the set-up of logging by a command run in this process: its files are gone with the test."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
+    levels = {name: logger.level for name, logger in _own_loggers()}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name, logger in _own_loggers():
+        logger.setLevel(levels.get(name, logging.NOTSET))
+
+
+def _own_loggers() -> list[tuple[str, logging.Logger]]:
+    named = logging.root.manager.loggerDict.items()
+    return [(name, item) for name, item in named if name.startswith("unmask") and isinstance(item, logging.Logger)]
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -132,6 +133,9 @@ def test_five_interruptions_leave_the_rows_of_an_uninterrupted_run(
 
     seconds = iter(range(10**9))
     monkeypatch.setattr("unmask.callbacks.last_checkpoint.time.monotonic", lambda: next(seconds))
+    # Event files are read in the order of their names: second, process, number of the writer. Processes of real runs
+    # begin seconds apart; here the numbers have to sort as text.
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(100))
 
     from unmask.callbacks.tensorboard_history import TensorBoardHistory
 

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from unmask.data.dataset import FILLER_EPOCH, SampleKey
+from unmask.data.files.decoding import BadImageError
 from unmask.data.sources.hub import Hub
 from unmask.data.sources.streamed import StreamedKey
 
@@ -168,13 +169,21 @@ def test_keys_bring_their_rows_to_workers() -> None:
     assert copy.row == {"image": b"x"}
 
 
-def test_files_elsewhere_are_read_through_fsspec(make, tmp_path: Path, pets: Path) -> None:
+def test_files_that_rows_name_are_read_from_the_data_sets_folder_alone(make, tmp_path: Path, pets: Path) -> None:
     written = io.BytesIO()
     Image.new("RGB", (8, 8), (9, 9, 9)).save(written, "png")
-    (tmp_path / "far.png").write_bytes(written.getvalue())
     samples = make().dataset("train")
-    key = StreamedKey(0, 0)
-    key.row = {"image": {"bytes": None, "path": f"file://{tmp_path / 'far.png'}"}, "kind": None}
-    batch = samples.read([key], lambda image, _: image)
+
+    def read(path: str) -> Any:
+        key = StreamedKey(0, 0)
+        key.row = {"image": {"bytes": None, "path": path}, "kind": None}
+        return samples.read([key], lambda image, _: image)
+
+    for place in (pets / "own.png", tmp_path / "far.png"):
+        place.write_bytes(written.getvalue())
+    batch = read("own.png")
     assert batch.image.eq(9).all()
     assert batch.label.tolist() == [-1]
+    for path in (str(tmp_path / "far.png"), f"file://{tmp_path / 'far.png'}", "../far.png"):
+        with pytest.raises(BadImageError, match="which is no file of "):
+            read(path)
