@@ -21,13 +21,18 @@ PEAK = 0.4
 
 def rates(schedule, steps: int, **settings) -> list[float]:
     """The rate used at each optimizer step, and the one left after the last."""
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
-    scheduler = schedule(optimizer, total_steps=steps, **settings)
-    used = [optimizer.param_groups[0]["lr"]]
+    return [rate for (rate,) in rates_of_groups(schedule, [PEAK], steps, **settings)]
+
+
+def rates_of_groups(schedule, peaks: list[float], steps: int, *, steps_per_epoch: int = 1, **settings) -> list[list]:
+    """As `rates`, of parameter groups with peaks of their own."""
+    optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": peak} for peak in peaks])
+    scheduler = schedule(optimizer, total_steps=steps, steps_per_epoch=steps_per_epoch, **settings)
+    used = [[group["lr"] for group in optimizer.param_groups]]
     for _ in range(steps):
         optimizer.step()
         scheduler.step()
-        used.append(optimizer.param_groups[0]["lr"])
+        used.append([group["lr"] for group in optimizer.param_groups])
     return used
 
 
@@ -72,13 +77,8 @@ def test_simmims_rate_drops_where_warmup_ends(warmup_epochs: int, drop: float) -
 
 @pytest.mark.parametrize("schedule", [warmup_cosine, warmup_then_cosine_from_start])
 def test_layer_wise_rates_keep_their_proportions(schedule) -> None:
-    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    optimizer = torch.optim.SGD([{"params": [parameters[0]], "lr": 0.1}, {"params": [parameters[1]], "lr": 0.4}])
-    scheduler = schedule(optimizer, total_steps=20, steps_per_epoch=2, warmup_epochs=3, final_factor=0.1)
-    for _ in range(20):
-        optimizer.step()
-        scheduler.step()
-        shallow, deep = scheduler.get_last_lr()
+    lr = rates_of_groups(schedule, [0.1, 0.4], 20, steps_per_epoch=2, warmup_epochs=3, final_factor=0.1)
+    for shallow, deep in lr[1:]:
         assert deep == pytest.approx(4 * shallow)
 
 
@@ -176,22 +176,18 @@ def test_simmims_layer_wise_rates_share_their_floor() -> None:
         return 1e-6 + (peak - 1e-6) / 2 * (1 + math.cos(math.pi * step / 100))
 
     for shared, expected in ((True, [at(50, peak) for peak in peaks]), (False, [at(50, 5e-3), at(50, 5e-3) * 0.7**25])):
-        optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": peak} for peak in peaks])
-        scheduler = warmup_then_cosine_from_start(
-            optimizer,
-            total_steps=100,
-            steps_per_epoch=1,
+        lr = rates_of_groups(
+            warmup_then_cosine_from_start,
+            peaks,
+            100,
             warmup_epochs=20,
             start_factor=2e-4,
             final_factor=2e-4,
             shared_start=shared,
             shared_floor=shared,
         )
-        assert scheduler.get_last_lr() == pytest.approx([1e-6, 1e-6 if shared else 1e-6 * 0.7**25])
-        for _ in range(50):
-            optimizer.step()
-            scheduler.step()
-        assert scheduler.get_last_lr() == pytest.approx(expected)
+        assert lr[0] == pytest.approx([1e-6, 1e-6 if shared else 1e-6 * 0.7**25])
+        assert lr[50] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("schedule", [warmup_cosine, warmup_then_cosine_from_start])
@@ -199,23 +195,18 @@ def test_start_and_floor_are_shared_independently(schedule) -> None:
     """mmengine's LinearLR multiplies each group's rate, its CosineAnnealingLR ends at one for all."""
     peaks = [0.4, 0.01]
     for shared_start, shared_floor in ((False, True), (True, False)):
-        optimizer = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": peak} for peak in peaks])
-        scheduler = schedule(
-            optimizer,
-            total_steps=20,
-            steps_per_epoch=1,
+        lr = rates_of_groups(
+            schedule,
+            peaks,
+            20,
             warmup_epochs=5,
             start_factor=0.1,
             final_factor=0.02,
             shared_start=shared_start,
             shared_floor=shared_floor,
         )
-        first = scheduler.get_last_lr()
-        for _ in range(20):
-            optimizer.step()
-            scheduler.step()
-        assert first == pytest.approx([0.04, 0.04 if shared_start else 0.001])
-        assert scheduler.get_last_lr() == pytest.approx([0.008, 0.008 if shared_floor else 0.0002])
+        assert lr[0] == pytest.approx([0.04, 0.04 if shared_start else 0.001])
+        assert lr[20] == pytest.approx([0.008, 0.008 if shared_floor else 0.0002])
 
 
 def test_a_cosine_laid_out_for_longer_is_cut_off() -> None:

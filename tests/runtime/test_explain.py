@@ -96,3 +96,11 @@ def test_the_command_prints_it_and_runs_nothing(
     assert stopped.value.code == 2
     assert "explain=optimizer.rl names no key; nearest: optimizer.lr" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_generated_pictures_are_counted_without_being_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("pictures were drawn")
+
+    monkeypatch.setattr("unmask.data.sources.synthetic.Synthetic.load_split", refuse)
+    assert explained("num_train_images", "method=mae", "data.num_train=300")[0] == "num_train_images = 300"

@@ -246,7 +246,7 @@ class CheckpointRun:
         if not is_following(self.config):
             return evaluator
         data, _ = self._data_for(backbone, self.seeds[0])
-        num_images = evaluator.num_training_images(len(data.dataset("train")))
+        num_images = evaluator.num_training_images(data.num_train_images)
         if num_images is None:
             return evaluator
         tell_rules(self.config, num_train_images=num_images, backbone_width=backbone.embed_dim)

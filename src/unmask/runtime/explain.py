@@ -73,7 +73,7 @@ def _follow_images(config: DictConfig, overrides: Sequence[str]) -> tuple[list[t
     """Lets a configuration follow its images as the run would, where they can be read; says why where they cannot."""
     try:
         data = build_data(config)
-        num_train_images = len(data.dataset("train"))
+        num_train_images = data.num_train_images
         if not any(override.lstrip("+").startswith("experiment=") for override in overrides) or config.follow_data:
             follow_training_images(config, data)
         follow_steps(config, num_train_images=num_train_images)

@@ -82,7 +82,7 @@ def _pretrain(config: DictConfig) -> float | None:
     resolve_config(config)  # refuses what its rules cannot compute with, before data are built from it
     data = build_data(config)
     follow_training_images(config, data)
-    follow_steps(config, num_train_images=len(data.dataset("train")))
+    follow_steps(config, num_train_images=data.num_train_images)
     learning_rate = describe_learning_rate(config)
     settings = settings_of_run(redacted(resolve_config(config)))
     point = find_resume_point(config)
@@ -122,7 +122,7 @@ def _pretrain(config: DictConfig) -> float | None:
     trainer = build_trainer(config, callbacks=callbacks)
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:
-        announce_length(composed, num_images=len(data.dataset("train")))
+        announce_length(composed, num_images=data.num_train_images)
         for line in [] if point is None else [point.describe(), *(f"changed: {change}" for change in changes)]:
             _log.info(line)
     _log_settings(trainer, config, method, fingerprints)
