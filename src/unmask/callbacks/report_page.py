@@ -106,11 +106,35 @@ def write_report(path: Path, runs: Sequence[RunFiles]) -> None:
     Raises:
         ValueError: There is another file at `path`.
     """
+    write_page(path, report_html(runs))
+
+
+def write_page(path: Path, page: str) -> None:
+    """Writes a page of `html_page`; one that was written before is replaced.
+
+    Raises:
+        ValueError: There is another file at `path`.
+    """
     if path.exists() and _GENERATOR not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
         raise ValueError(f"{path} exists and is no report of Unmask; name another file")
-    page = report_html(runs)
     with atomic_write(path) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def html_page(title: str, body: str, scripts: tuple[str, str] = ("", "")) -> str:
+    """Frames a page that needs no server and no other file.
+
+    Args:
+        title: Plain text.
+        body: As HTML.
+        scripts: Elements for the head, and for the end of the page.
+    """
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{_GENERATOR}'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
+        f'<link rel="icon" href="data:,"><style>{_STYLE}</style>{scripts[0]}</head>'
+        f"<body>{body}{scripts[1]}</body></html>\n"
+    )
 
 
 def report_html(runs: Sequence[RunFiles]) -> str:
@@ -131,12 +155,7 @@ def report_html(runs: Sequence[RunFiles]) -> str:
         *(_panels(run, name, is_alone=len(runs) == 1) for run, name in zip(runs, names, strict=True)),
         _settings(runs, names),
     ]
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">{_GENERATOR}'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(title)}</title>'
-        f'<link rel="icon" href="data:,"><style>{_STYLE}</style>{scripts[0]}</head>'
-        f"<body>{''.join(parts)}<script>{_SLIDER}</script>{scripts[1]}</body></html>\n"
-    )
+    return html_page(title, f"{''.join(parts)}<script>{_SLIDER}</script>", scripts)
 
 
 def _names(runs: Sequence[RunFiles]) -> list[str]:
