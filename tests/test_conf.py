@@ -41,6 +41,26 @@ def _first_stride(backbone: object) -> int:
     return backbone.stages[0].stride  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    ("model", "image_size", "ratios", "weights", "patch_size"),
+    [
+        ("swinv2_tiny", 224, [0.5, 0.5, 0.5, 0.0], [1.0, 1.0, 1.0, 0.1], 16),  # as published but for the patches
+        ("swinv2_tiny", 64, [0.5, 0.5, 0.5, 0.0], [1.0, 1.0, 1.0, 0.1], 16),  # two cells of 8 px of the third stage
+        ("swinv2_mini", 32, [0.5, 0.0], [1.0, 0.1], 8),
+        ("vit_mini", 32, [0.5, 0.5, 0.0], [1.0, 1.0, 0.1], 8),
+        ("vit_mini", 96, [0.5, 0.5, 0.0], [1.0, 1.0, 0.1], 24),
+    ],
+)
+def test_stages_of_ddmim_follow_the_backbone(
+    model: str, image_size: int, ratios: list[float], weights: list[float], patch_size: int
+) -> None:
+    config = composed("run", "method=ddmim", f"model={model}", f"image_size={image_size}")
+
+    assert list(config.method.mask_generator.ratios) == ratios
+    assert list(config.method.features.weights) == weights
+    assert config.method.mask_generator.patch_size == patch_size
+
+
 @pytest.mark.parametrize("method", choices("method"))
 @pytest.mark.parametrize("model", ["vit_mini", "swin_mini"])
 def test_every_partial_of_a_method_completes(method: str, model: str) -> None:
@@ -48,11 +68,7 @@ def test_every_partial_of_a_method_completes(method: str, model: str) -> None:
 
     if (method, model) == ("mae", "swin_mini"):
         pytest.skip("MAE needs a ViT; tests/methods/test_mae.py holds the refusal")
-    two_stages = ["method.mask_generator.ratios=[0.5,0.5]", "method.features.weights=[1,1]"]
-    stages = two_stages if (method, model) == ("ddmim", "swin_mini") else []
-    if (method, model) == ("ddmim", "vit_mini"):
-        stages = ["method.mask_generator.ratios=[0.5,0.5,0]", "method.features.weights=[1,1,1]"]
-    config = composed("run", f"method={method}", f"model={model}", "data.num_train=20", "data.num_val=2", *stages)
+    config = composed("run", f"method={method}", f"model={model}", "data.num_train=20", "data.num_val=2")
     module = build_module(config.method, build(config.data))
 
     groups = [{"params": list(module.parameters())}]

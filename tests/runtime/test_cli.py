@@ -75,7 +75,10 @@ def refusal(
         (["data=folder", "data.root=nowhere"], "nowhere"),
         (["data=filelist", "data.train=nowhere.txt"], "data.train=nowhere.txt is not a file"),
         (["data=kaggle"], "data.root, what was downloaded, or data.slug=OWNER/NAME"),
-        (["method=ddmim", "model=swin_mini"], "method.mask_generator.ratios=[0.5, 0.5, 0.5, 0.0] has 4 numbers"),
+        (
+            ["method=ddmim", "model=swin_mini", "method.mask_generator.ratios=[0.5,0,0,0]"],
+            "ratios=[0.5, 0, 0, 0] has 4 numbers",
+        ),
         (["method=ddmim", "method.mask_generator.ratios=[0.5,0.4,0.5,0]"], "nested masks are one mask"),
         (["method=mae", "model=swin_mini"], "only a ViT can do; use model=vit_tiny"),
         (["method=mae", "method.mask_generator.ratio=1.5"], "mask ratio must lie between 0 and 1"),

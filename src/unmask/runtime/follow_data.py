@@ -4,17 +4,14 @@ The rules stand in the configuration, as `${fit_...}`; here they are given what 
 line or of an experiment replaces its rule, and with an experiment named the rules keep their published values.
 """
 
-import copy
 import logging
 from collections.abc import Iterator
-from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.data.datamodule import ImageDataModule
-from unmask.runtime.builders import build
+from unmask.runtime.bare_backbone import bare_backbone
 from unmask.small_sets import is_small, steps_of
 
 FEW_STEPS = 500  # of a whole run; ours
@@ -50,7 +47,7 @@ def is_following(config: DictConfig) -> bool:
 def follow_training_images(config: DictConfig, data: ImageDataModule) -> None:
     """Counts the training images of a run that follows them, and tells the data the batch that results."""
     if is_following(config):
-        tell_rules(config, num_train_images=data.num_train_images, backbone_width=_width(config.model))
+        tell_rules(config, num_train_images=data.num_train_images, backbone_width=bare_backbone(config.model).embed_dim)
         data.global_batch_size = config.global_batch_size
 
 
@@ -119,10 +116,3 @@ def _written(config: DictConfig, path: str) -> str:
         return ""
     plain = OmegaConf.to_container(parent, resolve=False)
     return str(plain[key]) if isinstance(plain, dict) else ""
-
-
-def _width(model: DictConfig) -> int:
-    """Width of a backbone's features; it is made without storage for its weights."""
-    with torch.device("meta"):
-        backbone: Any = build(copy.deepcopy(model))
-    return int(backbone.embed_dim)

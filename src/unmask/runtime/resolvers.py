@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from hydra.errors import InstantiationException
+from omegaconf import ListConfig, OmegaConf
 
 from unmask.optim.scaling import scale_lr
 from unmask.small_sets import (
@@ -20,6 +21,8 @@ from unmask.small_sets import (
 
 _PATCHES_ACROSS = 8  # along the side of an image too small for the usual patches
 _UNITS_ACROSS = 4  # of masking, along the side of an image too small for the usual ones
+_TOKENS_OF_A_UNIT = 4  # along a unit of masking in stages: as large as a cell of the third, so that masks nest
+_STRIDES_OF_SWIN = (4, 8, 16, 32)
 _SMALL_FOR_UNITS = 160  # px: below, 16 px patches would leave fewer than 10 to a side
 _SMALL_FOR_SWIN = 128  # px: below, 4 px tokens would leave less than 4x4 in the last of four stages
 
@@ -37,6 +40,8 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "times": times,
         "fit_patch": fit_patch,
         "fit_mask_patch": fit_mask_patch,
+        "fit_stage_mask_patch": fit_stage_mask_patch,
+        "one_a_stage": one_a_stage,
         "fit_swin_patch": fit_swin_patch,
         "fit_window": fit_window,
         "if_small": if_small,
@@ -108,6 +113,23 @@ def fit_mask_patch(size: int, image_size: Any, patch_size: Any) -> int:
         if all(length % unit == 0 for length in sides)
     ]
     return max(fitting, default=patch_size)
+
+
+def one_a_stage(each: float, last: float, model: Any) -> ListConfig:
+    """Lists one number for each stage of a backbone, another one for the last; a single stage takes the first."""
+    num_stages = len(_strides(model))
+    return ListConfig([each] * max(1, num_stages - 1) + [last] * (num_stages > 1))
+
+
+def fit_stage_mask_patch(model: Any, image_size: Any) -> Any:
+    """Masks four tokens to a side in usual images and a quarter of the side of smaller ones.
+
+    There it is whole cells of the last stage but one, the deepest that is masked, and divides the sides, if any does.
+    """
+    if not isinstance(model.patch_size, int) or _shorter_side(image_size) >= _SMALL_FOR_UNITS:
+        return times(_TOKENS_OF_A_UNIT, model.patch_size)
+    cell = [*_strides(model)][-2:][0]
+    return fit_mask_patch(cell, image_size, cell)
 
 
 def fit_swin_patch(size: int, image_size: Any) -> int:
@@ -226,6 +248,16 @@ def _cpu_computes_in_bfloat16() -> bool:
 
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _strides(model: Any) -> Sequence[Any]:
+    """Strides of a backbone's stages, pixels; one that cannot be built, which is refused later, counts four stages."""
+    from unmask.runtime.bare_backbone import bare_backbone  # noqa: PLC0415  (`--help` registers the rules alone)
+
+    try:
+        return [stage.stride for stage in bare_backbone(model).stages]
+    except (ValueError, InstantiationException):
+        return _STRIDES_OF_SWIN
 
 
 def _shorter_side(image_size: Any) -> int:
