@@ -68,6 +68,11 @@ class OnlineProbe(Callback):
         self._spent = 0.0
         self._last_cost = 0.0  # seconds; 0 before the first
         self._probed_at_step: int | None = None
+        self._found: dict[str, float] = {}
+
+    def found_at(self, step: int) -> dict[str, float]:
+        """What was logged after that many optimizer steps; nothing where no probe was made there."""
+        return dict(self._found) if self._probed_at_step == step else {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for split in ("train", "val"):
@@ -103,7 +108,7 @@ class OnlineProbe(Callback):
         self._last_cost = perf_counter() - start
         self._spent += self._last_cost
         self._probed_at_step = trainer.global_step
-        readings = {f"probe/{self.name}/{kind}_top1": value for kind, value in found.items()}
+        self._found = readings = {f"probe/{self.name}/{kind}_top1": value for kind, value in found.items()}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in readings.items()})
         for logger in trainer.loggers:
             logger.log_metrics(readings, step=max(0, trainer.global_step - 1))  # the step just done, as of val/loss

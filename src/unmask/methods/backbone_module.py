@@ -33,6 +33,7 @@ class BackboneModule(LightningModule, ABC):
     """
 
     is_classifier: ClassVar[bool] = False  # whether `forward` gives logits
+    has_moving_targets: ClassVar[bool] = False  # set by a network trained along; losses of two epochs do not compare
 
     def __init__(
         self,

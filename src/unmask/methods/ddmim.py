@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -92,6 +92,8 @@ class DDMIM(Method):
     """
 
     mask_generator: StageMaskGenerator
+
+    has_moving_targets: ClassVar[bool] = True
 
     def __init__(
         self,

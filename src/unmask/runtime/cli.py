@@ -85,6 +85,21 @@ def report() -> None:
         sys.exit(_explain(error))
 
 
+def reference() -> None:
+    """Keeps the curves of good runs: `python -m unmask.reference RUN RUN RUN out=FILE`."""
+    from unmask.runtime.reference import make_reference
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    if len(sys.argv) == 1 or sys.argv[1] in _ABOUT:
+        sys.exit("usage: python -m unmask.reference RUN [RUN ...] out=FILE")
+    try:
+        make_reference(sys.argv[1:])
+    except _user_errors() as error:
+        if os.environ.get(_TRACEBACK_SWITCH) == "1":
+            raise
+        sys.exit(_explain(error))
+
+
 def replay() -> None:
     """Computes a step again: `python -m unmask.replay FILE`."""
     from unmask.runtime.console import calm_libraries

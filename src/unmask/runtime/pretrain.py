@@ -37,6 +37,7 @@ from unmask.runtime.follow_data import announce_length, follow_training_images
 from unmask.runtime.follow_steps import follow_steps
 from unmask.runtime.initialise import initialise
 from unmask.runtime.probes import build_probes
+from unmask.runtime.reference import find_reference
 from unmask.runtime.resume import (
     find_resume_point,
     is_complete,
@@ -91,6 +92,7 @@ def _pretrain(config: DictConfig) -> float | None:
         _log.info(f"already complete at step {point.step:,}: {config.paths.run_dir}")
         return None
     config.resumed_step = None if point is None else point.step
+    config.reference = find_reference(config)
     composed = copy.deepcopy(config)  # building replaces rules by their values
     seed_everything(config.seed, workers=True, verbose=False)
     write_statistics(config, data)

@@ -37,6 +37,7 @@ _SILENT = (  # where things lie and what is written down
     "num_train_images",
     "paths.",
     "probes",
+    "reference",
     "resume",
     "resumed_step",
     "trainer.default_root_dir",

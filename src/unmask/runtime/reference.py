@@ -1,0 +1,55 @@
+"""Curves of good runs: where a run finds them, and the command that makes them."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from unmask.callbacks.durable_checkpoint import LAST_NAME
+from unmask.callbacks.reference import write_reference
+from unmask.runtime.config import config_directory
+from unmask.runtime.resume import read_resume_point
+
+_BESIDE = ".reference.json"  # in place of .yaml
+_log = logging.getLogger("unmask")
+
+
+def find_reference(config: DictConfig) -> str | None:
+    """The file a run is compared with: the one it is given, else the one that lies beside its experiment, if any."""
+    if config.reference is not None:
+        return str(config.reference)
+    experiment = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
+    path = config_directory() / "experiment" / f"{experiment}{_BESIDE}"
+    return str(path) if path.is_file() else None
+
+
+def make_reference(arguments: Sequence[str]) -> None:
+    """Writes the curves of finished runs of one recipe, which differ in their seeds alone, to `out=FILE`.
+
+    Args:
+        arguments: Folders of runs, and `out=FILE`.
+
+    Raises:
+        ValueError: No folder or no file is named, the file exists, or the runs cannot be put together.
+    """
+    folders = [Path(argument) for argument in arguments if not argument.startswith("out=")]
+    named = [Path(argument.removeprefix("out=")) for argument in arguments if argument.startswith("out=")]
+    if not folders or len(named) != 1:
+        raise ValueError("name finished runs and one file: python -m unmask.reference RUN RUN RUN out=FILE")
+    if named[0].exists():
+        raise ValueError(f"{named[0]} exists; name another file, or remove it")
+    for folder in folders:
+        if not (folder / "csv" / "metrics.csv").is_file():
+            raise ValueError(f"{folder} holds no csv/metrics.csv; make the run with logger=csv, or logger=default")
+    settings = [read_resume_point(folder / "checkpoints" / LAST_NAME).settings for folder in folders]
+    for folder, others in zip(folders[1:], settings[1:], strict=True):
+        differing = [key for key in settings[0] if others.get(key) != settings[0][key] and not key.endswith("seed")]
+        if differing:
+            raise ValueError(
+                f"{folder} and {folders[0]} are not of one recipe: {differing[0]} is {others.get(differing[0])} and "
+                f"{settings[0][differing[0]]}; a reference takes runs that differ in their seeds alone"
+            )
+    write_reference(named[0], [folder / "csv" / "metrics.csv" for folder in folders], settings=settings[0])
+    _log.info(f"{named[0]}: {len(folders)} run(s); compare a run with them by reference={named[0]}")
