@@ -1,7 +1,31 @@
 import pytest
+from hydra import initialize_config_dir
 
-from unmask.runtime.config import with_own_data
+from unmask.runtime.config import config_directory, names_experiment, with_own_data
 from unmask.runtime.evaluate import _require_settings_of
+from unmask.runtime.resolvers import config_groups
+
+
+def test_the_help_lists_groups_to_choose_from_and_not_what_their_files_start_from() -> None:
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        lines = config_groups().splitlines()
+    assert "method: ddmim, mae, simmim, supervised" in lines
+    groups = [line.partition(":")[0] for line in lines]
+    assert groups == sorted(groups)
+    assert not {"base", "hydra"} & set(groups)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["method=mae"], False),
+        (["seed=1", "experiment=mae_cifar10"], True),
+        (["+experiment=mae_cifar10"], True),
+        (["experiment=null"], False),
+    ],
+)
+def test_a_command_line_says_whether_it_names_an_experiment(overrides: list[str], expected: bool) -> None:
+    assert names_experiment(overrides) is expected
 
 
 @pytest.mark.parametrize("chosen", ["data=cifar10", "experiment=mae_doges_frozen"])

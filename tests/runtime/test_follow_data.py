@@ -122,6 +122,18 @@ def test_the_images_may_be_left_out_of_it() -> None:
     assert composed("method=mae", "follow_data=false", images=9000).global_batch_size == 256
 
 
+@pytest.mark.parametrize("stated", [None, True, False])
+@pytest.mark.parametrize("names_experiment", [True, False])
+def test_an_experiment_does_not_follow_the_images_unless_it_is_said(
+    stated: bool | None, names_experiment: bool
+) -> None:
+    config = composed("method=mae", f"follow_data={str(stated).lower() if stated is not None else 'null'}")
+
+    assert is_following(config, names_experiment=names_experiment) is (
+        not names_experiment if stated is None else stated
+    )
+
+
 @pytest.mark.parametrize("name", ["num_train_images", "backbone_width"])
 def test_what_the_program_counts_is_refused_from_the_user(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} cannot be set"):

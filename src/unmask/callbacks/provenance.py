@@ -9,6 +9,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from unmask.callbacks.asked_of_modules import ExportsBackbone
 from unmask.interchange.record import FORMAT, RECORD_KEY
 from unmask.types import ImageBatch
 
@@ -49,7 +50,7 @@ class Provenance(Callback):
         self.images_seen += len(batch.image) * trainer.world_size
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        backbone: Any = pl_module.exported_backbone if hasattr(pl_module, "exported_backbone") else None
+        backbone = pl_module.exported_backbone if isinstance(pl_module, ExportsBackbone) else None
         checkpoint[RECORD_KEY] = {
             "format": FORMAT,
             "record": self.record,

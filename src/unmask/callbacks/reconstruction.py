@@ -1,32 +1,21 @@
 """Pictures of what a method reconstructs as it learns."""
 
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from jaxtyping import Int
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
-from torch import Tensor
 
+from unmask.callbacks.asked_of_modules import HoldsImagesOut, MasksImages
 from unmask.callbacks.panel import reconstruction_panel, reconstruction_pixels
 from unmask.callbacks.pictures import figure_pixels, save_figure
 from unmask.callbacks.trainer_state import require_positive
 from unmask.eval_mode import eval_mode
-from unmask.patches import PatchMask
-from unmask.types import ImageBatch, Images, PixelStatistics
+from unmask.types import ImageBatch
 
 _LOGGED_AS = "panels/reconstruction"  # no scalar's name, such as that of DDMIM's term
-
-
-@runtime_checkable
-class MasksImages(Protocol):
-    """What is asked of a module whose reconstructions are to be drawn."""
-
-    def held_out_mask(self, images: Images, index: Int[Tensor, " b"]) -> PatchMask | None: ...
-
-    def borrowed_statistics(self, images: Images) -> PixelStatistics | None: ...
 
 
 class ReconstructionPanel(Callback):
@@ -56,8 +45,8 @@ class ReconstructionPanel(Callback):
         self._batch, self._drawn_at_step = None, None
         if not isinstance(pl_module, MasksImages):
             return
-        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(datamodule, "held_out_images"):
+        datamodule: object = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(datamodule, HoldsImagesOut):
             raise ValueError(
                 "reconstruction panels need a data module with held-out images, as Trainer.fit(datamodule=...) takes; "
                 "pass one, or leave ReconstructionPanel out of the callbacks"

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unmask.heads.pixel_shuffle import PixelShuffleHead
@@ -54,11 +54,11 @@ class SimMIM(Method):
         self.head = head(in_channels=last.channels, stride=last.stride, image_channels=self.backbone.in_channels)
         self.mask_token = nn.Parameter(torch.empty(self.backbone.stages[0].channels))
         self.backbone.initialise_as_simmim(self.mask_token)
-        self._masked_tokens(self.mask_generator(torch.empty(1, self.backbone.in_channels, *self.backbone.image_size)))
+        self.masked_tokens(self.mask_generator(torch.empty(1, self.backbone.in_channels, *self.backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
-        masked = self._masked_tokens(mask)
+        masked = self.masked_tokens(mask)
 
         def insert_mask_token(stage: int, tokens: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
             return torch.where(masked, self.mask_token.to(tokens.dtype), tokens) if stage == 0 else tokens
@@ -77,7 +77,12 @@ class SimMIM(Method):
             return None
         return PixelStatistics(*local_statistics(images.float(), self.normalise_window))
 
-    def _masked_tokens(self, mask: PatchMask) -> Tensor:
+    def masked_tokens(self, mask: PatchMask) -> Bool[Tensor, "b h w 1"]:
+        """Says which of the tokens that enter the backbone a mask masks.
+
+        Raises:
+            ValueError: A patch of the mask is not whole tokens.
+        """
         stride = self.backbone.stages[0].stride
         if not are_whole_cells(mask.patch_size, stride):
             raise ValueError(

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import unmask
 from unmask.runtime.constructor_defaults import show_constructor_defaults
-from unmask.runtime.resolvers import register_resolvers
+from unmask.runtime.resolvers import GROUP_OF_BASES, register_resolvers
 
 _OF_A_CHECKPOINT = ("eval", "export")  # commands that compose only with one named
 
@@ -28,9 +28,15 @@ def compose_config(name: str, overrides: Sequence[str]) -> DictConfig:
     show_constructor_defaults()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
         config = compose(name, overrides=list(overrides), return_hydra_config=False)
-    if any(override.startswith("experiment=") for override in overrides) and "follow_data" in config:
+    if names_experiment(overrides) and "follow_data" in config:
         config.follow_data = bool(config.follow_data)  # there is no job that could be asked for its experiment
     return config
+
+
+def names_experiment(overrides: Sequence[str]) -> bool:
+    """Whether a command line chooses an experiment."""
+    chosen = [override.partition("=")[2] for override in overrides if override.lstrip("+").startswith("experiment=")]
+    return any(choice not in ("", "null") for choice in chosen)
 
 
 def with_own_data(overrides: Sequence[str]) -> list[str]:
@@ -52,7 +58,7 @@ def configuration_names(name: str, overrides: Sequence[str] = ()) -> tuple[list[
         name: Of the command.
         overrides: Of the user. Choices of groups that exist decide which keys there are.
     """
-    folders = [path for path in config_directory().iterdir() if path.is_dir()]
+    folders = [path for path in config_directory().iterdir() if path.is_dir() and path.name != GROUP_OF_BASES]
     with_checkpoint = ["ckpt_path=none"] if name in _OF_A_CHECKPOINT else []
     chosen = [override for override in overrides if _is_choice(override)]
     try:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unmask.runtime.builders import build_data
-from unmask.runtime.config import config_directory, configuration_names
+from unmask.runtime.config import config_directory, configuration_names, names_experiment
 from unmask.runtime.constructor_defaults import show_constructor_defaults
 from unmask.runtime.follow_data import follow_training_images
 from unmask.runtime.follow_steps import follow_steps
@@ -74,8 +74,7 @@ def _follow_images(config: DictConfig, overrides: Sequence[str]) -> tuple[list[t
     try:
         data = build_data(config)
         num_train_images = data.num_train_images
-        if not any(override.lstrip("+").startswith("experiment=") for override in overrides) or config.follow_data:
-            follow_training_images(config, data)
+        follow_training_images(config, data, names_experiment=names_experiment(overrides))
         follow_steps(config, num_train_images=num_train_images)
     except (OmegaConfBaseException, HydraException, ValueError) as error:
         return [], one_sentence(error, (), ())

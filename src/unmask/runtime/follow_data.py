@@ -30,8 +30,12 @@ _OF_A_RUN = (
 _OF_AN_EVALUATION = ("global_batch_size", "eval.epochs", "base_lr")
 
 
-def is_following(config: DictConfig) -> bool:
+def is_following(config: DictConfig, *, names_experiment: bool | None = None) -> bool:
     """Whether the rules are in force: as `follow_data` says, else where no experiment was named.
+
+    Args:
+        config: Of a run or an evaluation.
+        names_experiment: Whether one was; None asks the job of Hydra's that is under way, if any.
 
     Raises:
         ValueError: The user set what is counted here.
@@ -41,12 +45,14 @@ def is_following(config: DictConfig) -> bool:
             raise ValueError(f"{name} cannot be set: it is read off the data and the model; leave {name} out")
     if config.follow_data is not None:
         return bool(config.follow_data)
-    return not (HydraConfig.initialized() and HydraConfig.get().runtime.choices.get("experiment"))
+    if names_experiment is None:
+        names_experiment = HydraConfig.initialized() and bool(HydraConfig.get().runtime.choices.get("experiment"))
+    return not names_experiment
 
 
-def follow_training_images(config: DictConfig, data: ImageDataModule) -> None:
+def follow_training_images(config: DictConfig, data: ImageDataModule, *, names_experiment: bool | None = None) -> None:
     """Counts the training images of a run that follows them, and tells the data the batch that results."""
-    if is_following(config):
+    if is_following(config, names_experiment=names_experiment):
         tell_rules(config, num_train_images=data.num_train_images, backbone_width=bare_backbone(config.model).embed_dim)
         data.global_batch_size = config.global_batch_size
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
 from omegaconf import ListConfig, OmegaConf
 
@@ -18,6 +19,8 @@ from unmask.small_sets import (
     time_constant_for,
     warmup_steps_for,
 )
+
+GROUP_OF_BASES = "base"  # what files of other groups start from; no choice of a user's
 
 _PATCHES_ACROSS = 8  # along the side of an image too small for the usual patches
 _UNITS_ACROSS = 4  # of masking, along the side of an image too small for the usual ones
@@ -52,6 +55,7 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "fit_time_constant": fit_time_constant,
         "auto_precision": auto_precision,
         "auto_workers": auto_workers,
+        "config_groups": config_groups,
         "run_folder": run_folder,
         "wandb_run": wandb_run,
     }
@@ -214,6 +218,13 @@ def auto_precision(accelerator: str) -> str:
     on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     has_bfloat16 = torch.cuda.is_bf16_supported() if on_gpu else _cpu_computes_in_bfloat16()
     return "bf16-mixed" if has_bfloat16 and accelerator != "mps" else "32-true"
+
+
+def config_groups() -> str:
+    """Lists the groups that a user chooses from and their choices, a line each, for `--help`."""
+    loader = GlobalHydra.instance().config_loader()
+    groups = [group for group in sorted(loader.list_groups("")) if group not in ("hydra", GROUP_OF_BASES)]
+    return "\n".join(f"{group}: {', '.join(loader.get_group_options(group))}" for group in groups)
 
 
 def run_folder(resume: str, now: str) -> str:

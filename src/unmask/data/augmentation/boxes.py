@@ -5,14 +5,16 @@ everywhere (products, square roots), so both ways give the same boxes.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 DRAWS_PER_ATTEMPT = 4
+
+_Number = TypeVar("_Number", float, Tensor)
 
 
 class Boxes(NamedTuple):
@@ -70,35 +72,36 @@ def shape_attempts(draws: Float[Tensor, "b m"], scale: Sequence[float], ratio: S
 
 def first_fitting(attempts: Attempts, height: int, width: int) -> tuple[Boxes, Bool[Tensor, " b"]]:
     """Takes the first attempt that fits into images of one size; the second result tells where one did."""
-    heights, widths = _sides(attempts, height, width)
-    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+    size = (height, width)
+    sides = _sides(attempts.unbind(2), size, _rounded_roots)
+    fits = _is_inside(sides[0], height) & _is_inside(sides[1], width)
     first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-    columns = (heights, widths, attempts[..., 2], attempts[..., 3])
-    heights, widths, top, left = (column.gather(1, first).squeeze(1) for column in columns)
-    return _place(heights, widths, top, left, (height, width)), fits.any(dim=1)
+    columns = (*sides, attempts[..., 2], attempts[..., 3])
+    box_height, box_width, top, left = (column.gather(1, first).squeeze(1) for column in columns)
+    return _whole_boxes((top, left), (box_height, box_width), size), fits.any(dim=1)
 
 
 def first_fitting_of_one(attempts: Sequence[Sequence[float]], height: int, width: int) -> Box | None:
     """Does the same for one image; None where no attempt fits."""
     for attempt in attempts:
-        box_height, box_width = _sides_of_one(attempt, height, width)
-        if 0 < box_height <= height and 0 < box_width <= width:
-            return _place_one(box_height, box_width, attempt, (height, width))
+        sides = _sides(attempt, (height, width), _rounded_root)
+        if _is_inside(sides[0], height) & _is_inside(sides[1], width):
+            return _whole_box(attempt[2:], sides, (height, width))
     return None
 
 
 def first_cut(attempts: Attempts, height: int, width: int) -> Boxes:
     """Takes the first attempt, cut to images of one size."""
-    heights, widths = _sides(attempts[:, 0], height, width)
-    heights, widths = heights.clamp(1, height), widths.clamp(1, width)
-    return _place(heights, widths, attempts[:, 0, 2], attempts[:, 0, 3], (height, width))
+    attempt = attempts[:, 0].unbind(1)
+    heights, widths = _sides(attempt, (height, width), _rounded_roots)
+    return _whole_boxes(attempt[2:], (heights.clamp(1, height), widths.clamp(1, width)), (height, width))
 
 
 def first_cut_of_one(attempts: Sequence[Sequence[float]], height: int, width: int) -> Box:
     """Does the same for one image."""
-    box_height, box_width = _sides_of_one(attempts[0], height, width)
-    box_height, box_width = min(max(box_height, 1), height), min(max(box_width, 1), width)
-    return _place_one(box_height, box_width, attempts[0], (height, width))
+    box_height, box_width = _sides(attempts[0], (height, width), _rounded_root)
+    cut = min(max(box_height, 1), height), min(max(box_width, 1), width)
+    return _whole_box(attempts[0][2:], cut, (height, width))
 
 
 def centred(height: int, width: int, ratio: Sequence[float]) -> Box:
@@ -111,27 +114,36 @@ def centred(height: int, width: int, ratio: Sequence[float]) -> Box:
     return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 
-def _sides(attempts: Float[Tensor, "*n 4"], height: int, width: int) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
-    area = height * width
-    return (attempts[..., 0] * area).sqrt().round(), (attempts[..., 1] * area).sqrt().round()
+def _sides(
+    attempt: Sequence[_Number], size: tuple[int, int], rounded_root: Callable[[_Number], _Number]
+) -> tuple[_Number, _Number]:
+    """Height and width of the box; this and what follows serves one image's numbers and a batch's alike."""
+    area = size[0] * size[1]
+    return rounded_root(attempt[0] * area), rounded_root(attempt[1] * area)
 
 
-def _sides_of_one(attempt: Sequence[float], height: int, width: int) -> tuple[int, int]:
-    area = height * width
-    return round(math.sqrt(attempt[0] * area)), round(math.sqrt(attempt[1] * area))
+def _is_inside(side: _Number, limit: int) -> Any:
+    return (side > 0) & (side <= limit)
 
 
-def _place(
-    heights: Float[Tensor, " b"],
-    widths: Float[Tensor, " b"],
-    top: Float[Tensor, " b"],
-    left: Float[Tensor, " b"],
-    size: tuple[int, int],
-) -> Boxes:
-    tops, lefts = top * (size[0] + 1 - heights), left * (size[1] + 1 - widths)
-    return Boxes(tops.long(), lefts.long(), heights.long(), widths.long())
+def _corner(place: Sequence[_Number], sides: tuple[_Number, _Number], size: tuple[int, int]) -> tuple[_Number, _Number]:
+    """Top and left, not yet whole, of a box that lies `place` down and right in the room it leaves."""
+    return place[0] * (size[0] + 1 - sides[0]), place[1] * (size[1] + 1 - sides[1])
 
 
-def _place_one(height: int, width: int, attempt: Sequence[float], size: tuple[int, int]) -> Box:
-    top, left = int(attempt[2] * (size[0] + 1 - height)), int(attempt[3] * (size[1] + 1 - width))
-    return Box(top, left, height, width)
+def _rounded_roots(areas: Tensor) -> Tensor:
+    return areas.sqrt().round()
+
+
+def _rounded_root(area: float) -> float:
+    return round(math.sqrt(area))
+
+
+def _whole_boxes(place: Sequence[Tensor], sides: tuple[Tensor, Tensor], size: tuple[int, int]) -> Boxes:
+    top, left = _corner(place, sides, size)
+    return Boxes(top.long(), left.long(), sides[0].long(), sides[1].long())
+
+
+def _whole_box(place: Sequence[float], sides: tuple[float, float], size: tuple[int, int]) -> Box:
+    top, left = _corner(place, sides, size)
+    return Box(int(top), int(left), int(sides[0]), int(sides[1]))
