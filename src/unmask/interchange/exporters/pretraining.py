@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -31,9 +31,9 @@ class PretrainingExporter(ABC, Generic[Module]):
     The names are those of transformers 4, which transformers 5 reads too.
     """
 
-    name: ClassVar[str]
-    library: ClassVar[str] = "transformers"
-    class_name: ClassVar[str]  # of transformers
+    name: str
+    library: str = "transformers"
+    class_name: str  # of transformers
 
     def write(self, source: ExportSource, folder: Path) -> None:
         require_transformers(self.name)

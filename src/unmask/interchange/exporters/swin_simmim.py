@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -50,8 +50,8 @@ class _SimMIM(FillsMaskedTokens, Protocol):
 class SwinSimMIMExporter(PretrainingExporter[_SimMIM]):
     """Writes what `transformers.SwinForMaskedImageModeling` opens: Swin, mask token and prediction head."""
 
-    name: ClassVar[str] = "swin_simmim"
-    class_name: ClassVar[str] = "SwinForMaskedImageModeling"
+    name = "swin_simmim"
+    class_name = "SwinForMaskedImageModeling"
 
     def require_method(self, source: ExportSource) -> _SimMIM:
         method = source.method
@@ -75,6 +75,7 @@ class SwinSimMIMExporter(PretrainingExporter[_SimMIM]):
         mask = method.mask_generator(images, torch.arange(2))
         computed = theirs(images, bool_masked_pos=method.masked_tokens(mask).flatten(1))
         ours = method(images, mask)
+        assert ours.prediction is not None
         return [
             compare_outputs(computed.loss, ours.loss, what="losses in transformers", tolerance=1e-6),
             compare_outputs(computed.reconstruction, ours.prediction, what="predicted pixels in transformers"),

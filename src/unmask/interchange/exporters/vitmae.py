@@ -1,7 +1,7 @@
 """MAE with its decoder, for transformers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -51,8 +51,8 @@ class _MAE(PredictsPatches, Protocol):
 class ViTMAEExporter(PretrainingExporter[_MAE]):
     """Writes what `transformers.ViTMAEForPreTraining` opens: encoder, decoder and the loss's settings."""
 
-    name: ClassVar[str] = "vitmae"
-    class_name: ClassVar[str] = "ViTMAEForPreTraining"
+    name = "vitmae"
+    class_name = "ViTMAEForPreTraining"
 
     def require_method(self, source: ExportSource) -> _MAE:
         if not isinstance(source.method, PredictsPatches):
