@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -22,10 +22,8 @@ from unmask.interchange.exporters.transformers_names import (
 )
 from unmask.types import Images
 
-Module = TypeVar("Module")
 
-
-class PretrainingExporter(ABC, Generic[Module]):
+class PretrainingExporter(ABC):
     """Writes a method with its heads for the class of transformers that trains it.
 
     The names are those of transformers 4, which transformers 5 reads too.
@@ -70,7 +68,7 @@ class PretrainingExporter(ABC, Generic[Module]):
         )
 
     @abstractmethod
-    def require_method(self, source: ExportSource) -> Module:
+    def require_method(self, source: ExportSource) -> Any:
         """Reads the module that the format is for.
 
         Raises:
@@ -78,7 +76,7 @@ class PretrainingExporter(ABC, Generic[Module]):
         """
 
     @abstractmethod
-    def configuration(self, method: Module, side: int) -> Mapping[str, Any]:
+    def configuration(self, method: Any, side: int) -> Mapping[str, Any]:
         """What `config.json` says beside the name of the class, of images of `side` pixels.
 
         Raises:
@@ -86,11 +84,11 @@ class PretrainingExporter(ABC, Generic[Module]):
         """
 
     @abstractmethod
-    def weights(self, method: Module) -> dict[str, Tensor]:
+    def weights(self, method: Any) -> dict[str, Tensor]:
         """All weights under the names of transformers."""
 
     @abstractmethod
-    def compare_networks(self, method: Module, theirs: Any, images: Images) -> Sequence[Comparison]:
+    def compare_networks(self, method: Any, theirs: Any, images: Images) -> Sequence[Comparison]:
         """Compares what both compute of the same images under the same masks."""
 
     @abstractmethod

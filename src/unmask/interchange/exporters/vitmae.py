@@ -1,7 +1,7 @@
 """MAE with its decoder, for transformers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -9,9 +9,8 @@ from torch import Tensor
 from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
 from unmask.interchange.exporters.pretraining import PretrainingExporter
 from unmask.interchange.exporters.transformers_names import Renames, block_renames, rename_for_transformers
-from unmask.masking.base import MaskGenerator
 from unmask.patches import PatchMask
-from unmask.types import Images, MethodOutput
+from unmask.types import Images
 
 _ENCODER: Renames = [
     ("cls_token", "vit.embeddings.cls_token"),
@@ -39,35 +38,26 @@ class PredictsPatches(Protocol):
     def patch_mask(self, mask: PatchMask) -> PatchMask: ...
 
 
-class _MAE(PredictsPatches, Protocol):
-    backbone: Any
-    decoder: Any
-    mask_generator: MaskGenerator
-    norm_pix_loss: bool
-
-    def __call__(self, images: Images, mask: PatchMask) -> MethodOutput: ...
-
-
-class ViTMAEExporter(PretrainingExporter[_MAE]):
+class ViTMAEExporter(PretrainingExporter):
     """Writes what `transformers.ViTMAEForPreTraining` opens: encoder, decoder and the loss's settings."""
 
     name = "vitmae"
     class_name = "ViTMAEForPreTraining"
 
-    def require_method(self, source: ExportSource) -> _MAE:
+    def require_method(self, source: ExportSource) -> Any:
         if not isinstance(source.method, PredictsPatches):
             kept = "a backbone alone" if source.method is None else type(source.method).__name__
             raise ValueError(
                 f"format=vitmae is for a training checkpoint of MAE, whose decoder it includes; this is {kept}: "
                 "use format=huggingface"
             )
-        return cast("_MAE", source.method)
+        return source.method
 
-    def weights(self, method: _MAE) -> dict[str, Tensor]:
+    def weights(self, method: Any) -> dict[str, Tensor]:
         weights = rename_for_transformers(method.backbone.vit.state_dict(), _ENCODER, format_name=self.name)
         return weights | rename_for_transformers(method.decoder.state_dict(), _DECODER, format_name=self.name)
 
-    def compare_networks(self, method: _MAE, theirs: Any, images: Images) -> list[Comparison]:
+    def compare_networks(self, method: Any, theirs: Any, images: Images) -> list[Comparison]:
         mask = method.patch_mask(method.mask_generator(images, torch.arange(2)))
         masked = mask.masked.flatten(1)
         order = torch.linspace(0.0, 0.5, masked.shape[1])  # transformers keeps the patches of the lowest noise
@@ -82,7 +72,7 @@ class ViTMAEExporter(PretrainingExporter[_MAE]):
     def usage_lines(self, source: ExportSource) -> tuple[Sequence[str], Sequence[str]]:
         return [], ["loss = model(**inputs).loss  # under a random mask"]
 
-    def configuration(self, method: _MAE, side: int) -> Mapping[str, Any]:
+    def configuration(self, method: Any, side: int) -> Mapping[str, Any]:
         vit, decoder = method.backbone.vit, method.decoder
         block, decoder_block = vit.blocks[0], decoder.blocks[0]
         return {
