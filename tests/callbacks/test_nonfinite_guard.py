@@ -48,9 +48,9 @@ def guarded(fit: Callable[..., Trainer], tmp_path: Path) -> Callable[..., Traine
         trainer_settings = {
             key: settings.pop(key) for key in list(settings) if key in ("precision", "gradient_clip_val", "max_epochs")
         }
+        plugins = [DurableCheckpointIO(), *settings.pop("plugins", [])]
         guard = NonfiniteGuard(folder=tmp_path, **settings)
         last = LastCheckpoint(dirpath=tmp_path / "checkpoints")
-        plugins = [DurableCheckpointIO()]
         callbacks = [StepSeeding(seed=0), plant, guard, last]
         return fit(*callbacks, method=method, enable_checkpointing=True, plugins=plugins, **trainer_settings)
 
@@ -208,6 +208,34 @@ def test_a_skipped_step_leaves_running_statistics_and_the_teacher(
     assert compared == [4, 5]
     assert int(method.norm.num_batches_tracked) == 10  # of 12 steps
     assert all(bool(value.isfinite().all()) for value in method.state_dict().values())
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_a_step_that_a_gradient_scaler_leaves_out_leaves_the_teacher(
+    is_fused: bool, guarded: Callable[..., Trainer], make_data: Callable[..., LightningDataModule], tmp_path: Path
+) -> None:
+    from lightning.pytorch.plugins import MixedPrecision
+
+    from unmask.runtime.builders import build_module
+    from unmask.runtime.config import compose_config
+
+    class Compare(_Plant):
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            state = module.state_dict()
+            if trainer.global_step - 1 in self.steps:
+                assert [name for name, value in state.items() if not torch.equal(value, self.weights[name])] == []
+            counts.append(int(state["teacher.num_updates"]))
+
+    counts: list[int] = []
+    fused = ["optimizer._target_=torch.optim.AdamW", "+optimizer.fused=true"] if is_fused else []
+    method = build_module(compose_config("run", [*DDMIM, *fused]).method, make_data())
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    half = MixedPrecision("16-mixed", "cpu", scaler)
+    guarded(Compare("gradient", {3, 4}, float("inf")), method, plugins=[half])
+    assert method.optimizers().optimizer.defaults.get("fused") in ((True,) if is_fused else (None, False))
+    assert counts == [1, 2, 3, 3, 3, *range(4, 11)]
+    assert scaler.get_scale() == 1.0  # halved with each of the two
+    assert not (tmp_path / "nonfinite").exists()
 
 
 def test_a_guard_without_anything_bad_changes_nothing(

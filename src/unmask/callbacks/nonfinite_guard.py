@@ -42,8 +42,8 @@ class NonfiniteGuard(Callback):
     likewise. By default the step is made and a line warns, since it does no harm where gradients are clipped or the
     optimizer normalises them, and since the median of a run that fits all its images comes near zero.
 
-    A gradient scaler (float16) tries scales that are too large and leaves out those steps itself; only their number in
-    a row is watched then.
+    A gradient scaler (float16) tries scales that are too large and leaves out those steps itself. Only their number in
+    a row is watched then, and the gradients are dropped, so that a teacher sees that no step was made.
 
     Args:
         folder: The run's.
@@ -127,10 +127,13 @@ class NonfiniteGuard(Callback):
             self._statistics_before = None
             return
         self._skipped_in_a_row += 1
-        has_scaler = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if not is_finite and has_scaler and not is_loss_bad and self._skipped_in_a_row <= self.max_skips:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # a fused optimizer would do it in its step, where no gradients are left
+        if not is_finite and scaler is not None and not is_loss_bad and self._skipped_in_a_row <= self.max_skips:
             self._take_back_statistics()
-            return  # which leaves the step out itself
+            _drop_gradients(pl_module)
+            return
         box = self._describe(trainer, pl_module, first_rank, norm, median if is_finite else None)
         self._take_back_statistics()
         self._leave_out(trainer, pl_module, box, self.on_spike if is_finite else self.on_nonfinite)
@@ -193,8 +196,7 @@ class NonfiniteGuard(Callback):
     def _leave_out(self, trainer: Trainer, pl_module: LightningModule, box: dict[str, Any], action: str) -> None:
         is_first = self._skipped_in_a_row == 1 or action == "stop"  # of a row the first alone: they are large
         path = self._keep(trainer, box) if is_first else None
-        for parameter in pl_module.parameters():
-            parameter.grad = None  # an optimizer leaves out what has no gradient
+        _drop_gradients(pl_module)
         what = f"{_sentence(box)} at step {trainer.global_step} (epoch {trainer.current_epoch + 1})"
         if action == "stop":
             setting = "on_nonfinite" if box["usual_norm"] is None else "on_spike"
@@ -258,6 +260,11 @@ def _first_of(trainer: Trainer, is_bad: bool) -> int | None:
         shared = torch.tensor(first_rank, device=trainer.strategy.root_device)
         first_rank = int(trainer.strategy.reduce(shared, reduce_op="min"))
     return None if first_rank == trainer.world_size else first_rank
+
+
+def _drop_gradients(module: LightningModule) -> None:
+    for parameter in module.parameters():
+        parameter.grad = None  # an optimizer leaves out what has no gradient
 
 
 def _is_finite(tensor: Tensor) -> bool:
