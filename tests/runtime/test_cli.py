@@ -67,7 +67,7 @@ def refusal(
         (["method=mae", "trainer.max_epochs=ten"], "the number of epochs must be a number, got 'ten'"),
         (["method=mae", "datamodule.num_train=3"], "write data.num_train=3"),
         (["method=mae", "image_size=ten"], "image_size must be a number of pixels or [height,width], got 'ten'"),
-        (["method=mae", "global_batch_size=ten"], "global_batch_size must be a number, got 'ten'"),
+        (["method=mae", "global_batch_size=ten"], "global_batch_size must be a whole number from 1"),
         (["method=mae", "+trainer.foo=3", "global_batch_size=8", *TINY, *DECODER], "Trainer takes no argument 'foo'"),
         (["metod=mae", "data=synthetic"], "unknown key 'metod'; nearest: method"),
         (["data=cifar10"], "data.root must be given"),

@@ -39,6 +39,7 @@ from unmask.runtime.follow_data import announce_followed, is_following, tell_rul
 from unmask.runtime.inference import run_inference
 from unmask.runtime.run_record import describe_run, own_data, remember_places
 from unmask.runtime.secrets import redacted
+from unmask.runtime.setting_types import require_types
 
 _log = logging.getLogger("unmask")
 _CHECKPOINT, _RANDOM = "checkpoint", "random"  # names of rows; compare= adds others
@@ -96,6 +97,7 @@ def evaluate(config: DictConfig) -> float | None:
     Returns:
         The top-1 accuracy in percent of the checkpoint, which a sweep may maximise; None for a protocol without one.
     """
+    require_types(config)
     seeds = _seeds(config)
     seed_everything(seeds[0], workers=True, verbose=False)
     evaluator: Evaluation = build(_seeded(config, seeds[0]).eval)

@@ -48,6 +48,7 @@ from unmask.runtime.resume import (
 from unmask.runtime.run_folder import locked
 from unmask.runtime.run_record import describe_run, remember_places
 from unmask.runtime.secrets import redacted
+from unmask.runtime.setting_types import require_types
 
 _LONGEST_GOODBYE = 15.0  # seconds
 _log = logging.getLogger("unmask")
@@ -80,6 +81,7 @@ def pretrain(config: DictConfig) -> float | None:
 
 
 def _pretrain(config: DictConfig) -> float | None:
+    require_types(config)
     resolve_config(config)  # refuses what its rules cannot compute with, before data are built from it
     data = build_data(config)
     follow_training_images(config, data)
