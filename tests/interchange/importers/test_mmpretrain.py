@@ -1,12 +1,16 @@
+import gzip
+import json
 import logging
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import unmask
+from unmask.runtime.checkpoint import load_module
 
 
 def swin_names(name: str) -> str:
@@ -84,8 +88,9 @@ def padded_weights() -> dict[str, torch.Tensor]:
 class PaddedSwin:
     """mmpretrain's Swin with `pad_small_map` in plain torch: every pair of tokens is looked at, none is moved."""
 
-    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, weights: dict[str, torch.Tensor], *, is_padded: bool = True) -> None:
         self.weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
+        self.is_padded = is_padded  # else stages of one window are not shifted
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         kernel, bias = (self.weights[f"patch_embed.projection.{part}"] for part in ("weight", "bias"))
@@ -93,7 +98,7 @@ class PaddedSwin:
         for stage in range(3):
             for block in range(2):
                 place = f"stages.{stage}.blocks.{block}"
-                shift = WINDOW // 2 if block % 2 else 0
+                shift = WINDOW // 2 if block % 2 and (self.is_padded or x.shape[1] > WINDOW) else 0
                 x = x + self.attend(f"{place}.attn.w_msa", self.norm(f"{place}.norm1", x), HEADS[stage], shift)
                 hidden = nn.functional.gelu(self.linear(f"{place}.ffn.layers.0.0", self.norm(f"{place}.norm2", x)))
                 x = x + self.linear(f"{place}.ffn.layers.1", hidden)
@@ -140,6 +145,32 @@ def test_a_padded_swin_computes_what_mmpretrain_does(padded_weights, load, text)
         expected = PaddedSwin(padded_weights)(images).permute(0, 3, 1, 2)
         difference = (backbone.forward_features(images)[-1] - expected).abs().max()
         assert difference < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("is_padded", [True, False])
+def test_a_classifier_reads_the_mean_behind_the_norm(padded_weights, is_padded, tmp_path) -> None:
+    """GlobalAveragePooling and LinearClsHead, by the names of a real file; in float64, so that 1e-6 tells."""
+    side = SIDE if is_padded else 2 * SIDE  # grids 32, 16 and 8: all of whole windows
+    classes = [f"n{number:08}" for number in range(5)]
+    head = {"head.fc.weight": torch.randn(5, WIDTHS[-1]), "head.fc.bias": torch.randn(5)}
+    blocks = {name.rpartition(".attn.")[0] for name in padded_weights if ".attn." in name}
+    indices = {f"{block}.attn.w_msa.relative_position_index": torch.randint(9, (64, 64)) for block in blocks}
+    with gzip.open(Path(__file__).parents[2] / "checkpoint_names.json.gz") as opened:
+        listed = json.load(opened)["mmpretrain-simmim-swin-base"]["tensors"]
+    own = {re.sub(r"\d+", "#", name) for name in {**padded_weights, **indices}}
+    assert own == {re.sub(r"\d+", "#", name) for name in listed if "neck" not in name} - {"backbone.mask_token"}
+
+    text = f"backbone=dict(img_size={side}, pad_small_map={is_padded})"
+    meta = {"cfg": text, "dataset_meta": {"classes": classes}}
+    torch.save({"state_dict": padded_weights | indices | head, "meta": meta}, tmp_path / "classifier.pth")
+    module, outputs = load_module(tmp_path / "classifier.pth")
+    assert (outputs.num, list(outputs.class_names)) == (5, classes)
+    weights = {name: weight.double() for name, weight in (padded_weights | head).items()}
+    images = torch.randn(2, 3, side, side, dtype=torch.float64)
+    with torch.no_grad():
+        network = PaddedSwin(weights, is_padded=is_padded)
+        expected = network.linear("head.fc", network(images).mean(dim=(1, 2)))
+        torch.testing.assert_close(module.double()(images), expected.float(), rtol=0, atol=1e-6)
 
 
 def test_an_unpadded_configuration_is_taken_at_its_word(timm_swin, converted) -> None:
