@@ -1,6 +1,11 @@
 import json
 import os
+import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +13,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
+from unmask.callbacks import process_watch
 from unmask.callbacks.process_watch import FIRST_PROCESS, ProcessWatch, lost_process
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:2474")
@@ -16,8 +22,8 @@ LOST = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer 
 class _Process:
     """A process that Lightning started, which is over."""
 
-    def __init__(self, code: int | None) -> None:
-        self.code, self.is_killed = code, False
+    def __init__(self, code: int | None, pid: int = -1) -> None:
+        self.code, self.pid, self.is_killed = code, pid, False
 
     def poll(self) -> int | None:
         return self.code
@@ -115,3 +121,62 @@ def test_another_process_ends_with_the_first(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "getppid", lambda: 1)  # as of a process whose parent is gone
     assert ended.wait(30)
     assert codes == [4]
+
+
+@contextmanager
+def another_process() -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+needs_states = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+@needs_states
+def test_a_process_that_is_frozen_is_ended_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended, codes = threading.Event(), []
+    with another_process() as other:
+        watch = ProcessWatch(folder=tmp_path, frozen_seconds=1, end=lambda code: (codes.append(code), ended.set()))
+        trainer = _TrainerOfMany(None)
+        trainer.strategy._launcher = SimpleNamespace(procs=[other])
+        watch.setup(trainer, MODULE, "fit")
+        assert not ended.wait(1.5)  # one that runs, however long it takes, is let alone
+        other.send_signal(signal.SIGSTOP)
+        assert ended.wait(30)
+        watch.teardown(trainer, MODULE, "fit")
+        assert other.wait(30) == -signal.SIGKILL
+    assert codes[0] == 4
+    sentence = "process 1 of this run has been stopped (SIGSTOP) for 1 s"
+    assert f"error: {sentence}; the last checkpoint holds, go on by resume=auto" in capsys.readouterr().err
+    assert json.loads((tmp_path / "status.json").read_text())["reason"] == sentence
+
+
+@needs_states
+def test_another_process_ends_where_the_first_is_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended, codes = threading.Event(), []
+    with another_process() as first:
+        monkeypatch.setattr(os, "getppid", lambda: first.pid)
+        monkeypatch.setenv(FIRST_PROCESS, str(first.pid))
+        watch = ProcessWatch(folder=tmp_path, frozen_seconds=1, end=lambda code: (codes.append(code), ended.set()))
+        watch.setup(_TrainerOfMany(is_first=False), MODULE, "fit")
+        assert not ended.wait(1.5)
+        first.send_signal(signal.SIGSTOP)
+        assert ended.wait(30)
+    assert codes == [4]
+    assert "error: the first process of this run has been stopped (SIGSTOP) for 1 s; this one ends" in (
+        capsys.readouterr().err
+    )
+
+
+def test_time_in_which_none_of_the_processes_ran_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-Z and fg a look may find another process still stopped: a single look is a quarter of a second."""
+    states = iter(["T", "T", "T", "S", "T", "T", "T", "T"])
+    monkeypatch.setattr(process_watch, "_state", lambda pid: next(states))
+    frozen = process_watch._Frozen(1, limit=1.0)
+    assert [frozen.is_too_long() for _ in range(8)] == [False] * 7 + [True]

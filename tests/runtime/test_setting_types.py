@@ -32,7 +32,7 @@ def refusal(command: str, override: str, *others: str) -> str:
     from unmask.runtime.pretrain import pretrain
 
     run: Any = {"run": pretrain, "eval": evaluate}[command]
-    with pytest.raises(ValueError) as raised:
+    with pytest.raises(ValueError, match=" must be ") as raised:
         run(compose_config(command, [*others, override]))
     return str(raised.value)
 

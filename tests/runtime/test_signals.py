@@ -28,16 +28,20 @@ FILES = ["data=folder", *(setting for setting in TINY if not setting.startswith(
 LONGEST_STOP, LONGEST_END = 30, 60  # seconds
 
 
-def command(*overrides: str, settings: Sequence[str] = TINY) -> list[str]:
-    return [sys.executable, str(ROOT / "run.py"), *settings, "hydra.run.dir=run", *overrides]
+def command(*overrides: str, settings: Sequence[str] = TINY, script: Path = ROOT / "run.py") -> list[str]:
+    return [sys.executable, str(script), *settings, "hydra.run.dir=run", *overrides]
 
 
 @contextmanager
-def started(folder: Path, *overrides: str, settings: Sequence[str] = TINY) -> Iterator[subprocess.Popen[str]]:
+def started(
+    folder: Path, *overrides: str, settings: Sequence[str] = TINY, script: Path = ROOT / "run.py"
+) -> Iterator[subprocess.Popen[str]]:
     """A run in a process group of its own that has written its first checkpoint; nothing of it outlives the test."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    process = subprocess.Popen(command(*overrides, settings=settings), cwd=folder, env=environment, **pipes)
+    process = subprocess.Popen(
+        command(*overrides, settings=settings, script=script), cwd=folder, env=environment, **pipes
+    )
     try:
         limit = time.monotonic() + 120
         while not (folder / "run/checkpoints/last.ckpt").exists() and process.poll() is None:
@@ -216,6 +220,33 @@ def test_a_process_that_is_killed_ends_the_others(target: str, tmp_path: Path) -
         assert errors.strip().endswith("resume=auto")
         status = json.loads((tmp_path / "run/status.json").read_text())
         assert (status["state"], status["reason"]) == ("failed", "process 1 of this run was killed by SIGKILL")
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["first", "second"])
+def test_a_process_that_is_frozen_ends_the_others(target: str, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"  # which Lightning starts again for the second process
+    script.write_text(
+        "import functools\nimport unmask.runtime.pretrain as pretrain\nfrom unmask.runtime.cli import run\n"
+        "pretrain.ProcessWatch = functools.partial(pretrain.ProcessWatch, frozen_seconds=3)\nrun()\n"
+    )
+    with started(tmp_path, *TWO, "trainer.max_epochs=5000", script=script) as process:
+        second = child_of(process)
+        os.kill(process.pid if target == "first" else second, signal.SIGSTOP)
+        if target == "first":
+            limit = time.monotonic() + LONGEST_END
+            while second in members(process.pid):
+                assert time.monotonic() < limit
+                time.sleep(0.1)
+            os.kill(process.pid, signal.SIGCONT)
+        output, errors = process.communicate(timeout=LONGEST_END)
+        assert process.returncode == 4, errors
+        assert members(process.pid) == []
+    assert "Traceback" not in output + errors
+    who = "the first process" if target == "first" else "process 1"
+    assert f"error: {who} of this run has been stopped (SIGSTOP) for 3 s" in errors
+    assert errors.strip().endswith("resume=auto")
 
 
 def wandb_records(path: Path) -> Iterator[Any]:

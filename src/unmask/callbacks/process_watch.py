@@ -19,6 +19,8 @@ FIRST_PROCESS = "UNMASK_FIRST_PROCESS"  # environment variable of those that it 
 _POLL = 0.25  # seconds
 _TIME_TO_FAIL = 1.5  # seconds that this process has for an error of its own; Lightning kills it after at most 5
 _TIME_TO_BE_SEEN = 3.0  # seconds between a lost connection and the end of the process at its other side
+_FROZEN_SECONDS = 180.0  # a pause at the keyboard (Ctrl-Z) stops all processes, which then count no time
+_STOPPED = "T"  # state of a process in /proc: by SIGSTOP or SIGTSTP; one that a debugger holds is in another
 _CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -27,15 +29,31 @@ class ProcessWatch(Callback):
 
     The first process looks after those it launched, and each of these after the first. A connection that was closed
     is an error in whatever is exchanged next, as `lost_process` explains; a backend that does not notice (NCCL) waits
-    instead.
+    instead. A process that was stopped (SIGSTOP) keeps its connections and would be waited for until the backend's
+    timeout; after `frozen_seconds` it counts as gone. It is known by its state in /proc, not by what it computes, so a
+    long validation or compilation is never taken for it. Where there is no /proc, or another launcher started the
+    processes, the backend's timeout stays.
 
     Args:
         folder: The run's, whose `status.json` says what happened.
+        frozen_seconds: Seconds for which a process may be stopped while this one is not, above 0.
         end: Ends this process with an exit code; for tests.
+
+    Raises:
+        ValueError: The seconds are not above 0.
     """
 
-    def __init__(self, *, folder: str | Path, end: Callable[[int], Any] = os._exit) -> None:
+    def __init__(
+        self,
+        *,
+        folder: str | Path,
+        frozen_seconds: float = _FROZEN_SECONDS,
+        end: Callable[[int], Any] = os._exit,
+    ) -> None:
+        if not frozen_seconds > 0:
+            raise ValueError(f"frozen_seconds must be above 0, got {frozen_seconds}")
         self.folder = Path(folder)
+        self.frozen_seconds = frozen_seconds
         self._end = end
         self._is_over = threading.Event()
 
@@ -58,8 +76,9 @@ class ProcessWatch(Callback):
         threading.Thread(target=watch, name="process-watch", daemon=True).start()
 
     def _look_after(self, others: Sequence[Any]) -> None:
+        frozen = [_Frozen(process.pid, self.frozen_seconds) for process in others]
         while not self._is_over.wait(_POLL):
-            ended = _failed(others)
+            ended = _failed(others) or _first_frozen(frozen)
             if ended is None:
                 continue
             if self._is_over.wait(_TIME_TO_FAIL):
@@ -74,9 +93,45 @@ class ProcessWatch(Callback):
             self._end(code)
 
     def _end_after(self, first: int) -> None:
+        frozen = _Frozen(first, self.frozen_seconds)
         while not self._is_over.wait(_POLL):
             if os.getppid() != first and not self._is_over.wait(_TIME_TO_FAIL):
                 self._end(EXIT_MACHINE)
+            elif frozen.is_too_long():
+                sys.stderr.write(f"error: the first process of this run {frozen}; this one ends\n")
+                self._end(EXIT_MACHINE)
+                return
+
+
+class _Frozen:
+    """Counts for how long a process has been stopped; time in which this one did not run either does not count."""
+
+    def __init__(self, pid: int, limit: float) -> None:
+        self.pid = pid
+        self.limit = limit
+        self._num_polls = 0
+
+    def __str__(self) -> str:
+        return f"has been stopped (SIGSTOP) for {self.limit:g} s"
+
+    def is_too_long(self) -> bool:
+        """To be asked once a poll."""
+        self._num_polls = self._num_polls + 1 if _state(self.pid) == _STOPPED else 0
+        return self._num_polls * _POLL >= self.limit
+
+
+def _state(pid: int) -> str:
+    """The letter of a process's state; empty where the system does not tell."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # gone meanwhile, or another system
+        return ""
+
+
+def _first_frozen(processes: Sequence[_Frozen]) -> tuple[str, int] | None:
+    """The first process that is stopped for too long, in words, and the exit code to end with; all are asked."""
+    found = [f"process {rank} of this run {each}" for rank, each in enumerate(processes, 1) if each.is_too_long()]
+    return (found[0], EXIT_MACHINE) if found else None
 
 
 def lost_process(trainer: Trainer, error: BaseException) -> MachineFailed | None:

@@ -33,7 +33,7 @@ def _or_null(kind: _Kind) -> _Kind:
 
 
 _COUNT = _whole(1, _LARGEST_COUNT)
-_KINDS = {  # of a key at the top of run.yaml, eval.yaml or what they share; a range is looked at where the value is used
+_KINDS = {  # of keys at the top of run.yaml, eval.yaml or what they share; ranges are looked at where values are used
     "seed": _whole(0, _LARGEST_SEED),
     "global_batch_size": _COUNT,
     "images_per_device": _or_null(_COUNT),
