@@ -273,13 +273,13 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any], sentence: str)
 def test_a_fraction_of_the_training_images_is_kept_and_not_left_out(fraction: float) -> None:
     data = make_data(40)
     whole = data.dataset("train").fingerprint
-    data.limit_training(fraction)
+    data.loaded_splits.limit_training(fraction)
     kept = data.dataset("train")
     assert len(kept) == 40 * fraction
     counts = kept.labels.bincount(minlength=3) / 40
     assert ((counts - fraction / 3).abs() <= 1 / 40).all()
-    data.limit_training(fraction, seed=1)
+    data.loaded_splits.limit_training(fraction, seed=1)
     assert data.dataset("train").fingerprint != kept.fingerprint
     assert len(data.dataset("train")) == 40 * fraction  # of the whole split again
-    data.limit_training(1.0)
+    data.loaded_splits.limit_training(1.0)
     assert data.dataset("train").fingerprint == whole

@@ -83,6 +83,6 @@ def test_a_data_module_names_what_was_read_whatever_the_seed(tmp_path: Path) -> 
     assert open_folder(seed=7).fingerprints() == first
     assert open_folder(split_seed=7).fingerprints() != first
     limited = open_folder()
-    limited.limit_training(0.5)
+    limited.loaded_splits.limit_training(0.5)
     assert limited.fingerprints()["train"] != first["train"]
     assert limited.fingerprints()["test"] == first["test"]

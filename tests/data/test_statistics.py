@@ -75,7 +75,7 @@ def test_auto_measures_the_training_images_alone(
     served = torch.cat([data.to_model_input(batch, augmented=False).image for batch in data.evaluation_loader("train")])
     assert served.mean(dim=(0, 2, 3)).abs().max() < 1e-5
     assert (served.std(dim=(0, 2, 3), correction=0) - 1).abs().max() < 1e-5
-    assert "measured on 6 of 6 training images" in data.describe_statistics()
+    assert "measured on 6 of 6 training images" in data.statistics.describe(6)
 
 
 def test_a_later_run_reads_what_was_measured_and_other_images_are_measured_again(

@@ -64,9 +64,8 @@ def test_a_list_of_files_is_one_that_filelist_reads(make_few, make_data, draw_sp
     for path, image in zip(paths, images, strict=True):
         to_pil_image(image).save(path)
     data = make_data({}, num_classes=3)
-    data._splits["train"] = ImageFileDataset(
-        PathList(map(str, paths)), labels, ("a", "b", "c"), decode=ImageDecoder().read
-    )
+    photos = ImageFileDataset(PathList(map(str, paths)), labels, ("a", "b", "c"), decode=ImageDecoder().read)
+    data = data.with_dataset("train", photos)
     few = make_few()
     positions = few.choose(labels, THREE_SHOT, seed=4)
     written = few.write(data, THREE_SHOT, 4, positions)

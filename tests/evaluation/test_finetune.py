@@ -176,7 +176,7 @@ def test_a_share_of_the_labels_is_even_over_the_classes_and_only_trains(data, ma
         assert sorted(seen) == [0] * 4 + [1] * 4 + [2] * 4
         assert (report.num_train_images, report.num_test_images) == (6, 10)
     assert "train (6 of seed 0)" in report.protocol
-    data.limit_training(1.0)
+    data.loaded_splits.limit_training(1.0)
     assert data.dataset("train") is whole
 
 

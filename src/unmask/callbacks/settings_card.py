@@ -71,7 +71,9 @@ class SettingsCard(Callback):
         return {
             "method": _describe_method(method),
             "images": f"{data.describe_splits()}; {height}x{width} px",
-            **({"pixels": data.describe_statistics()} if data.statistics == "auto" else {}),
+            **(
+                {"pixels": data.statistics.describe(len(data.dataset("train")))} if data.statistics.are_measured else {}
+            ),
             **_described("masked", _masked_fraction(method, data)),
             "batch": f"{batch}{self.limits_batch}; {_describe_length(trainer)}",
             "learning rate": describe_schedule(trainer, self.learning_rate),

@@ -4,34 +4,35 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, get_args
 
-import torch
-from jaxtyping import Float, Int, Shaped, UInt8
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from unmask.data.augmentation.boxes import Boxes
-from unmask.data.augmentation.crops import AugmentedCrop, CentreCrop, augmentation_keys
-from unmask.data.augmentation.resizing import Interpolation, resize_boxes
+from unmask.data.augmentation.crops import AugmentedCrop, CentreCrop
+from unmask.data.augmentation.resizing import Interpolation
 from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
 from unmask.data.bad_images import IN_EVALUATION, BadImagePolicy, OnBadImage, RaiseOnBadImage
-from unmask.data.dataset import FILLER_EPOCH, ImageDataset, LoaderDataset, RawBatch, SampleKey
+from unmask.data.dataset import ImageDataset, LoaderDataset, RawBatch, SampleKey
 from unmask.data.files.decoding import ImageDecoder
 from unmask.data.files.splits import Split
+from unmask.data.loaded_splits import LoadedSplits
 from unmask.data.loader import DeferredDataLoader
-from unmask.data.position import BatchShape, TrainingPosition, beginning
+from unmask.data.model_input import ModelInput
+from unmask.data.position import BatchShape, DevicePlace, TrainingPosition, beginning
 from unmask.data.precomputed_crops import PrecomputedCrops
 from unmask.data.sampler import KeyedBatchSampler, PartOfBatches
-from unmask.data.statistics import IMAGENET_MEAN, IMAGENET_STD, MAX_IMAGES, PixelStatistics, cached_statistics
-from unmask.data.training_subset import TrainingSubset
-from unmask.optim.accumulation import device_batch_size
-from unmask.types import FILLER_INDEX, ImageBatch, Images
-
-Statistics = Literal["given", "auto"]
+from unmask.data.statistics import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PixelStatistics,
+    Statistics,
+    TrainingStatistics,
+    cached_statistics,
+)
+from unmask.types import ImageBatch
 
 _IMAGES_MEASURED_AT_ONCE = 64
 
@@ -108,14 +109,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.decoder = ImageDecoder(channels=channels, pixel_scale=pixel_scale, background=background, exif=exif)
         if channels != 3 and self.holds_images_in_memory:
             raise ValueError(f"{type(self).__name__} has RGB images; leave data.channels at 3, got {channels}")
-        if statistics not in get_args(Statistics):
-            raise ValueError(f"data.statistics must be 'given' or 'auto', got {statistics!r}")
-        for name, statistic in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            if len(statistic) != channels and statistics == "given":
-                raise ValueError(
-                    f"data.{name} has {len(statistic)} number(s) for data.channels={channels}; give one a channel, or "
-                    "set data.statistics=auto"
-                )
+        given = PixelStatistics(tuple(pixel_mean), tuple(pixel_std))
+        self.statistics = TrainingStatistics(statistics, given, num_channels=channels, measure=self._measure_pixels)
         if not 0.0 < crop_pct <= 1.0:
             raise ValueError(f"data.crop_pct must lie above 0 and at most 1, got {crop_pct}")
         if interpolation not in get_args(Interpolation):
@@ -126,8 +121,6 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"data.worker_timeout must be a number of seconds, 0 for none, got {worker_timeout}")
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         self.image_size = (height, width)
-        self.statistics = statistics
-        self._given = PixelStatistics(tuple(pixel_mean), tuple(pixel_std))
         self.cache = Path(cache_dir).expanduser()
         self.augmentation = augmentation
         self.global_batch_size = global_batch_size
@@ -137,7 +130,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.interpolation = interpolation
         self.worker_timeout = worker_timeout
         self.bad_images = BadImagePolicy(on_bad_image, max_fraction=max_bad_fraction, seed=seed)
-        self._splits: dict[Split, ImageDataset] = {}
+        self.loaded_splits = LoadedSplits(self.load_split)
         self._saved_shape: Mapping[str, int] | None = None  # of the batches of the run that is continued
 
     def settings_without_effect(self) -> dict[str, str]:
@@ -152,24 +145,14 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def pixel_mean(self) -> tuple[float, ...]:
         """Mean of each channel, in 0..1, the images are normalised with."""
-        return self._pixel_statistics.mean
+        return self.statistics.pixels.mean
 
     @property
     def pixel_std(self) -> tuple[float, ...]:
         """Deviation likewise."""
-        return self._pixel_statistics.std
+        return self.statistics.pixels.std
 
-    def describe_statistics(self) -> str:
-        """Says what images are normalised with and how it came about."""
-        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in self._pixel_statistics)
-        total = len(self.dataset("train"))
-        measured = f"measured on {min(total, MAX_IMAGES):,} of {total:,} training images"
-        return f"mean {mean}, deviation {std}, {measured if self.statistics == 'auto' else 'as given'}"
-
-    @cached_property
-    def _pixel_statistics(self) -> PixelStatistics:
-        if self.statistics == "given":
-            return self._given
+    def _measure_pixels(self) -> PixelStatistics:
         return cached_statistics(
             self.dataset("train"),
             self._read_whole,
@@ -192,36 +175,22 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def dataset(self, split: Split) -> ImageDataset:
         """The split, read once."""
-        if split not in self._splits:
-            self._splits[split] = self.load_split(split)
-        return self._splits[split]
+        return self.loaded_splits[split]
 
     def with_dataset(self, split: Split, dataset: ImageDataset) -> "ImageDataModule":
         """The same data with another data set of its kind as a split; this module stays as it is."""
         other = copy.copy(self)
-        other._splits = self._splits | {split: dataset}
+        other.loaded_splits = self.loaded_splits.with_dataset(split, dataset)
         return other
 
     def describe_splits(self) -> str:
         """Says how many images each split has."""
         return f"{len(self.dataset('train')):,} to train on, {len(self.dataset('val')):,} held out to validate"
 
-    def limit_training(self, fraction: float, *, seed: int = 0) -> None:
-        """Keeps a fraction of the training images for every later use of the split, see `TrainingSubset.limit`."""
-        self._splits["train"] = self._training_subset.limit(fraction, seed=seed)
-
-    def choose_training(self, positions: Int[Tensor, " m"] | None) -> None:
-        """Keeps chosen training images for every later use, `limit_training` included, see `TrainingSubset.choose`."""
-        self._splits["train"] = self._training_subset.choose(positions)
-
     @property
     def num_train_images(self) -> int:
         """Training images; a source that knows their number without reading them says so."""
         return len(self.dataset("train"))
-
-    @cached_property
-    def _training_subset(self) -> TrainingSubset:
-        return TrainingSubset(self.dataset("train"))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -238,7 +207,8 @@ class ImageDataModule(LightningDataModule, ABC):
                 "add augmentation.rand_augment=null"
             )
         dataset = self.dataset("train")
-        batch_size = self._device_batch_size()
+        place = DevicePlace.of(self.trainer)
+        batch_size = place.batch_size(self.global_batch_size)
         if len(dataset) < self.global_batch_size:
             raise ValueError(
                 f"the training split has {len(dataset)} images, fewer than one batch of {self.global_batch_size}; "
@@ -251,12 +221,12 @@ class ImageDataModule(LightningDataModule, ABC):
         batches = KeyedBatchSampler(
             num_samples=len(dataset),
             device_batch_size=batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
+            rank=place.rank,
+            world_size=place.world_size,
             seed=None if dataset.is_streamed else self.seed,  # a stream shuffles by itself
             drop_last=True,
             position=TrainingPosition(self.trainer, self._batch_shape, self._saved_shape),
-            accumulated=self._accumulated,
+            accumulated=place.accumulated,
         )
         return self._load(guarded, batches, is_training=True)
 
@@ -268,12 +238,12 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def evaluation_loader(self, split: Split) -> DataLoader[RawBatch]:
         """Reads a split once, in stored order and without augmentation, each sample on one device alone."""
-        dataset = self._evaluated(split)
+        dataset, place = self._evaluated(split), DevicePlace.of(self.trainer)
         batches = KeyedBatchSampler(
             num_samples=len(dataset),
-            device_batch_size=self._device_batch_size(),
-            rank=self._rank,
-            world_size=self._world_size,
+            device_batch_size=place.batch_size(self.global_batch_size),
+            rank=place.rank,
+            world_size=place.world_size,
             seed=None,
             drop_last=False,
             position=beginning,
@@ -291,7 +261,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def fingerprints(self) -> dict[str, str]:
         """Names the content of each split that has been read, as far as it has been limited."""
-        return {split: dataset.fingerprint for split, dataset in self._splits.items()}
+        return self.loaded_splits.fingerprints()
 
     def held_out_images(self, count: int) -> ImageBatch:
         """Reads up to `count` validation images, spread evenly over the split; always the same ones."""
@@ -307,43 +277,17 @@ class ImageDataModule(LightningDataModule, ABC):
         return self.to_model_input(batch, augmented=self.trainer is not None and self.trainer.training)
 
     def to_model_input(self, batch: RawBatch, *, augmented: bool) -> ImageBatch:
-        """Does what is left for the device: crops images held in memory, normalises, erases boxes in training.
-
-        Without `augmented`, and where they were not read for training, images from memory are cropped at the centre.
-        """
-        images: Tensor = batch.image
-        keys = augmentation_keys(self.seed, batch.epoch, batch.index) if augmented and self._needs_keys else None
-        if augmented and batch.crop is not None:
-            images = self._pixel_statistics.normalize_(self._crop(batch.image, batch.crop, keys))
-        elif self.holds_images_in_memory:
-            images = self.normalize(
-                resize_and_centre_crop(images, self.image_size, self.crop_pct, interpolation=self.interpolation)
-            )
-        else:
-            images = self.normalize(images)
-        if keys is not None:
-            images = self.augmentation.erase_batch(images, keys)
-        return ImageBatch(images, batch.label, batch.index.masked_fill(batch.epoch == FILLER_EPOCH, FILLER_INDEX))
-
-    @property
-    def _needs_keys(self) -> bool:
-        return self.augmentation.rand_augment is not None or self.augmentation.random_erasing_prob > 0
-
-    def _crop(
-        self,
-        images: UInt8[Tensor, "b 3 old_height old_width"],
-        crop: Int[Tensor, "b 5"],
-        keys: Int[Tensor, " b"] | None,
-    ) -> Float[Tensor, "b 3 height width"]:
-        """Training crops of images from memory, in 0..255."""
-        top, left, height, width, flipped = crop.unbind(1)
-        boxes, interpolation = Boxes(top, left, height, width), self.augmentation.interpolation
-        cropped = resize_boxes(images, boxes, self.image_size, interpolation, flipped == 1)
-        return cropped if keys is None else self.augmentation.distort_batch(cropped, keys, self.pixel_mean)
-
-    def normalize(self, images: Shaped[Tensor, "b channels height width"]) -> Images:
-        """Normalises values of 0..255, see `PixelStatistics.normalize_`."""
-        return self._pixel_statistics.normalize_(images.to(torch.float32, copy=True))
+        """Does what is left for the device, see `ModelInput`."""
+        transform = ModelInput(
+            image_size=self.image_size,
+            crop_pct=self.crop_pct,
+            interpolation=self.interpolation,
+            augmentation=self.augmentation,
+            seed=self.seed,
+            statistics=self.statistics.pixels,
+            are_in_memory=self.holds_images_in_memory,
+        )
+        return transform(batch, augmented=augmented)
 
     def _evaluated(self, split: Split) -> RaiseOnBadImage:
         crop = CentreCrop(size=self.image_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
@@ -372,20 +316,6 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
     @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
-
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def _accumulated(self) -> int:
-        return self.trainer.accumulate_grad_batches if self.trainer else 1
-
-    @property
     def _batch_shape(self) -> BatchShape:
-        return BatchShape(self.global_batch_size // self._accumulated, len(self.dataset("train")))
-
-    def _device_batch_size(self) -> int:
-        return device_batch_size(self.global_batch_size, num_devices=self._world_size, accumulated=self._accumulated)
+        accumulated = DevicePlace.of(self.trainer).accumulated
+        return BatchShape(self.global_batch_size // accumulated, len(self.dataset("train")))

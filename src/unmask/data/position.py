@@ -3,12 +3,37 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from unmask.optim.accumulation import device_batch_size
+
 
 class BatchShape(NamedTuple):
     """What gives the number of a batch its meaning."""
 
     images_per_batch: int  # over all devices
     num_images: int  # in the training split
+
+
+class DevicePlace(NamedTuple):
+    """Which of the devices of a run this one is, and in how many parts each computes its images of a step."""
+
+    rank: int = 0
+    world_size: int = 1
+    accumulated: int = 1
+
+    @classmethod
+    def of(cls, trainer: Any) -> "DevicePlace":
+        """As Lightning's trainer says; alone where there is none."""
+        if not trainer:
+            return cls()
+        return cls(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches)
+
+    def batch_size(self, global_batch_size: int) -> int:
+        """Images a device computes at a time.
+
+        Raises:
+            ValueError: The global batch does not divide.
+        """
+        return device_batch_size(global_batch_size, num_devices=self.world_size, accumulated=self.accumulated)
 
 
 class TrainingPosition:

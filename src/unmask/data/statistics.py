@@ -4,8 +4,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float32, Int, UInt8
@@ -17,6 +18,8 @@ from unmask.randomness import keyed_permutation, stream_key
 from unmask.types import Images
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Statistics = Literal["given", "auto"]
 
 MAX_IMAGES = 10_000
 """How many are measured at most; the mean of a channel is then known to about 0.002."""
@@ -38,6 +41,45 @@ class PixelStatistics(NamedTuple):
         mean = torch.tensor(self.mean, device=images.device)[:, None, None]
         std = torch.tensor(self.std, device=images.device)[:, None, None]
         return images.mul_(1.0 / (255.0 * std)).sub_(mean / std)
+
+
+class TrainingStatistics:
+    """What images are normalised with: as given, or measured on the training images when it is first asked for.
+
+    Args:
+        choice: "given" or "auto".
+        given: One mean and deviation a channel; of no effect with "auto".
+        num_channels: Of the images.
+        measure: Finds out those of the training images.
+
+    Raises:
+        ValueError: The choice is unknown, or numbers are missing.
+    """
+
+    def __init__(
+        self, choice: Statistics, given: PixelStatistics, *, num_channels: int, measure: Callable[[], PixelStatistics]
+    ) -> None:
+        if choice not in get_args(Statistics):
+            raise ValueError(f"data.statistics must be 'given' or 'auto', got {choice!r}")
+        for name, numbers in (("pixel_mean", given.mean), ("pixel_std", given.std)):
+            if len(numbers) != num_channels and choice == "given":
+                raise ValueError(
+                    f"data.{name} has {len(numbers)} number(s) for data.channels={num_channels}; give one a channel, "
+                    "or set data.statistics=auto"
+                )
+        self.are_measured = choice == "auto"
+        self._given, self._measure = given, measure
+
+    @cached_property
+    def pixels(self) -> PixelStatistics:
+        """Mean and deviation of each channel, in 0..1."""
+        return self._measure() if self.are_measured else self._given
+
+    def describe(self, num_train_images: int) -> str:
+        """Says what they are and how that came about."""
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in self.pixels)
+        measured = f"measured on {min(num_train_images, MAX_IMAGES):,} of {num_train_images:,} training images"
+        return f"mean {mean}, deviation {std}, {measured if self.are_measured else 'as given'}"
 
 
 def cached_statistics(

@@ -29,6 +29,18 @@ class EvaluationDataset(Protocol):
         ...
 
 
+class LimitsTraining(Protocol):
+    """The splits of a data module, of whose training images a part may be kept."""
+
+    def limit_training(self, fraction: float, *, seed: int = 0) -> None:
+        """Keeps a fraction of the training images, evenly over the classes; 1 keeps all."""
+        ...
+
+    def choose_training(self, positions: Int[Tensor, " m"] | None) -> None:
+        """Keeps the training images at these positions of the whole split; None brings all back."""
+        ...
+
+
 @runtime_checkable
 class EvaluationData(Protocol):
     """What an evaluation asks of a data module, which is a LightningDataModule besides."""
@@ -47,13 +59,8 @@ class EvaluationData(Protocol):
 
     def dataset(self, split: Split) -> EvaluationDataset: ...
 
-    def limit_training(self, share: float, *, seed: int = 0) -> None:
-        """Keeps a fraction of the training images, evenly over the classes; 1 keeps all."""
-        ...
-
-    def choose_training(self, positions: Int[Tensor, " m"] | None) -> None:
-        """Keeps the training images at these positions of the whole split; None brings all back."""
-        ...
+    @property
+    def loaded_splits(self) -> LimitsTraining: ...
 
     def evaluation_loader(self, split: Split) -> Iterable[Any]:
         """Reads a split once, in stored order and without augmentation."""

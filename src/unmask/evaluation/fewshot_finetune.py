@@ -61,10 +61,10 @@ class FewShotFineTune(BackboneEvaluator):
         reports: dict[str, list[EvalReport]] = {budget.name: [] for budget in self.few.budgets}
         try:
             for (name, _), positions in lists.items():
-                data.choose_training(positions)
+                data.loaded_splits.choose_training(positions)
                 reports[name].append(self.fine_tune.evaluate(backbone, data, _without_checkpoints(make_trainer)))
         finally:
-            data.choose_training(None)
+            data.loaded_splits.choose_training(None)
         metrics: dict[str, float] = {}
         for name, measured in reports.items():
             spreads = mean_and_std([report.metrics["top1"] for report in measured])

@@ -64,7 +64,7 @@ class FineTune(BackboneEvaluator):
 
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation="finetune")
-        data.limit_training(self.label_fraction, seed=self.label_seed)
+        data.loaded_splits.limit_training(self.label_fraction, seed=self.label_seed)
         own_backbone = copy.deepcopy(backbone)
         own_backbone.prepare_for_finetuning(drop_path_rate=self.drop_path_rate)
         classifier = _with_layer_decay(self.classifier, own_backbone)

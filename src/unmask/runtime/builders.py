@@ -34,7 +34,7 @@ def build_data(config: DictConfig) -> ImageDataModule:
 
 def write_statistics(config: DictConfig, data: ImageDataModule) -> None:
     """Writes the statistics that the data measure into the configuration, where models read them."""
-    if data.statistics == "auto":
+    if data.statistics.are_measured:
         config.data.pixel_mean, config.data.pixel_std = list(data.pixel_mean), list(data.pixel_std)
 
 

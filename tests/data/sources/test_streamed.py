@@ -143,7 +143,7 @@ def test_what_a_stream_cannot_give_is_refused(make) -> None:
     with pytest.raises(ValueError, match=r"has no split dev; set data.val to one of train, test"):
         make(val="dev").dataset("val")
     with pytest.raises(ValueError, match=r"is streamed, so its labels are not known .* set data.streaming=false"):
-        make().limit_training(0.5)
+        make().loaded_splits.limit_training(0.5)
 
 
 def test_one_split_for_two_uses_is_said(make, caplog) -> None:

@@ -172,7 +172,7 @@ class Synthetic(ImageDataModule):
 
     @property
     def num_train_images(self) -> int:
-        return len(self._splits["train"]) if "train" in self._splits else self.num_images["train"]
+        return len(self.dataset("train")) if "train" in self.loaded_splits else self.num_images["train"]
 
     def load_split(self, split: Split) -> ImageDataset:
         index = torch.arange(self.num_images[split])
