@@ -39,7 +39,7 @@ def write_statistics(config: DictConfig, data: ImageDataModule) -> None:
 
 
 def build_module(config: DictConfig, data: ImageDataModule) -> BackboneModule:
-    """Builds a method; one that needs the number of classes (`_partial_`) is completed from the data."""
+    """Builds a method; one that its file leaves to be completed (`_partial_`) is given the number of classes."""
     built = build(config)
     method: BackboneModule = built(num_classes=data.num_classes) if config.get("_partial_") else built
     return method

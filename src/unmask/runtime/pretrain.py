@@ -106,7 +106,7 @@ def _pretrain(config: DictConfig) -> float | None:
         idle=idle_settings(config),
         by="method",
     )
-    if config.method.get("_partial_"):  # it learns from labels
+    if method.is_classifier:
         _require_labels(data)
     fingerprints = {split: data.dataset(split).fingerprint for split in ("train", "val")}
     if point is not None:
