@@ -56,11 +56,13 @@ FILES = [
     *("optim/accumulation.py", "optim/param_groups.py", "methods/base.py", "methods/split_means.py"),
     *("methods/supervised.py", "methods/frozen.py", "callbacks/step_seeding.py", "callbacks/provenance.py"),
     *("data/loader.py", "data/worker_signals.py", "data/position.py", "data/bad_images.py", "small_sets.py"),
+    *("data/loaded_splits.py", "data/model_input.py"),
     *("callbacks/process_watch.py", "callbacks/report_page.py", "callbacks/run_report.py"),
     *("callbacks/online_probe.py", "callbacks/settings_card.py", "runtime/follow_data.py", "runtime/follow_steps.py"),
     *("runtime/explain.py", "runtime/mistakes.py", "runtime/resume.py", "runtime/pretrain.py"),
     *("evaluation/class_order.py", "interchange/classifier.py", "interchange/load_weights.py"),
 ]
+TESTED_SLOWLY = ["data/loader.py", "data/worker_signals.py"]  # by real processes alone: their slow tests run too
 HANDED_ON = {"epoch", "seed", "rank", "world_size", "current_epoch", "global_rank"}
 TURNED = [(ast.Lt, ast.GtE), (ast.Gt, ast.LtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)]
 OTHER = {operator: other for pair in TURNED for operator, other in (pair, pair[::-1])}
@@ -161,7 +163,7 @@ def tests_of(file: str) -> list[str]:
     return list(dict.fromkeys([*own, *MEETINGS.get(file, [])])) or [str(mirror.parent)]
 
 
-def _run_tests(copy: str, tests: list[str]) -> None:
+def _run_tests(copy: str, tests: list[str], marks: str) -> None:
     """Runs in a process of its own, which has no module of the package yet; ends with pytest's code."""
     import pytest  # noqa: PLC0415
 
@@ -170,12 +172,13 @@ def _run_tests(copy: str, tests: list[str]) -> None:
     os.environ["PYTHONPATH"] = copy
     sys.path.insert(0, copy)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *QUIET, "-m", "not slow and not bolts", *tests])
+        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *QUIET, "-m", marks, *tests])
     os._exit(int(code))
 
 
-def is_noticed(mutant: Mutant | None, tests: list[str]) -> bool:
+def is_noticed(mutant: Mutant | None, tests: list[str], *, also_slow: bool = False) -> bool:
     """Tells whether any test fails; without a mutant, of the source as it is."""
+    marks = "not bolts and not nightly" if also_slow else "not slow and not bolts"
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(SRC, Path(folder) / "src" / "unmask", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("conf", "docs", "run.py", "eval.py", "pyproject.toml"):
@@ -183,7 +186,7 @@ def is_noticed(mutant: Mutant | None, tests: list[str]) -> bool:
         if mutant is not None:
             (Path(folder) / "src" / "unmask" / mutant.file).write_text(mutant.source)
         process = multiprocessing.get_context("fork").Process(
-            target=_run_tests, args=(str(Path(folder) / "src"), tests)
+            target=_run_tests, args=(str(Path(folder) / "src"), tests, marks)
         )
         process.start()
         process.join(TIMEOUT)
@@ -213,12 +216,12 @@ def main() -> None:
     chosen, survivors, sound = by_turns[: arguments.number], [], set()
     print(f"{len(chosen)} of {len(by_turns)} bugs in {len(planted)} files")
     for number, mutant in enumerate(chosen, start=1):
-        tests = tests_of(mutant.file)
+        tests, also_slow = tests_of(mutant.file), mutant.file in TESTED_SLOWLY
         if mutant.file not in sound:
-            if is_noticed(None, tests):
+            if is_noticed(None, tests, also_slow=also_slow):
                 sys.exit(f"the tests of {mutant.file} fail without a bug: {' '.join(tests)}")
             sound.add(mutant.file)
-        noticed = is_noticed(mutant, tests)
+        noticed = is_noticed(mutant, tests, also_slow=also_slow)
         survivors += [] if noticed else [mutant]
         text = f"{mutant.file}:{mutant.line}: {mutant.before[:90]} -> {mutant.after[:90]}"
         print(f"{number:>4} {'noticed ' if noticed else 'SURVIVED'} {text}", flush=True)

@@ -1,8 +1,10 @@
+import csv
 import logging
 
 import pytest
 import torch
 from lightning import Callback
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from unmask.callbacks import online_probe
@@ -51,7 +53,7 @@ def make_labelled():
             image_size=32,
             pixel_mean=(0.5,) * 3,
             pixel_std=(0.25,) * 3,
-            augmentation=Augmentation(),
+            augmentation=Augmentation(random_erasing_prob=1.0),  # which a probe must not see
             global_batch_size=4,
         )
 
@@ -94,13 +96,24 @@ def test_a_probe_reads_whole_images_without_a_mask_in_eval_mode(fit, make_mae, m
     pooled = type(method.backbone).forward_pooled
 
     def watch(backbone, images):
-        seen.append((len(images), backbone.training, torch.is_grad_enabled()))
+        seen.append((images.clone(), backbone.training, torch.is_grad_enabled()))
         return pooled(backbone, images)
 
     monkeypatch.setattr(type(method.backbone), "forward_pooled", watch)
     fit(OnlineProbe(name="a", data=data, k=3, num_images=8), method=method, max_epochs=1)
-    assert sum(count for count, *_ in seen) == 16  # eight of each split
+    images = torch.cat([images for images, *_ in seen])
+    bank, query = (data.dataset(split).images for split in ("train", "val"))
+    spread = torch.cat([bank[::3], query[[0, 1, 2, 3, 5, 6, 7, 8]]])  # eight of each split
+    torch.testing.assert_close(images, (spread / 255 - 0.5) / 0.25)
     assert all(not training and not has_gradient for _, training, has_gradient in seen)
+
+
+def test_readings_are_logged_at_the_step_just_done(fit, make_labelled, tmp_path):
+    logger = CSVLogger(tmp_path, name="", version="csv")
+    fit(OnlineProbe(name="a", data=make_labelled(), k=3), logger=logger, max_epochs=1)
+    with (tmp_path / "csv/metrics.csv").open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("probe/a/knn_top1")]
+    assert [(row["step"], float(row["probe/a/logistic_top1"])) for row in rows] == [("5", 100.0)]  # the last of six
 
 
 @pytest.mark.parametrize(("fraction", "probed"), [(0.03, [1, 6]), (0.15, [1, 4, 5, 6]), (1.0, [1, 2, 3, 4, 5, 6])])

@@ -96,7 +96,7 @@ def test_the_first_process_ends_where_it_would_wait_for_another_that_was_killed(
     assert codes[0] == 4
     assert trainer.processes[1].is_killed
     status = json.loads((tmp_path / "status.json").read_text())
-    assert (status["state"], status["step"]) == ("failed", 7)
+    assert (status["state"], status["step"], status["epoch"]) == ("failed", 7, 1)
     assert "process 1 of this run was killed by SIGKILL; the last checkpoint holds" in capsys.readouterr().err
 
 
@@ -107,6 +107,30 @@ def test_an_error_of_its_own_comes_first(tmp_path: Path) -> None:
     watch.setup(trainer, MODULE, "fit")
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "process-watch"]
     watch.on_exception(trainer, MODULE, ValueError("the same image"))
+    thread.join(30)
+    assert not thread.is_alive()
+    assert codes == []
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_process_is_watched_by_those_that_the_first_one_started_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_first: bool
+) -> None:
+    """A process of another launcher has a parent that is no part of the run, and the first one looks after others."""
+    monkeypatch.setenv(FIRST_PROCESS, str(os.getppid() if is_first else os.getpid()))
+    watch = ProcessWatch(folder=tmp_path, end=pytest.fail)
+    watch.setup(_TrainerOfMany(is_first=is_first), MODULE, "fit")
+    assert "process-watch" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_run_that_is_over_does_not_mind_its_first_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    watch = ProcessWatch(folder=tmp_path, end=codes.append)
+    monkeypatch.setenv(FIRST_PROCESS, str(os.getppid()))
+    watch.setup(_TrainerOfMany(is_first=False), MODULE, "fit")
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "process-watch"]
+    watch.teardown(_TrainerOfMany(is_first=False), MODULE, "fit")
+    monkeypatch.setattr(os, "getppid", lambda: 1)
     thread.join(30)
     assert not thread.is_alive()
     assert codes == []

@@ -13,7 +13,16 @@ from PIL import Image
 
 from unmask.callbacks import run_report
 from unmask.callbacks.reconstruction import ReconstructionPanel
-from unmask.callbacks.report_page import read_run, report_html, write_report
+from unmask.callbacks.report_page import (
+    _Curve,
+    _linked_figures,
+    _names,
+    _spread,
+    _thinned,
+    read_run,
+    report_html,
+    write_report,
+)
 from unmask.callbacks.run_report import RunReport
 
 pytestmark = [
@@ -105,6 +114,57 @@ def test_curves_are_thinned_by_means_and_told_in_words(make_run):
     assert train == "train/loss 0.00025 at step 3,999, first 1, smallest 0.00025"
     assert val == "val/loss 0.5 at step 4,000, first 0.5, smallest 0.5"
     assert len(page) < 2_000_000
+
+
+def test_a_thinned_curve_has_the_means_of_its_parts_at_their_last_steps():
+    assert _thinned([(step, float(step)) for step in range(1000)]) == [(step, float(step)) for step in range(1000)]
+    thinned = _thinned([(10 * number, float(number)) for number in range(2001)])  # three at a time
+    assert len(thinned) == 667
+    assert thinned[:2] == [(20, 1.0), (50, 4.0)]
+    assert thinned[-1] == (20_000, 2000.0)  # what is left over
+
+
+def test_readings_over_decades_have_a_logarithmic_axis_and_all_plots_one_axis_of_steps():
+    def scale(*values):
+        curve = _Curve("a", list(enumerate(values)), "#000000", is_dashed=False)
+        (first, second) = _linked_figures([[curve], [curve]])
+        assert first.x_range is second.x_range
+        return type(first.y_scale).__name__
+
+    assert scale(1.0, 0.1) == "LogScale"
+    assert scale(1.0, 0.11) == "LinearScale"
+    assert scale(10.0, 0.0) == "LinearScale"  # which a logarithm does not have
+
+
+def test_pictures_are_spread_evenly_and_end_with_the_last():
+    assert _spread(range(1, 5), 4) == [1, 2, 3, 4]
+    assert _spread(range(1, 11), 5) == [2, 4, 6, 8, 10]
+
+
+def test_runs_are_called_by_the_shortest_endings_of_their_folders_that_differ(make_run):
+    runs = [read_run(make_run(name)) for name in ("a/x/run", "b/x/run", "b/y/run")]
+    assert _names(runs[1:]) == ["x/run", "y/run"]
+    assert _names(runs) == ["a/x/run", "b/x/run", "b/y/run"]
+
+
+def test_losses_come_first_and_the_speed_last_and_rows_cut_short_are_left_out(make_run):
+    folder = make_run()
+    with (folder / "csv/metrics.csv").open("a") as table:
+        table.write(",0,0.125,,")
+    run = read_run(folder)
+    assert [step for step, _ in run.series["train/loss"]] == [0, 1, 2]
+    page = report_html([run])
+    assert re.findall(r"<figure><strong>(.*?)</strong>", page) == ["loss", "system/images_per_s"]
+    legends = re.findall(r">(- -|&mdash;)</span> (\S+)", page)
+    assert legends[:2] == [("&mdash;", "train/loss"), ("- -", "val/loss")]
+
+
+@pytest.mark.parametrize(("status", "shown"), [("running", "not ended"), ("complete", "complete")])
+def test_a_run_that_goes_on_has_not_ended(make_run, status, shown):
+    one, other = make_run("one"), make_run("other")
+    (one / "status.json").write_text(json.dumps({"state": status, "step": 3}))
+    assert f"<td>{shown}</td>" in report_html([read_run(one), read_run(other)])
+    assert (f"<td>{shown}</td>" in report_html([read_run(one)])) is (status == "complete")
 
 
 def test_names_and_settings_are_shown_as_text(make_run):

@@ -29,6 +29,10 @@ def test_the_warmup_is_the_same_fraction_of_the_steps_that_are_made() -> None:
     assert schedule(*CIFAR, "trainer.max_steps=174", "trainer.max_epochs=null").warmup_epochs == pytest.approx(0.1)
 
 
+def test_images_that_do_not_fill_a_batch_make_one_step_an_epoch() -> None:
+    assert schedule(*CIFAR, "trainer.max_steps=3", num_train_images=10).warmup_epochs == pytest.approx(0.05 * 3)
+
+
 def test_milestones_shrink_with_the_run() -> None:
     whole = schedule(*STEPPED, num_train_images=2048 * 10)
     short = schedule(*STEPPED, "trainer.max_steps=100", num_train_images=2048 * 10)  # 10 of 800 epochs
