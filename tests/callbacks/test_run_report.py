@@ -118,10 +118,10 @@ def test_curves_are_thinned_by_means_and_told_in_words(make_run):
 
 def test_a_thinned_curve_has_the_means_of_its_parts_at_their_last_steps():
     assert _thinned([(step, float(step)) for step in range(1000)]) == [(step, float(step)) for step in range(1000)]
-    thinned = _thinned([(10 * number, float(number)) for number in range(2001)])  # three at a time
-    assert len(thinned) == 667
+    thinned = _thinned([(10 * number, float(number)) for number in range(2002)])  # three at a time
+    assert len(thinned) == 668
     assert thinned[:2] == [(20, 1.0), (50, 4.0)]
-    assert thinned[-1] == (20_000, 2000.0)  # what is left over
+    assert thinned[-1] == (20_010, 2001.0)  # what is left over
 
 
 def test_readings_over_decades_have_a_logarithmic_axis_and_all_plots_one_axis_of_steps():

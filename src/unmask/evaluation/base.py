@@ -29,6 +29,7 @@ class EvaluationDataset(Protocol):
         ...
 
 
+@runtime_checkable
 class LimitsTraining(Protocol):
     """The splits of a data module, of whose training images a part may be kept."""
 
