@@ -160,7 +160,9 @@ def test_images_are_divided_by_255_and_normalised_channel_by_channel() -> None:
 def test_evaluation_sees_the_centred_crop_of_the_given_fraction(crop_pct: float, interpolation) -> None:
     data = make_data(3, crop_pct=crop_pct, interpolation=interpolation)
     (batch,) = data.val_dataloader()
-    expected = data.normalize(resize_and_centre_crop(data.images, (16, 16), crop_pct, interpolation=interpolation))
+    expected = data.statistics.pixels.normalize_(
+        resize_and_centre_crop(data.images, (16, 16), crop_pct, interpolation=interpolation).float()
+    )
     assert torch.equal(data.to_model_input(batch, augmented=False).image, expected)
     assert torch.equal(data.held_out_images(3).image, expected)
 

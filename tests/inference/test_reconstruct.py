@@ -41,7 +41,7 @@ def test_the_picture_is_what_the_method_makes_of_the_given_images(
     assert masked.float().mean() == pytest.approx(0.75, abs=0.02)
     assert torch.equal(drawn["shown"].composite[~masked], images[~masked])
     with torch.inference_mode():
-        normalised = shown.data.normalize(255 * images)
+        normalised = shown.data.statistics.pixels.normalize_(255 * images)
         again = method(normalised, drawn["shown"].mask).prediction
     predicted = (
         again * torch.tensor(backbone.pixel_std)[:, None, None] + torch.tensor(backbone.pixel_mean)[:, None, None]
