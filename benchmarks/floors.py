@@ -31,17 +31,17 @@ def main() -> None:
     images = [split.images.float() / 255.0 for split in samples]
 
     pixels = [Features(image.flatten(1), split.labels) for image, split in zip(images, samples, strict=True)]
-    colours = [Features(colour_statistics(image), split.labels) for image, split in zip(images, samples, strict=True)]
+    colors = [Features(color_statistics(image), split.labels) for image, split in zip(images, samples, strict=True)]
     names = {
         "raw pixels in 0..1": pixels,
-        f"mean, deviation and {BINS}-bin histogram of each channel": colours,
+        f"mean, deviation and {BINS}-bin histogram of each channel": colors,
     }
     for name, (train, val, test) in names.items():
         print(f"k-NN of {name}: {_describe(KNN().score(train, test, data.num_classes))}")
         print(f"linear layer on {name}: {_describe(LinearProbe().score(train, val, test, data.num_classes).metrics)}")
 
 
-def colour_statistics(images: torch.Tensor) -> torch.Tensor:
+def color_statistics(images: torch.Tensor) -> torch.Tensor:
     """Numbers that know nothing of where a colour is: [b 3 h w] in 0..1 to [b (2 + bins) * 3]."""
     values = images.flatten(2)
     bins = (values * BINS).long().clamp(max=BINS - 1)

@@ -176,7 +176,7 @@ def _nodes_within(path: str, node: Any) -> Iterator[tuple[str, Any]]:
 
 
 @pytest.fixture
-def randomise() -> Callable[[nn.Module], nn.Module]:
+def randomize() -> Callable[[nn.Module], nn.Module]:
     """Makes every trainable number count: fresh networks have zero biases, unit norms and tiny weights."""
 
     @torch.no_grad()

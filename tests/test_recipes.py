@@ -442,7 +442,7 @@ def test_published_settings_that_no_count_shows() -> None:
     simmim_probe = composed("simmim_linear_vit-base_1024b-90e_in1k-224px").eval
     assert (simmim_probe.layers, simmim_probe.pools) == ([8], ["mean"])
     swin_v2 = composed("simmim_swinv2-base_2048b-800e_in1k-192px")
-    assert (swin_v2.method.normalise_window, swin_v2.model.drop_path_rate) == (47, 0.1)
+    assert (swin_v2.method.normalize_window, swin_v2.model.drop_path_rate) == (47, 0.1)
     for name in (name for name in EVALUATIONS if "_finetune_" in name and not name.startswith("ddmim-v9")):
         config = composed(name)
         assert (config.eval.classifier.mixup, config.eval.classifier.cutmix) == (0.8, 1.0)

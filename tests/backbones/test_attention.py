@@ -8,9 +8,9 @@ from unmask.backbones.attention import prefer_fast_attention
 
 
 @pytest.fixture(params=["vit", "swin"])
-def backbone(request: pytest.FixtureRequest, make_vit: Any, make_swin: Any, randomise: Any) -> nn.Module:
+def backbone(request: pytest.FixtureRequest, make_vit: Any, make_swin: Any, randomize: Any) -> nn.Module:
     """A backbone on the fused kernel, which timm gives to Swin on request alone."""
-    module = randomise({"vit": make_vit, "swin": make_swin}[request.param]())
+    module = randomize({"vit": make_vit, "swin": make_swin}[request.param]())
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = True

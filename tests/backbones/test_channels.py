@@ -17,8 +17,8 @@ def test_statistics_of_other_channels_are_refused(make) -> None:
         make(in_channels=4)
 
 
-def test_every_channel_reaches_the_features(make, randomise) -> None:
-    backbone = randomise(make(in_channels=5, pixel_mean=(0.0,) * 5, pixel_std=(1.0,) * 5))
+def test_every_channel_reaches_the_features(make, randomize) -> None:
+    backbone = randomize(make(in_channels=5, pixel_mean=(0.0,) * 5, pixel_std=(1.0,) * 5))
     images = torch.randn(1, 5, *backbone.image_size)
     with torch.no_grad():
         features = backbone.forward_pooled(images)

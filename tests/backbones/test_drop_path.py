@@ -57,8 +57,8 @@ def test_a_single_block_is_never_dropped(make_vit) -> None:
     assert rates_of(backbone) == [(0.0, 0.0)]
 
 
-def test_branches_are_dropped_in_training_alone(make, randomise) -> None:
-    backbone = randomise(make())
+def test_branches_are_dropped_in_training_alone(make, randomize) -> None:
+    backbone = randomize(make())
     images = torch.randn(8, 3, *backbone.image_size)
     whole = backbone.forward_pooled(images)
     set_drop_path(blocks_of(backbone), 0.9)

@@ -7,10 +7,10 @@ import torch
 @pytest.mark.parametrize("family", ["vit", "beit"])
 @pytest.mark.parametrize("norm_after_pooling", [False, True])
 def test_layers_are_pooled_after_every_block_and_the_last_is_what_evaluation_reads(
-    request, randomise, family, norm_after_pooling
+    request, randomize, family, norm_after_pooling
 ) -> None:
     make = request.getfixturevalue(f"make_{family}")
-    backbone = randomise(make(norm_after_pooling=norm_after_pooling, num_stages=2))
+    backbone = randomize(make(norm_after_pooling=norm_after_pooling, num_stages=2))
     model = getattr(backbone, family)
     images = torch.randn(3, 3, *backbone.image_size)
     layers = list(backbone.forward_layers(images))

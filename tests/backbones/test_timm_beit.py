@@ -12,8 +12,8 @@ TABLE = "relative_position_bias_table"
 
 @pytest.mark.parametrize("relative_bias", ["shared", "per_block"])
 @pytest.mark.parametrize("image_size", [32, (24, 40)])
-def test_feature_maps_equal_timms_own_bitwise(make_beit, randomise, image_size, relative_bias) -> None:
-    backbone = randomise(make_beit(image_size=image_size, relative_bias=relative_bias, num_stages=2))
+def test_feature_maps_equal_timms_own_bitwise(make_beit, randomize, image_size, relative_bias) -> None:
+    backbone = randomize(make_beit(image_size=image_size, relative_bias=relative_bias, num_stages=2))
     images = torch.randn(2, 3, *backbone.image_size)
     first, last = backbone.forward_features(images)
     expected = backbone.beit.forward_intermediates(images, indices=[1], norm=False, intermediates_only=True)
@@ -39,8 +39,8 @@ def test_layer_scale_starts_at_what_is_asked(make_beit) -> None:
     assert all((block.gamma_1 == 0.3).all() and (block.gamma_2 == 0.3).all() for block in blocks)
 
 
-def test_edits_see_patches_before_the_class_token_joins_them(make_beit, randomise) -> None:
-    backbone = randomise(make_beit(image_size=(24, 40)))
+def test_edits_see_patches_before_the_class_token_joins_them(make_beit, randomize) -> None:
+    backbone = randomize(make_beit(image_size=(24, 40)))
     images = torch.randn(2, 3, 24, 40)
     seen = {}
 
@@ -57,8 +57,8 @@ def test_edits_see_patches_before_the_class_token_joins_them(make_beit, randomis
 
 
 @pytest.mark.parametrize("edited", [0, 2])
-def test_what_an_edit_returns_is_what_enters_the_stage(make_beit, randomise, edited) -> None:
-    backbone = randomise(make_beit())
+def test_what_an_edit_returns_is_what_enters_the_stage(make_beit, randomize, edited) -> None:
+    backbone = randomize(make_beit())
     images = torch.randn(1, 3, 32, 32)
     plain = backbone.forward_features(images)
     changed = backbone.forward_features(images, lambda stage, tokens: tokens + 1 if stage == edited else tokens)
@@ -66,8 +66,8 @@ def test_what_an_edit_returns_is_what_enters_the_stage(make_beit, randomise, edi
         assert torch.equal(changed[stage], plain[stage]) == (stage < edited)
 
 
-def test_fine_tuning_copies_the_shared_table_into_every_block(make_beit, randomise) -> None:
-    backbone = randomise(make_beit())
+def test_fine_tuning_copies_the_shared_table_into_every_block(make_beit, randomize) -> None:
+    backbone = randomize(make_beit())
     images = torch.randn(2, 3, 32, 32)
     table = backbone.beit.rel_pos_bias.relative_position_bias_table.detach().clone()
     last = backbone.beit.forward_intermediates(images, indices=[3], intermediates_only=True)[0]
@@ -80,10 +80,10 @@ def test_fine_tuning_copies_the_shared_table_into_every_block(make_beit, randomi
     torch.testing.assert_close(backbone.eval().forward_pooled(images), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fine_tuned_form_computes_as_timms_classifier_model_bitwise(make_beit, randomise) -> None:
+def test_fine_tuned_form_computes_as_timms_classifier_model_bitwise(make_beit, randomize) -> None:
     backbone = make_beit()
     backbone.prepare_for_finetuning(drop_path_rate=0.2)
-    randomise(backbone)
+    randomize(backbone)
     theirs = timm.create_model(
         "beit_base_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3, num_classes=0
     )
@@ -95,12 +95,12 @@ def test_fine_tuned_form_computes_as_timms_classifier_model_bitwise(make_beit, r
     assert [block.drop_path2.drop_prob for block in backbone.beit.blocks[1:]] == pytest.approx([0.2 / 3, 0.4 / 3, 0.2])
 
 
-def test_settings_rebuild_the_same_network(make_beit, randomise) -> None:
+def test_settings_rebuild_the_same_network(make_beit, randomize) -> None:
     for is_fine_tuned in (False, True):
         backbone = make_beit(image_size=(24, 40), mlp_ratio=2.0, num_stages=2, drop_path_rate=0.1)
         if is_fine_tuned:
             backbone.prepare_for_finetuning(drop_path_rate=0.3)
-        randomise(backbone)
+        randomize(backbone)
         settings = copy.deepcopy(dict(backbone.settings))
         assert settings.pop("kind") == "TimmBeit"
         rebuilt = TimmBeit(**settings)
@@ -141,11 +141,11 @@ def test_settings_that_do_not_fit_say_what_does(make_beit, changes, message) -> 
         make_beit(**changes)
 
 
-def test_it_starts_as_simmims_code_starts_its_vit(make_beit, randomise) -> None:
+def test_it_starts_as_simmims_code_starts_its_vit(make_beit, randomize) -> None:
     """trunc_normal_ with std=.02, a=-std, b=std: what is left deviates by 0.5396 of 0.02; then BEiT's scaling."""
-    backbone = randomise(make_beit(embed_dim=96, depth=3, num_heads=3))
+    backbone = randomize(make_beit(embed_dim=96, depth=3, num_heads=3))
     token = nn.Parameter(torch.full((96,), 7.0))
-    backbone.initialise_as_simmim(token)
+    backbone.initialize_as_simmim(token)
     tensors = dict(backbone.beit.named_parameters())
     drawn = {name for name, tensor in tensors.items() if name.endswith("weight") and tensor.ndim > 1} | {"cls_token"}
     assert len(drawn) == 4 * 3 + 2

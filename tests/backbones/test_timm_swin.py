@@ -9,8 +9,8 @@ from unmask.backbones.timm_swin import TimmSwin
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
 @pytest.mark.parametrize("image_size", [64, (64, 128)])
-def test_feature_maps_equal_timms_own_bitwise(make_swin, randomise, name, image_size) -> None:
-    backbone = randomise(make_swin(name=name, image_size=image_size))
+def test_feature_maps_equal_timms_own_bitwise(make_swin, randomize, name, image_size) -> None:
+    backbone = randomize(make_swin(name=name, image_size=image_size))
     images = torch.randn(2, 3, *backbone.image_size)
     expected = backbone.swin.forward_intermediates(images, norm=True, intermediates_only=True)
     computed = backbone.forward_features(images)
@@ -19,15 +19,15 @@ def test_feature_maps_equal_timms_own_bitwise(make_swin, randomise, name, image_
     assert torch.equal(computed[-1], backbone.swin.forward_features(images).permute(0, 3, 1, 2))
 
 
-def test_pooled_features_are_the_mean_of_the_normalised_last_map(make_swin, randomise) -> None:
-    backbone = randomise(make_swin())
+def test_pooled_features_are_the_mean_of_the_normalised_last_map(make_swin, randomize) -> None:
+    backbone = randomize(make_swin())
     images = torch.randn(2, 3, 64, 64)
     tokens = backbone.swin.forward_features(images)  # b h w c
     torch.testing.assert_close(backbone.forward_pooled(images), tokens.flatten(1, 2).mean(dim=1))
 
 
-def test_edit_sees_the_tokens_entering_each_stage_after_merging(make_swin, randomise) -> None:
-    backbone = randomise(make_swin())
+def test_edit_sees_the_tokens_entering_each_stage_after_merging(make_swin, randomize) -> None:
+    backbone = randomize(make_swin())
     images = torch.randn(1, 3, 64, 64)
     entering = {}
 
@@ -45,8 +45,8 @@ def test_edit_sees_the_tokens_entering_each_stage_after_merging(make_swin, rando
 
 
 @pytest.mark.parametrize("edited", [0, 1, 2])
-def test_what_an_edit_returns_is_what_enters_the_stage(make_swin, randomise, edited) -> None:
-    backbone = randomise(make_swin())
+def test_what_an_edit_returns_is_what_enters_the_stage(make_swin, randomize, edited) -> None:
+    backbone = randomize(make_swin())
     images = torch.randn(1, 3, 64, 64)
     plain = backbone.forward_features(images)
     changed = backbone.forward_features(images, lambda stage, tokens: tokens * 0 if stage == edited else tokens)
@@ -130,8 +130,8 @@ def test_padding_is_refused_where_programs_differ(make_swin, changes) -> None:
         make_swin(**padded | changes)
 
 
-def test_timm_builds_a_padded_swin_from_what_it_is_told(make_swin, randomise) -> None:
-    ours = randomise(make_swin(window_size=8, always_partition=True))
+def test_timm_builds_a_padded_swin_from_what_it_is_told(make_swin, randomize) -> None:
+    ours = randomize(make_swin(window_size=8, always_partition=True))
     told = ours.to_timm()
     theirs = timm.create_model(told.name, num_classes=0, **told.arguments)
     theirs.load_state_dict(told.state_dict)
@@ -165,8 +165,8 @@ def test_pretrained_windows_are_for_each_stage_of_a_swin_v2(make_swin, changes) 
         make_swin(**changes)
 
 
-def test_layers_are_the_stages_and_the_last_is_what_evaluation_reads(make_swin, randomise) -> None:
-    backbone = randomise(make_swin())
+def test_layers_are_the_stages_and_the_last_is_what_evaluation_reads(make_swin, randomize) -> None:
+    backbone = randomize(make_swin())
     images = torch.randn(2, 3, 64, 64)
     layers = list(backbone.forward_layers(images))
     maps = backbone.forward_features(images)

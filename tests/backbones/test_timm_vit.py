@@ -16,8 +16,8 @@ def all_patches(backbone, batch: int):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
-def test_feature_maps_equal_timms_own_bitwise(make_vit, randomise, shape, positions) -> None:
-    backbone = randomise(make_vit(positions=positions, num_stages=2, **shape))
+def test_feature_maps_equal_timms_own_bitwise(make_vit, randomize, shape, positions) -> None:
+    backbone = randomize(make_vit(positions=positions, num_stages=2, **shape))
     images = torch.randn(2, 3, *backbone.image_size)
     first, last = backbone.forward_features(images)
     expected = backbone.vit.forward_intermediates(images, indices=[1, 3], norm=False, intermediates_only=True)
@@ -27,15 +27,15 @@ def test_feature_maps_equal_timms_own_bitwise(make_vit, randomise, shape, positi
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_visible_path_with_every_patch_equals_timms_forward_bitwise(make_vit, randomise, shape) -> None:
-    backbone = randomise(make_vit(**shape))
+def test_visible_path_with_every_patch_equals_timms_forward_bitwise(make_vit, randomize, shape) -> None:
+    backbone = randomize(make_vit(**shape))
     images = torch.randn(2, 3, *backbone.image_size)
     encoded = backbone.forward_visible(images, all_patches(backbone, 2))
     assert torch.equal(encoded, backbone.vit.forward_features(images))
 
 
-def test_visible_path_equals_dropping_tokens_after_embedding_all(make_vit, randomise) -> None:
-    backbone = randomise(make_vit(image_size=(24, 40)))
+def test_visible_path_equals_dropping_tokens_after_embedding_all(make_vit, randomize) -> None:
+    backbone = randomize(make_vit(image_size=(24, 40)))
     images = torch.randn(2, 3, 24, 40)
     visible = torch.tensor([[0, 4, 5, 13], [2, 6, 7, 14]])
     tokens = backbone.vit._pos_embed(backbone.vit.patch_embed(images))
@@ -44,8 +44,8 @@ def test_visible_path_equals_dropping_tokens_after_embedding_all(make_vit, rando
     torch.testing.assert_close(backbone.forward_visible(images, visible), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_order_of_the_visible_patches_only_reorders_the_result(make_vit, randomise) -> None:
-    backbone = randomise(make_vit())
+def test_order_of_the_visible_patches_only_reorders_the_result(make_vit, randomize) -> None:
+    backbone = randomize(make_vit())
     images = torch.randn(1, 3, 32, 32)
     visible = torch.tensor([[1, 6, 11, 12]])
     order = torch.tensor([2, 0, 3, 1])
@@ -56,8 +56,8 @@ def test_order_of_the_visible_patches_only_reorders_the_result(make_vit, randomi
 
 
 @pytest.mark.parametrize("patch_size", [8, (16, 4)])
-def test_visible_path_never_reads_masked_pixels(make_vit, randomise, patch_size) -> None:
-    backbone = randomise(make_vit(patch_size=patch_size))
+def test_visible_path_never_reads_masked_pixels(make_vit, randomize, patch_size) -> None:
+    backbone = randomize(make_vit(patch_size=patch_size))
     mask = PatchMask(torch.rand(2, 16).argsort(dim=1).view(2, *backbone.grid) < 12, patch_size)
     images = torch.randn(2, 3, 32, 32)
     spoilt = images.masked_fill(mask.at_pixels(), float("nan"))
@@ -74,8 +74,8 @@ def test_visible_path_computes_the_class_token_and_the_visible_patches_only(make
     assert lengths == [1 + 3] * 4
 
 
-def test_edit_at_the_first_stage_comes_before_positions(make_vit, randomise) -> None:
-    backbone = randomise(make_vit(image_size=(24, 40)))
+def test_edit_at_the_first_stage_comes_before_positions(make_vit, randomize) -> None:
+    backbone = randomize(make_vit(image_size=(24, 40)))
     images = torch.randn(2, 3, 24, 40)
     seen = {}
 
@@ -89,8 +89,8 @@ def test_edit_at_the_first_stage_comes_before_positions(make_vit, randomise) -> 
         assert torch.equal(seen[stage].permute(0, 3, 1, 2), maps[stage - 1])
 
 
-def test_edit_sees_the_last_output_before_the_final_norm(make_vit, randomise) -> None:
-    backbone = randomise(make_vit())
+def test_edit_sees_the_last_output_before_the_final_norm(make_vit, randomize) -> None:
+    backbone = randomize(make_vit())
     seen = {}
 
     def record(stage, tokens):
@@ -104,8 +104,8 @@ def test_edit_sees_the_last_output_before_the_final_norm(make_vit, randomise) ->
 
 
 @pytest.mark.parametrize("edited", [0, 1, 3])
-def test_what_an_edit_returns_is_what_enters_the_stage(make_vit, randomise, edited) -> None:
-    backbone = randomise(make_vit())
+def test_what_an_edit_returns_is_what_enters_the_stage(make_vit, randomize, edited) -> None:
+    backbone = randomize(make_vit())
     images = torch.randn(1, 3, 32, 32)
     plain = backbone.forward_features(images)
     changed = backbone.forward_features(images, lambda stage, tokens: tokens + 1 if stage == edited else tokens)
@@ -113,15 +113,15 @@ def test_what_an_edit_returns_is_what_enters_the_stage(make_vit, randomise, edit
         assert torch.equal(changed[stage], plain[stage]) == (stage < edited)
 
 
-def test_pooling_leaves_the_class_token_out(make_vit, randomise) -> None:
-    backbone = randomise(make_vit())
+def test_pooling_leaves_the_class_token_out(make_vit, randomize) -> None:
+    backbone = randomize(make_vit())
     images = torch.randn(2, 3, 32, 32)
     tokens = backbone.vit.forward_features(images)[:, 1:]
     torch.testing.assert_close(backbone.forward_pooled(images), tokens.mean(dim=1))
 
 
-def test_fine_tuning_pools_before_a_fresh_norm_and_frees_the_positions(make_vit, randomise) -> None:
-    backbone = randomise(make_vit())
+def test_fine_tuning_pools_before_a_fresh_norm_and_frees_the_positions(make_vit, randomize) -> None:
+    backbone = randomize(make_vit())
     images = torch.randn(2, 3, 32, 32)
     last = backbone.vit.forward_intermediates(images, indices=[3], intermediates_only=True)[0]
     backbone.prepare_for_finetuning(drop_path_rate=0.0)
@@ -141,10 +141,10 @@ def test_sincos_positions_are_fixed_and_learned_ones_are_not(make_vit) -> None:
     assert learned.requires_grad
 
 
-def test_initialisation_is_maes(make_vit, randomise) -> None:
-    backbone = randomise(make_vit(embed_dim=192))
+def test_initialisation_is_maes(make_vit, randomize) -> None:
+    backbone = randomize(make_vit(embed_dim=192))
     positions = backbone.vit.pos_embed.clone()
-    backbone.initialise_as_mae()
+    backbone.initialize_as_mae()
     for name, parameter in backbone.named_parameters():
         if name.endswith("norm1.weight"):
             assert (parameter == 1).all()
@@ -180,11 +180,11 @@ def test_stages_are_at_most_four_equal_groups_of_blocks(make_vit, depth, num_sta
     assert len(backbone.stages) == len(backbone.forward_features(torch.zeros(1, 3, 32, 32))) == num_stages
 
 
-def test_settings_rebuild_the_same_network(make_vit, randomise) -> None:
+def test_settings_rebuild_the_same_network(make_vit, randomize) -> None:
     changes = {"positions": "learned", "num_stages": 2, "drop_path_rate": 0.2, "mlp_ratio": 2.0, "norm_eps": 0.01}
     backbone = make_vit(image_size=(24, 40), **changes)
     backbone.prepare_for_finetuning(drop_path_rate=0.0)
-    randomise(backbone)
+    randomize(backbone)
     settings = dict(backbone.settings)
     assert settings.pop("kind") == "TimmViT"
     rebuilt = TimmViT(**settings)

@@ -20,12 +20,12 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 GREY, WHITE = (128, 128, 128), (255, 255, 255)
 
 
-def normalise(images):
+def normalize(images):
     return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
-def solid(colour, size, count=1):
-    return (torch.tensor(colour) / 255.0)[None, :, None, None].expand(count, 3, size, size)
+def solid(color, size, count=1):
+    return (torch.tensor(color) / 255.0)[None, :, None, None].expand(count, 3, size, size)
 
 
 def top_half_masked(size, count=1):
@@ -34,7 +34,7 @@ def top_half_masked(size, count=1):
 
 def reconstruct(images, mask, prediction, borrowed=None):
     return reconstruction_pixels(
-        normalise(images), mask, normalise(prediction), pixel_mean=MEAN, pixel_std=STD, borrowed=borrowed
+        normalize(images), mask, normalize(prediction), pixel_mean=MEAN, pixel_std=STD, borrowed=borrowed
     )
 
 
@@ -71,23 +71,23 @@ def test_picture_holds_four_columns_of_unblended_pixels(size, cell):
     shown = reconstruct(solid(RED, size, 2), top_half_masked(size, 2), solid(GREEN, size, 2))
     picture = figure_pixels(reconstruction_panel(shown, title="MAE"))
 
-    def count(colour):
-        return int((picture == np.array(colour)).all(axis=2).sum())
+    def count(color):
+        return int((picture == np.array(color)).all(axis=2).sum())
 
     # In two rows. Red: the image, half the masked input and half the composite. Green: the other halves.
     assert count(RED) == 2 * cell**2 * 2
     assert count(GREEN) == 2 * cell**2
 
-    def colours_along(line):
+    def colors_along(line):
         changes = [pixel for pixel, before in zip(line[1:], line[:-1], strict=True) if (pixel != before).any()]
         return [tuple(int(channel) for channel in pixel) for pixel in [line[0], *changes]]
 
     bottom = np.flatnonzero((picture == np.array(RED)).all(axis=2).any(axis=1)).max()
     columns = [RED, RED, GREY, RED]  # visible
-    assert colours_along(picture[bottom]) == [colour for cell in columns for colour in (WHITE, cell)] + [WHITE]
+    assert colors_along(picture[bottom]) == [color for cell in columns for color in (WHITE, cell)] + [WHITE]
     columns = [RED, GREY, GREEN, GREEN]  # masked
     top_of_last = bottom - cell + 1
-    assert colours_along(picture[top_of_last]) == [colour for cell in columns for colour in (WHITE, cell)] + [WHITE]
+    assert colors_along(picture[top_of_last]) == [color for cell in columns for color in (WHITE, cell)] + [WHITE]
 
 
 def texts(shown, **lines):
@@ -136,7 +136,7 @@ def test_rows_stand_in_the_order_of_the_images():
     images = torch.cat([solid(RED, 32), solid(BLUE, 32)])
     shown = reconstruct(images, top_half_masked(32, 2), solid(GREEN, 32, 2))
     picture = figure_pixels(reconstruction_panel(shown, title="MAE"))
-    red, blue = (np.flatnonzero((picture == np.array(colour)).all(axis=2).any(axis=1)) for colour in (RED, BLUE))
+    red, blue = (np.flatnonzero((picture == np.array(color)).all(axis=2).any(axis=1)) for color in (RED, BLUE))
     assert red.max() < blue.min()
 
 
@@ -203,7 +203,7 @@ def test_the_estimated_prediction_borrows_nothing_of_masked_patches():
 
 def test_a_perfect_prediction_of_normalised_patches_is_the_image_only_with_what_it_borrows():
     images = torch.rand(4, 3, 32, 32)
-    borrowed = patchwise_statistics(normalise(images))
+    borrowed = patchwise_statistics(normalize(images))
     shown = reconstruct(images, random_mask(4), images, borrowed)
     assert shown.psnr["prediction with true statistics"] > 60
     assert shown.psnr["true means alone"] == pytest.approx(
@@ -255,7 +255,7 @@ def test_psnr_is_measured_over_masked_pixels_alone():
     ("channels", "shown_channels"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (4, [0, 1, 2]), (7, [0, 1, 2])]
 )
 def test_channels_that_are_not_rgb_are_shown_about_their_means(channels, shown_channels):
-    normalised = torch.linspace(-3.0, 3.0, channels * 16).view(1, channels, 4, 4)
-    shown = as_shown(normalised, pixel_mean=(9.0,) * channels, pixel_std=(5.0,) * channels)
-    expected = torch.stack([normalised[:, channel] for channel in shown_channels], dim=1) / 5 + 0.5
+    normalized = torch.linspace(-3.0, 3.0, channels * 16).view(1, channels, 4, 4)
+    shown = as_shown(normalized, pixel_mean=(9.0,) * channels, pixel_std=(5.0,) * channels)
+    expected = torch.stack([normalized[:, channel] for channel in shown_channels], dim=1) / 5 + 0.5
     torch.testing.assert_close(shown, expected.clamp(0.0, 1.0))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
+from unmask.data.augmentation.transforms import Augmentation, resize_and_center_crop
 from unmask.data.datamodule import ImageDataModule
 from unmask.data.dataset import InMemoryDataset, RawBatch, SampleKey
 from unmask.data.files.splits import Split
@@ -161,7 +161,7 @@ def test_evaluation_sees_the_centred_crop_of_the_given_fraction(crop_pct: float,
     data = make_data(3, crop_pct=crop_pct, interpolation=interpolation)
     (batch,) = data.val_dataloader()
     expected = data.statistics.pixels.normalize_(
-        resize_and_centre_crop(data.images, (16, 16), crop_pct, interpolation=interpolation).float()
+        resize_and_center_crop(data.images, (16, 16), crop_pct, interpolation=interpolation).float()
     )
     assert torch.equal(data.to_model_input(batch, augmented=False).image, expected)
     assert torch.equal(data.held_out_images(3).image, expected)

@@ -16,11 +16,11 @@ from unmask.evaluation.knn import count_votes, nearest_neighbors
 from unmask.heads.logistic_regression import LogisticRegression
 from unmask.types import FeatureStage
 
-COLOURS = torch.tensor([[30, 30, 30], [220, 40, 40], [40, 60, 220]], dtype=torch.uint8)
+COLORS = torch.tensor([[30, 30, 30], [220, 40, 40], [40, 60, 220]], dtype=torch.uint8)
 HEAD = functools.partial(LogisticRegression, inverse_strengths=(0.01, 1.0))
 
 
-class CellColours(MaskedBackbone):
+class CellColors(MaskedBackbone):
     """Features of a cell of 4 x 4 px: its mean colour."""
 
     settings = MappingProxyType({})
@@ -57,7 +57,7 @@ def draw_folder(tmp_path):
                 label = 1 + number % 2
                 mask = torch.zeros(16, 16, dtype=torch.uint8)
                 mask[top : top + 8, left : left + 8] = label
-                image = COLOURS[mask.long()]
+                image = COLORS[mask.long()]
                 if rim:
                     mask[top, left : left + 8] = 255
                 name = f"{split}/{number}.png"
@@ -89,7 +89,7 @@ def data(draw_folder, make_segmentation):
 
 
 def test_colours_are_told_apart_and_modes_restored(data, make_trainer):
-    backbone = CellColours().train()
+    backbone = CellColors().train()
     report = Dense(head=HEAD, k=3).evaluate(backbone, data, make_trainer)
     assert backbone.dropout.training
     assert report.metrics["patch_accuracy_linear"] == report.metrics["patch_accuracy_knn"] == 100.0
@@ -100,7 +100,7 @@ def test_colours_are_told_apart_and_modes_restored(data, make_trainer):
 
 
 def test_figures_are_those_of_doing_it_by_hand(data, make_trainer):
-    backbone = CellColours().eval()
+    backbone = CellColors().eval()
     report = Dense(head=HEAD, k=3, temperature=0.1).evaluate(backbone, data, make_trainer)
     tables = {}
     for split in ("train", "val", "test"):
@@ -145,7 +145,7 @@ def _labelled_cells(maps, masks):
 
 
 def test_the_protocol_counts_patches_and_says_what_was_chosen_where(data, make_trainer):
-    report = Dense(head=HEAD, k=3, max_patches=40).evaluate(CellColours(), data, make_trainer)
+    report = Dense(head=HEAD, k=3, max_patches=40).evaluate(CellColors(), data, make_trainer)
     assert report.protocol == (
         "dense: patches of CellColours's last feature map (3, stride 4 px), L-BFGS logistic regression on standardised "
         "features with inverse strength of 0.01, 1 by hits on val patches (40), and cosine k-NN with k=3, temperature "
@@ -155,11 +155,11 @@ def test_the_protocol_counts_patches_and_says_what_was_chosen_where(data, make_t
 
 
 def test_the_test_masks_choose_nothing(data, draw_folder, make_segmentation, make_trainer):
-    settings = [Dense(head=HEAD, k=3).evaluate(CellColours(), data, make_trainer).settings]
+    settings = [Dense(head=HEAD, k=3).evaluate(CellColors(), data, make_trainer).settings]
     for path in (data.root / "masks" / "test").iterdir():
         Image.new("L", (16, 16), 2).save(path)
     other = make_segmentation(data.root)
-    settings.append(Dense(head=HEAD, k=3).evaluate(CellColours(), other, make_trainer).settings)
+    settings.append(Dense(head=HEAD, k=3).evaluate(CellColors(), other, make_trainer).settings)
     assert settings[0] == settings[1]
 
 
@@ -175,12 +175,12 @@ def test_masks_of_one_class_are_refused_with_the_usual_reason(data, make_segment
         mask = _read(path)
         Image.fromarray(torch.where(mask > 0, 255, 0).to(torch.uint8).numpy()).save(path)
     with pytest.raises(ValueError, match=r"have class 0 alone \(255 means no class: where it marks an object, write 1"):
-        Dense(head=HEAD, k=3).evaluate(CellColours(), make_segmentation(data.root), make_trainer)
+        Dense(head=HEAD, k=3).evaluate(CellColors(), make_segmentation(data.root), make_trainer)
 
 
 def test_more_neighbors_than_patches_are_refused(data, make_trainer):
     with pytest.raises(ValueError, match=r"asks for k=129 neighbors among 128 patches; set eval.k=128 or less"):
-        Dense(head=HEAD, k=129).evaluate(CellColours(), data, make_trainer)
+        Dense(head=HEAD, k=129).evaluate(CellColors(), data, make_trainer)
 
 
 def test_images_without_masks_are_refused(make_data, draw_splits, make_trainer):
@@ -188,7 +188,7 @@ def test_images_without_masks_are_refused(make_data, draw_splits, make_trainer):
     with pytest.raises(
         ValueError, match="needs images with masks, which InMemory does not have; add data=segmentation"
     ):
-        Dense(head=HEAD).evaluate(CellColours(), data, make_trainer)
+        Dense(head=HEAD).evaluate(CellColors(), data, make_trainer)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_votes_are_lightlys(blobs, make_trainer):
     lightly = pytest.importorskip("lightly.utils.benchmarking")
     backbone, data, (bank, bank_labels), (queries, labels) = blobs
     for k, temperature in ((20, 0.07), (5, 0.5)):
-        normalised = F.normalize(queries, dim=1), F.normalize(bank, dim=1).T
-        ranked = lightly.knn_predict(*normalised, bank_labels, 6, knn_k=k, knn_t=temperature)
+        normalized = F.normalize(queries, dim=1), F.normalize(bank, dim=1).T
+        ranked = lightly.knn_predict(*normalized, bank_labels, 6, knn_k=k, knn_t=temperature)
         metrics = KNN(k=k, also_k=(), temperature=temperature).evaluate(backbone, data, make_trainer).metrics
         assert metrics["top1"] == pytest.approx(100 * (ranked[:, 0] == labels).float().mean().item())

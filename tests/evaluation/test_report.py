@@ -16,7 +16,7 @@ from unmask.evaluation.report import (
     latex_report,
     markdown_report,
     report_dict,
-    summarise,
+    summarize,
     summary_dicts,
 )
 
@@ -114,12 +114,12 @@ def test_a_protocol_that_repeats_itself_shows_its_own_deviation():
     assert "- ± of a protocol that repeats itself is the sample standard deviation over its own seeds" in table
     assert "repeats itself" not in markdown_report(repeated([1.0, 2.0]))
     other = measured("fewshot: L-BFGS", {"top1_1pct": 26.0, "top1_1pct_std": 0.1}, ckpt_path="b.ckpt")
-    assert summarise([few, other], "top1_1pct").std == pytest.approx(18.0**0.5)  # of the two checkpoints
+    assert summarize([few, other], "top1_1pct").std == pytest.approx(18.0**0.5)  # of the two checkpoints
 
 
 def test_several_checkpoints_are_averaged_over_seeds_first():
     runs = [*repeated([10.0, 14.0]), *repeated([20.0, 28.0], ckpt_path="b.ckpt")]
-    summary = summarise(runs, "top1")
+    summary = summarize(runs, "top1")
     assert (summary.mean, summary.num_runs, summary.interval) == (18.0, 2, None)
     assert summary.std == pytest.approx(statistics.stdev([12.0, 24.0]))
     assert "checkpoint: 2 checkpoints, each the mean of seeds 0, 1" in markdown_report(runs)

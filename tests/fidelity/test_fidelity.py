@@ -95,7 +95,7 @@ def masks(config: Config) -> str:
 def target(config: Config) -> str:
     if config.method.get("norm_pix_loss"):
         return "pixels, normalised by patch"
-    window = config.method.get("normalise_window")
+    window = config.method.get("normalize_window")
     return "pixels" if window is None else f"pixels, normalised in {window} px"
 
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from unmask.heads.classifier import BatchNormMLPClassifier
 
 
-def test_batch_norm_stands_between_two_linear_layers_without_activation(randomise) -> None:
-    head = randomise(BatchNormMLPClassifier(in_features=5, num_classes=3, hidden_features=8)).train()
+def test_batch_norm_stands_between_two_linear_layers_without_activation(randomize) -> None:
+    head = randomize(BatchNormMLPClassifier(in_features=5, num_classes=3, hidden_features=8)).train()
     first, norm, hidden, _, last = head
     pooled = torch.randn(6, 5)
     representation = first(pooled)

@@ -14,9 +14,9 @@ from unmask.heads.logistic_regression import LogisticRegression
 def draw(count, num_classes=4, width=6):
     """Overlapping classes with features of very different scales, one of them constant."""
     labels = torch.arange(count) % num_classes
-    centres = torch.randn(num_classes, width, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    centers = torch.randn(num_classes, width, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     scales = torch.logspace(-3, 2, width, dtype=torch.float64)
-    features = (centres[labels] + torch.randn(count, width, dtype=torch.float64)) * scales + 5.0
+    features = (centers[labels] + torch.randn(count, width, dtype=torch.float64)) * scales + 5.0
     features[:, 2] = 7.0
     return features, labels
 

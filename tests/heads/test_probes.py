@@ -8,14 +8,14 @@ from unmask.heads.classifier import BatchNormMLPClassifier
 from unmask.heads.probes import AttentiveClassifier, BatchNormLinearClassifier, MLPClassifier
 
 
-def standardised(pooled, eps):
+def standardized(pooled, eps):
     return (pooled - pooled.mean(dim=0)) / (pooled.var(dim=0, correction=0) + eps).sqrt()
 
 
-def test_maes_probe_is_a_plain_batch_norm_and_a_linear_layer(randomise) -> None:
-    head = randomise(BatchNormLinearClassifier(in_features=5, num_classes=3)).train()
+def test_maes_probe_is_a_plain_batch_norm_and_a_linear_layer(randomize) -> None:
+    head = randomize(BatchNormLinearClassifier(in_features=5, num_classes=3)).train()
     pooled = 1e-3 * torch.randn(6, 5)  # small, so that epsilon counts
-    expected = standardised(pooled, 1e-6) @ head.linear.weight.T + head.linear.bias
+    expected = standardized(pooled, 1e-6) @ head.linear.weight.T + head.linear.bias
     torch.testing.assert_close(head(pooled), expected)
     assert [name for name, _ in head.named_parameters()] == ["linear.weight", "linear.bias"]
 
@@ -26,16 +26,16 @@ def test_maes_probe_starts_from_its_deviation() -> None:
     assert not head.linear.bias.any()
 
 
-def test_the_mlp_is_batch_norm_linear_gelu_linear(randomise) -> None:
-    head = randomise(MLPClassifier(in_features=5, num_classes=3, hidden_features=8)).train()
+def test_the_mlp_is_batch_norm_linear_gelu_linear(randomize) -> None:
+    head = randomize(MLPClassifier(in_features=5, num_classes=3, hidden_features=8)).train()
     norm, first, _, last = head
     pooled = torch.randn(6, 5)
-    hidden = first(standardised(pooled, 1e-5) * norm.weight + norm.bias)
+    hidden = first(standardized(pooled, 1e-5) * norm.weight + norm.bias)
     torch.testing.assert_close(head(pooled), last(F.gelu(hidden)))
 
 
-def test_the_attentive_head_weighs_patches_by_one_query(randomise) -> None:
-    head = randomise(AttentiveClassifier(in_features=6, num_classes=3, num_heads=2))
+def test_the_attentive_head_weighs_patches_by_one_query(randomize) -> None:
+    head = randomize(AttentiveClassifier(in_features=6, num_classes=3, num_heads=2))
     patches = torch.randn(4, 5, 6)
     attention, normed = head.attention, F.layer_norm(patches, (6,), head.norm.weight, head.norm.bias)
     query = attention.q(attention.latent[0, 0])

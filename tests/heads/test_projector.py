@@ -5,16 +5,16 @@ import torch.nn.functional as F
 from unmask.heads.projector import Projector
 
 
-def test_it_is_linear_gelu_linear(randomise) -> None:
-    projector = randomise(Projector(in_features=5, hidden_features=7, out_features=3))
+def test_it_is_linear_gelu_linear(randomize) -> None:
+    projector = randomize(Projector(in_features=5, hidden_features=7, out_features=3))
     first, _, second = projector.layers
     pooled = torch.randn(4, 5)
     expected = F.gelu(pooled @ first.weight.T + first.bias) @ second.weight.T + second.bias
     torch.testing.assert_close(projector(pooled), expected)
 
 
-def test_the_representation_has_no_activation_behind_it(randomise) -> None:
-    projector = randomise(Projector(in_features=5, hidden_features=7, out_features=3, representation_features=6))
+def test_the_representation_has_no_activation_behind_it(randomize) -> None:
+    projector = randomize(Projector(in_features=5, hidden_features=7, out_features=3, representation_features=6))
     front, first, _, second = projector.layers
     pooled = torch.randn(4, 5)
     expected = second(F.gelu(first(pooled @ front.weight.T + front.bias)))

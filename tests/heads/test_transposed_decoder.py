@@ -28,8 +28,8 @@ def decoder() -> TransposedConvDecoder:
 
 def test_masked_places_get_the_embedding_of_a_grey_patch_read_across_its_channels(decoder) -> None:
     grey_image = torch.full((1, 3, 8, 12), 127 / 255)
-    normalised = (grey_image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-    embedded = nn.functional.conv2d(normalised, decoder.mask_embed.weight, decoder.mask_embed.bias, stride=4)
+    normalized = (grey_image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    embedded = nn.functional.conv2d(normalized, decoder.mask_embed.weight, decoder.mask_embed.bias, stride=4)
     expected = embedded.reshape(1, -1, 16)[0, 0]  # 16 channels of 6 places, read as 6 places of 16 channels
     torch.testing.assert_close(decoder.mask_token_for(6)[0, 0], expected)
     assert len(expected.unique()) == 3

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-COLOURS = {
+COLORS = {
     "a/red.png": (250, 10, 10),
     "a/green.png": (10, 250, 10),
     "b/blue.png": (10, 10, 250),
@@ -22,9 +22,9 @@ COLOURS = {
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 50), colour).save(folder / name)
+        Image.new("RGB", (40, 50), color).save(folder / name)
     return folder
 
 

@@ -24,7 +24,7 @@ def test_each_image_gets_its_own_classes_and_softmax_scores(classifier, pictures
     predictions = Predict(image=None, top=2).predict(classifier, point_at(pictures), torch.device("cpu"))
     by_name = {Path(prediction.image).stem: prediction for prediction in predictions}
     assert len(by_name) == 5
-    assert {colour: by_name[colour].classes[0] for colour in CLASSES} == {colour: colour for colour in CLASSES}
+    assert {color: by_name[color].classes[0] for color in CLASSES} == {color: color for color in CLASSES}
     assert sorted(by_name["yellow"].classes) == ["green", "red"]
     logits = 4 * (torch.tensor([250.0, 150.0, 160.0]) / 255 - 0.5) / 0.5
     assert by_name["pink"].classes == ["red", "blue"]

@@ -35,14 +35,14 @@ def test_the_picture_is_what_the_method_makes_of_the_given_images(
     with torch.inference_mode():
         inference.run(method, lambda path, split: shown, run_dir=tmp_path, device=CPU)
     images = drawn["shown"].image
-    colours = torch.tensor([[10, 250, 10], [10, 10, 250]]) / 255.0  # the first and third of five, in order of names
-    torch.testing.assert_close(images.mean(dim=(2, 3)), colours, atol=1e-3, rtol=0)
+    colors = torch.tensor([[10, 250, 10], [10, 10, 250]]) / 255.0  # the first and third of five, in order of names
+    torch.testing.assert_close(images.mean(dim=(2, 3)), colors, atol=1e-3, rtol=0)
     masked = drawn["shown"].mask.at_pixels().expand_as(images)
     assert masked.float().mean() == pytest.approx(0.75, abs=0.02)
     assert torch.equal(drawn["shown"].composite[~masked], images[~masked])
     with torch.inference_mode():
-        normalised = shown.data.statistics.pixels.normalize_(255 * images)
-        again = method(normalised, drawn["shown"].mask).prediction
+        normalized = shown.data.statistics.pixels.normalize_(255 * images)
+        again = method(normalized, drawn["shown"].mask).prediction
     predicted = (
         again * torch.tensor(backbone.pixel_std)[:, None, None] + torch.tensor(backbone.pixel_mean)[:, None, None]
     )

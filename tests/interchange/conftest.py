@@ -20,33 +20,33 @@ def images() -> Tensor:
 
 
 @pytest.fixture
-def timm_vit(randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
+def timm_vit(randomize: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
     """A ViT of 4 x 4 patches, 128 wide, with two heads and two blocks."""
 
     def make(**changes: Any) -> nn.Module:
         settings: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
-        return randomise(timm.create_model("vit_tiny_patch16_224", num_classes=5, **settings | changes))
+        return randomize(timm.create_model("vit_tiny_patch16_224", num_classes=5, **settings | changes))
 
     return make
 
 
 @pytest.fixture
-def timm_swin(randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
+def timm_swin(randomize: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
     """A Swin of grids 8 and 4 and windows of 4: shifted in the first stage, global in the second."""
 
     def make(name: str = "swin_tiny_patch4_window7_224", **changes: Any) -> nn.Module:
         settings: dict[str, Any] = {"img_size": SIZE, "window_size": 4, "embed_dim": 24}
         settings |= {"depths": (2, 1), "num_heads": (2, 3)}
-        return randomise(timm.create_model(name, num_classes=5, **settings | changes))
+        return randomize(timm.create_model(name, num_classes=5, **settings | changes))
 
     return make
 
 
 @pytest.fixture
-def timm_beit(randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
+def timm_beit(randomize: Callable[[nn.Module], nn.Module]) -> Callable[..., nn.Module]:
     def make(**changes: Any) -> nn.Module:
         settings: dict[str, Any] = {"img_size": SIZE, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
-        return randomise(timm.create_model("beit_base_patch16_224", num_classes=5, **settings | changes))
+        return randomize(timm.create_model("beit_base_patch16_224", num_classes=5, **settings | changes))
 
     return make
 

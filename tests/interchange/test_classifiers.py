@@ -59,17 +59,17 @@ class Network:
         return x @ self[f"{place}.weight"].T + (0.0 if bias is None else bias)
 
     def layer_norm(self, place: str, x: Tensor, eps: float) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
+        centerd = x - x.mean(-1, keepdim=True)
         return (
-            centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * self[f"{place}.weight"]
+            centerd / (centerd.square().mean(-1, keepdim=True) + eps).sqrt() * self[f"{place}.weight"]
             + self[f"{place}.bias"]
         )
 
     def batch_norm(self, place: str, x: Tensor, eps: float) -> Tensor:
-        normalised = (x - self[f"{place}.running_mean"]) / (self[f"{place}.running_var"] + eps).sqrt()
+        normalized = (x - self[f"{place}.running_mean"]) / (self[f"{place}.running_var"] + eps).sqrt()
         if f"{place}.weight" not in self.weights:
-            return normalised
-        return normalised * self[f"{place}.weight"] + self[f"{place}.bias"]
+            return normalized
+        return normalized * self[f"{place}.weight"] + self[f"{place}.bias"]
 
     def mlp(self, place: str, x: Tensor) -> Tensor:
         return self.linear(f"{place}.fc2", F.gelu(self.linear(f"{place}.fc1", x)))
@@ -335,9 +335,9 @@ def timm_folder(folder: Path, name: str, arguments: Mapping[str, Any], model: An
 
 
 @pytest.mark.parametrize("form", TIMM)
-def test_timms_models_keep_their_logits(form: str, randomise: Any, tmp_path: Path) -> None:
+def test_timms_models_keep_their_logits(form: str, randomize: Any, tmp_path: Path) -> None:
     name, arguments = TIMM[form]
-    theirs = randomise(timm.create_model(name, num_classes=7, **arguments))
+    theirs = randomize(timm.create_model(name, num_classes=7, **arguments))
     images, names = torch.randn(2, 3, 32, 32), [f"n{number}" for number in range(7)]
     described = {"label_names": names} if form != "Swin" else {"pretrained_cfg": {"label_names": names}}
     folder = timm_folder(tmp_path / "model", name, arguments, theirs, **described)
@@ -347,10 +347,10 @@ def test_timms_models_keep_their_logits(form: str, randomise: Any, tmp_path: Pat
 
 @pytest.mark.parametrize("form", [form for form in TIMM if form != "a ViT's mean behind the norm"])
 def test_timms_bare_weights_are_read_by_timms_defaults(
-    form: str, randomise: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    form: str, randomize: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     name, arguments = TIMM[form]
-    theirs = randomise(timm.create_model(name, num_classes=7, **arguments))
+    theirs = randomize(timm.create_model(name, num_classes=7, **arguments))
     torch.save(theirs.state_dict(), tmp_path / "model.pth")
     images = torch.randn(2, 3, 32, 32)
     changes = {"image_size": 32, "window_size": 4} if form == "Swin V2" else {}
@@ -361,9 +361,9 @@ def test_timms_bare_weights_are_read_by_timms_defaults(
     assert "differs:" not in caplog.text
 
 
-def test_a_pooling_that_a_file_does_not_state_can_be_said(randomise: Any, tmp_path: Path) -> None:
+def test_a_pooling_that_a_file_does_not_state_can_be_said(randomize: Any, tmp_path: Path) -> None:
     name, arguments = TIMM["a ViT's mean behind the norm"]
-    theirs = randomise(timm.create_model(name, num_classes=7, **arguments))
+    theirs = randomize(timm.create_model(name, num_classes=7, **arguments))
     torch.save(theirs.state_dict(), tmp_path / "model.pth")
     images = torch.randn(2, 3, 32, 32)
     require_same_logits(tmp_path / "model.pth", images, theirs(images), pooling="mean")
@@ -371,9 +371,9 @@ def test_a_pooling_that_a_file_does_not_state_can_be_said(randomise: Any, tmp_pa
 
 @pytest.mark.parametrize(("pooling", "said"), [("max", "reads neither"), ([1], "reads neither"), ("avg", None)])
 def test_a_pooling_that_is_not_computed_here_is_refused(
-    pooling: Any, said: str | None, randomise: Any, tmp_path: Path
+    pooling: Any, said: str | None, randomize: Any, tmp_path: Path
 ) -> None:
-    theirs = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=7, **TIMM_VIT))
+    theirs = randomize(timm.create_model("vit_tiny_patch16_224", num_classes=7, **TIMM_VIT))
     folder = timm_folder(tmp_path / "model", "vit_tiny_patch16_224", TIMM_VIT, theirs, global_pool=pooling)
     if said is None:
         assert unmask.load_method(folder).backbone.pooling == "mean"
@@ -393,8 +393,8 @@ HUGGING_FACE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("form", HUGGING_FACE)
-def test_models_of_hugging_face_keep_their_logits(form: str, randomise: Any, tmp_path: Path) -> None:
-    theirs = randomise(HUGGING_FACE[form]())
+def test_models_of_hugging_face_keep_their_logits(form: str, randomize: Any, tmp_path: Path) -> None:
+    theirs = randomize(HUGGING_FACE[form]())
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = theirs(images).logits

@@ -20,8 +20,8 @@ def conversion_of(backbone, **changes) -> Conversion:
     return replace(whole, **changes)
 
 
-def test_every_weight_is_loaded_bitwise_and_counted(make_vit, randomise) -> None:
-    theirs, ours = randomise(make_vit()), make_vit()
+def test_every_weight_is_loaded_bitwise_and_counted(make_vit, randomize) -> None:
+    theirs, ours = randomize(make_vit()), make_vit()
     coverage = load_backbone_weights(ours, conversion_of(theirs, left_out={"head.weight": "a classifier of 5 classes"}))
     assert all(torch.equal(weight, ours.state_dict()[name]) for name, weight in theirs.state_dict().items())
     assert set(coverage.loaded) == set(theirs.state_dict())
@@ -32,8 +32,8 @@ def test_every_weight_is_loaded_bitwise_and_counted(make_vit, randomise) -> None
     ]
 
 
-def test_positions_follow_the_grid(make_vit, randomise) -> None:
-    theirs, ours = randomise(make_vit(positions="learned")), make_vit(positions="learned", image_size=(48, 24))
+def test_positions_follow_the_grid(make_vit, randomize) -> None:
+    theirs, ours = randomize(make_vit(positions="learned")), make_vit(positions="learned", image_size=(48, 24))
     coverage = load_backbone_weights(ours, conversion_of(theirs))
     expected = resize_positions(theirs.vit.pos_embed, (6, 3), num_prefix_tokens=1)
     assert torch.equal(ours.vit.pos_embed, expected)
@@ -41,8 +41,8 @@ def test_positions_follow_the_grid(make_vit, randomise) -> None:
     assert "resized: positions of 4x4 patches to 6x3 (vit.pos_embed)" in coverage.describe()
 
 
-def test_tables_follow_the_window_of_each_stage(make_swin, randomise) -> None:
-    theirs, ours = randomise(make_swin()), make_swin(image_size=96, window_size=6)
+def test_tables_follow_the_window_of_each_stage(make_swin, randomize) -> None:
+    theirs, ours = randomize(make_swin()), make_swin(image_size=96, window_size=6)
     coverage = load_backbone_weights(ours, conversion_of(theirs))
     for stage, block in ((0, 1), (1, 0), (2, 0)):
         name = f"swin.layers.{stage}.blocks.{block}.attn.{TABLE}"
@@ -50,22 +50,22 @@ def test_tables_follow_the_window_of_each_stage(make_swin, randomise) -> None:
     assert list(coverage.resized.values()) == ["relative positions in 4x4 tokens to 6x6"] * 4
 
 
-def test_a_shared_table_is_resized_with_its_rows_of_the_class_token(make_beit, randomise) -> None:
-    theirs, ours = randomise(make_beit()), make_beit(image_size=40)
+def test_a_shared_table_is_resized_with_its_rows_of_the_class_token(make_beit, randomize) -> None:
+    theirs, ours = randomize(make_beit()), make_beit(image_size=40)
     load_backbone_weights(ours, conversion_of(theirs))
     name = f"beit.rel_pos_bias.{TABLE}"
     assert torch.equal(ours.state_dict()[name], resize_bias_table(theirs.state_dict()[name], (5, 5), num_extra_rows=3))
 
 
-def test_a_shared_table_goes_into_every_block_of_a_fine_tuned_form(make_beit, randomise) -> None:
-    theirs, ours = randomise(make_beit()), make_beit(relative_bias="per_block")
+def test_a_shared_table_goes_into_every_block_of_a_fine_tuned_form(make_beit, randomize) -> None:
+    theirs, ours = randomize(make_beit()), make_beit(relative_bias="per_block")
     load_backbone_weights(ours, conversion_of(theirs))
     table = theirs.beit.rel_pos_bias.relative_position_bias_table
     assert all(torch.equal(block.attn.relative_position_bias_table, table) for block in ours.beit.blocks)
 
 
-def test_less_than_all_is_refused_unless_allowed(make_vit, randomise) -> None:
-    theirs, ours = randomise(make_vit()), make_vit()
+def test_less_than_all_is_refused_unless_allowed(make_vit, randomize) -> None:
+    theirs, ours = randomize(make_vit()), make_vit()
     before = {name: weight.clone() for name, weight in ours.state_dict().items()}
     conversion = conversion_of(theirs)
     weights = dict(conversion.backbone)

@@ -38,8 +38,8 @@ def test_a_table_is_resized_as_by_the_official_code(window, target, ratio) -> No
     inner = torch.zeros(side, side, dtype=torch.bool)
     inner[1:-1, 1:-1] = True  # on the rim the rounded ratios above extrapolate
     torch.testing.assert_close(resized[inner.flatten()], expected[inner.flatten()], rtol=0, atol=2e-3)
-    centre = (side * side) // 2
-    torch.testing.assert_close(resized[centre], table[len(table) // 2])
+    center = (side * side) // 2
+    torch.testing.assert_close(resized[center], table[len(table) // 2])
 
 
 def test_a_table_of_straight_lines_stays_so_at_equal_spacing() -> None:
@@ -87,8 +87,8 @@ def test_reordering_a_merging_leaves_what_it_computes(make_swin) -> None:
     image = torch.randn(1, 4, 4, 6)
     by_channel = F.unfold(image.permute(0, 3, 1, 2), kernel_size=2, stride=2).transpose(1, 2)
     weights = {"norm": torch.randn(24), "bias": torch.randn(24), "reduction": torch.randn(12, 24)}
-    normalised = F.layer_norm(by_channel, (24,), weights["norm"], weights["bias"], merging.norm.eps)
-    expected = F.linear(normalised, weights["reduction"])
+    normalized = F.layer_norm(by_channel, (24,), weights["norm"], weights["bias"], merging.norm.eps)
+    expected = F.linear(normalized, weights["reduction"])
     merging.norm.weight.data = reorder_unfolded_merging(weights["norm"])
     merging.norm.bias.data = reorder_unfolded_merging(weights["bias"])
     merging.reduction.weight.data = reorder_unfolded_merging(weights["reduction"])

@@ -31,11 +31,11 @@ def pretrained(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("is_fine_tuned", [False, True])
 @pytest.mark.parametrize("form", ["timm", "huggingface"])
 def test_a_backbone_comes_back_bitwise(
-    pretrained: Any, randomise: Callable[[Any], Any], tmp_path: Path, form: str, is_fine_tuned: bool
+    pretrained: Any, randomize: Callable[[Any], Any], tmp_path: Path, form: str, is_fine_tuned: bool
 ) -> None:
     if is_fine_tuned:
         pretrained.prepare_for_finetuning(drop_path_rate=0.0)
-    backbone = randomise(pretrained)
+    backbone = randomize(pretrained)
     unmask.export_backbone(backbone, tmp_path / "exported", form)
     restored = unmask.load_backbone(tmp_path / "exported")
     images = torch.randn(1, 3, *backbone.image_size)
@@ -55,9 +55,9 @@ TINY["swin_simmim"] += ["model.num_heads=[2,3]"]
 
 
 @pytest.mark.parametrize(("name", "exporter"), [("vitmae", ViTMAEExporter()), ("swin_simmim", SwinSimMIMExporter())])
-def test_a_folder_with_the_heads_of_pre_training(name: str, exporter: Any, randomise, tmp_path: Path) -> None:
+def test_a_folder_with_the_heads_of_pre_training(name: str, exporter: Any, randomize, tmp_path: Path) -> None:
     statistics = [f"data.{key}={list(values)}" for key, values in STATISTICS.items()]
-    method = randomise(unmask.build_method([*TINY[name], *statistics]))
+    method = randomize(unmask.build_method([*TINY[name], *statistics]))
     write_export(exporter, ExportSource(backbone=method.backbone, method=method), tmp_path / "export")
     again = unmask.build_method([*TINY[name], *statistics, f"method.init_from={tmp_path / 'export'}"])
     for key, weight in method.state_dict().items():

@@ -57,12 +57,12 @@ def make_ddmim(backbone: nn.Module, *, masks: dict[str, Any] | None = None, **ch
 
 
 @pytest.fixture(params=["swin", "swin v2"])
-def method(request, make_swin, randomise) -> DDMIM:
+def method(request, make_swin, randomize) -> DDMIM:
     """Student and teacher differ, in evaluation mode."""
-    return randomise_both(make_ddmim(make_swin(**{"name": V2} if request.param == "swin v2" else {})))
+    return randomize_both(make_ddmim(make_swin(**{"name": V2} if request.param == "swin v2" else {})))
 
 
-def randomise_both(method: DDMIM) -> DDMIM:
+def randomize_both(method: DDMIM) -> DDMIM:
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -123,7 +123,7 @@ def test_the_published_terms_equal_their_equations(make_swin, images: Tensor) ->
         },
         teacher=partial(EMATeacher, momentum=0.999, every_n_steps=32, scope="stages", is_stochastic=True),
     )
-    randomise_both(method)
+    randomize_both(method)
     method.teacher.update(method.student_networks(), num_images=4, step_of_epoch=0)  # copies
     with torch.no_grad():
         for name, parameter in method.backbone.named_parameters():
@@ -172,7 +172,7 @@ def test_hidden_pixels_reach_the_teacher_alone(method: DDMIM, images: Tensor, re
 def test_feature_points_are_what_the_stages_hand_on_before_it_is_masked(
     make_swin, images: Tensor, feature_point: str
 ) -> None:
-    method = randomise_both(make_ddmim(make_swin(), features={"feature_point": feature_point}))
+    method = randomize_both(make_ddmim(make_swin(), features={"feature_point": feature_point}))
     swin, mask = method.backbone.swin, method.mask_generator(images)
     tokens, expected = swin.patch_embed(images), []
     for stage, layer in enumerate(swin.layers):
@@ -191,7 +191,7 @@ def test_feature_points_are_what_the_stages_hand_on_before_it_is_masked(
 
 
 def test_hidden_tokens_become_the_learned_token_of_their_stage(make_swin, images: Tensor) -> None:
-    method = randomise_both(make_ddmim(make_swin(), masks={"ratios": [0.0, 0.5, 0.5]}, mask_value="learned"))
+    method = randomize_both(make_ddmim(make_swin(), masks={"ratios": [0.0, 0.5, 0.5]}, mask_value="learned"))
     entered = []
     for layer in method.backbone.swin.layers:
         layer.blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
@@ -231,7 +231,7 @@ def test_features_can_be_compared_in_part(method: DDMIM, images: Tensor, positio
 
 
 def test_the_loss_is_the_weighted_sum_of_terms_logged_unweighted(make_swin, images: Tensor) -> None:
-    method = randomise_both(
+    method = randomize_both(
         make_ddmim(
             make_swin(),
             reconstruction={"weight": 0.3},
@@ -359,7 +359,7 @@ def _record_inputs(method: DDMIM) -> dict[str, list[Tensor]]:
 
 
 def test_the_students_view_is_changed_in_training_alone(make_swin, images: Tensor) -> None:
-    method = randomise_both(make_ddmim(make_swin(), views=TwoViews(student=lambda pictures: 0.5 * pictures)))
+    method = randomize_both(make_ddmim(make_swin(), views=TwoViews(student=lambda pictures: 0.5 * pictures)))
     mask = method.mask_generator(images)
     seen = _record_inputs(method)
     output = method.train()(images, mask)
@@ -377,7 +377,7 @@ RIGHT = torch.tensor([[0.0, 0.5, 1.0, 0.5]]).expand(4, -1)
 
 
 def test_crops_of_the_same_place_change_nothing(make_swin, images: Tensor) -> None:
-    method = randomise_both(make_ddmim(make_swin()))
+    method = randomize_both(make_ddmim(make_swin()))
     mask = method.mask_generator(images)
     plain = method.train()(images, mask).terms
     method.views = TwoViews(crops=lambda pictures: (View(pictures, WHOLE), View(pictures, WHOLE)))
@@ -387,7 +387,7 @@ def test_crops_of_the_same_place_change_nothing(make_swin, images: Tensor) -> No
 
 def test_each_network_sees_its_crop_in_training(make_swin, images: Tensor) -> None:
     own, theirs = torch.randn_like(images), torch.randn_like(images)
-    method = randomise_both(
+    method = randomize_both(
         make_ddmim(
             make_swin(),
             views=TwoViews(
@@ -412,7 +412,7 @@ def test_each_network_sees_its_crop_in_training(make_swin, images: Tensor) -> No
 
 
 def test_features_of_crops_are_compared_where_they_overlap(make_swin, images: Tensor) -> None:
-    method = randomise_both(make_ddmim(make_swin()))
+    method = randomize_both(make_ddmim(make_swin()))
     method.views = TwoViews(crops=lambda pictures: (View(pictures, WHOLE), View(pictures, LEFT)))
     mask = method.mask_generator(images)
     student = method._encode(method.backbone, images, method._masked_tokens(mask))
@@ -428,8 +428,8 @@ def test_features_of_crops_are_compared_where_they_overlap(make_swin, images: Te
 
 def test_effective_rank_counts_the_directions() -> None:
     basis = torch.linalg.qr(torch.randn(64, 64)).Q
-    centred = torch.cat([basis[:5], -basis[:5]])
-    assert effective_rank(centred).item() == pytest.approx(5.0, rel=1e-4)
+    centerd = torch.cat([basis[:5], -basis[:5]])
+    assert effective_rank(centerd).item() == pytest.approx(5.0, rel=1e-4)
     assert effective_rank(torch.ones(10, 8)).item() == pytest.approx(1.0)
 
 
@@ -586,7 +586,7 @@ def test_the_loss_of_two_processes_is_that_of_one_on_the_whole_batch(images: Ten
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    method = randomise_both(_small_ddmim())
+    method = randomize_both(_small_ddmim())
     mask = method.mask_generator(images)
     state = {"build": _small_ddmim, "weights": method.state_dict(), "masked": mask.masked}
     with mp.Manager() as manager:

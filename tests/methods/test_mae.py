@@ -32,8 +32,8 @@ def make_mae(
 
 
 @pytest.fixture(params=[True, False], ids=["normalised", "raw"])
-def method(request, make_vit, randomise) -> MAE:
-    return randomise(make_mae(make_vit(), norm_pix_loss=request.param))
+def method(request, make_vit, randomize) -> MAE:
+    return randomize(make_mae(make_vit(), norm_pix_loss=request.param))
 
 
 # Either spelling of a transformers parameter, and our name for it; `#` is the part of the fused projection.
@@ -119,8 +119,8 @@ def test_loss_equals_a_loop_over_the_masked_patches(method: MAE) -> None:
     assert output.terms == {"pixel_mse": output.loss}
 
 
-def test_oblong_patches_are_predicted_where_they_lie(make_vit, randomise) -> None:
-    method = randomise(make_mae(make_vit(patch_size=[16, 4]), patch_size=[16, 4], norm_pix_loss=False))
+def test_oblong_patches_are_predicted_where_they_lie(make_vit, randomize) -> None:
+    method = randomize(make_mae(make_vit(patch_size=[16, 4]), patch_size=[16, 4], norm_pix_loss=False))
     images = torch.randn(2, 3, 32, 32)
     output = method(images)
     masked = output.mask.at_pixels().expand_as(images)
@@ -211,8 +211,8 @@ def test_mask_unit_must_be_the_backbones_patch(make_vit) -> None:
         method(torch.zeros(1, 3, 32, 32), PatchMask(torch.ones(1, 8, 8, dtype=torch.bool), 4))
 
 
-def test_blocks_of_several_patches_are_masked_as_those_patches(make_vit, randomise) -> None:
-    method = randomise(make_mae(make_vit(), patch_size=16))
+def test_blocks_of_several_patches_are_masked_as_those_patches(make_vit, randomize) -> None:
+    method = randomize(make_mae(make_vit(), patch_size=16))
     images = torch.randn(3, 3, 32, 32)
     blocks = method.mask_generator(images)
     patches = blocks.masked.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
@@ -229,8 +229,8 @@ def test_a_backbone_that_cannot_skip_tokens_is_refused(make_swin) -> None:
         make_mae(make_swin(), patch_size=4)
 
 
-def test_a_mean_over_all_pixels_is_the_masked_one_times_the_masked_fraction(make_vit, randomise) -> None:
-    masked = randomise(make_mae(make_vit()))
+def test_a_mean_over_all_pixels_is_the_masked_one_times_the_masked_fraction(make_vit, randomize) -> None:
+    masked = randomize(make_mae(make_vit()))
     everything = make_mae(make_vit(), reconstruction_mean="all").eval()
     everything.load_state_dict(masked.state_dict())
     images = torch.randn(2, 3, 32, 32)

@@ -12,7 +12,7 @@ from unmask.masking.random import RandomMaskGenerator
 from unmask.methods.simmim import SimMIM
 from unmask.optim.schedules import constant
 from unmask.patches import PatchMask
-from unmask.targets.local import local_statistics, normalise_locally
+from unmask.targets.local import local_statistics, normalize_locally
 
 
 def make_simmim(backbone: nn.Module, patch_size: int = 16, **changes) -> SimMIM:
@@ -27,14 +27,14 @@ def make_simmim(backbone: nn.Module, patch_size: int = 16, **changes) -> SimMIM:
 
 
 @pytest.fixture(params=["swin", "swin v2", "vit", "beit"])
-def method(request, make_swin, make_vit, make_beit, randomise) -> SimMIM:
+def method(request, make_swin, make_vit, make_beit, randomize) -> SimMIM:
     backbone = {
         "swin": make_swin,
         "swin v2": partial(make_swin, name="swinv2_tiny_window8_256"),
         "vit": partial(make_vit, image_size=64, patch_size=16),
         "beit": partial(make_beit, image_size=64, patch_size=16),
     }[request.param]()
-    return randomise(make_simmim(backbone))
+    return randomize(make_simmim(backbone))
 
 
 # Either spelling of a transformers parameter, and where it comes from: timm's name, part of the fused projection.
@@ -93,8 +93,8 @@ def as_transformers(method: SimMIM) -> SwinForMaskedImageModeling:
     return model
 
 
-def test_loss_and_prediction_equal_transformers(make_swin, randomise) -> None:
-    method = randomise(make_simmim(make_swin()))
+def test_loss_and_prediction_equal_transformers(make_swin, randomize) -> None:
+    method = randomize(make_simmim(make_swin()))
     images = torch.randn(3, 3, 64, 64)
     mask = method.mask_generator(images)
     with torch.no_grad():
@@ -118,8 +118,8 @@ def test_loss_equals_a_loop_over_the_hidden_pixels(method: SimMIM) -> None:
     assert output.terms == {"pixel_l1": output.loss}
 
 
-def test_oblong_tokens_are_hidden_and_predicted_where_they_lie(make_vit, randomise, refill_masked) -> None:
-    method = randomise(make_simmim(make_vit(patch_size=[8, 4]), patch_size=[16, 8]))
+def test_oblong_tokens_are_hidden_and_predicted_where_they_lie(make_vit, randomize, refill_masked) -> None:
+    method = randomize(make_simmim(make_vit(patch_size=[8, 4]), patch_size=[16, 8]))
     images = torch.randn(2, 3, 32, 32)
     output = method(images)
     masked = output.mask.at_pixels().expand_as(images)
@@ -147,8 +147,8 @@ def test_visible_predictions_get_no_gradient(method: SimMIM) -> None:
     assert torch.equal(is_pulled, output.mask.at_pixels().expand_as(is_pulled))
 
 
-def test_hidden_tokens_are_the_mask_token_as_they_enter(make_swin, randomise) -> None:
-    method = randomise(make_simmim(make_swin()))
+def test_hidden_tokens_are_the_mask_token_as_they_enter(make_swin, randomize) -> None:
+    method = randomize(make_simmim(make_swin()))
     images = torch.randn(2, 3, 64, 64)
     entered = []
     method.backbone.swin.layers[0].blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
@@ -174,22 +174,22 @@ def test_mask_unit_must_hold_whole_tokens(make_swin) -> None:
         make_simmim(make_swin(), patch_size=2)
 
 
-def test_every_weight_of_the_official_vit_learns(make_beit, randomise) -> None:
-    method = randomise(make_simmim(make_beit(image_size=64, patch_size=16)))
+def test_every_weight_of_the_official_vit_learns(make_beit, randomize) -> None:
+    method = randomize(make_simmim(make_beit(image_size=64, patch_size=16)))
     method(torch.randn(2, 3, 64, 64)).loss.backward()
     for name, parameter in method.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_locally_normalised_targets_are_what_the_loss_compares_with(make_swin, randomise) -> None:
+def test_locally_normalised_targets_are_what_the_loss_compares_with(make_swin, randomize) -> None:
     """A prediction that is right is shown as the image itself, and a wrong one costs what it is off."""
-    method = randomise(make_simmim(make_swin(), normalise_window=5))
+    method = randomize(make_simmim(make_swin(), normalize_window=5))
     images = torch.randn(2, 3, 64, 64)
     mask = method.mask_generator(images)
     output = method(images, mask)
-    target = normalise_locally(images, 5)
-    predicted = normalise_locally(images, 5) + (output.prediction - images) / local_statistics(images, 5).std
+    target = normalize_locally(images, 5)
+    predicted = normalize_locally(images, 5) + (output.prediction - images) / local_statistics(images, 5).std
     expected = (predicted - target).abs()[mask.at_pixels().expand_as(images)].mean()
     torch.testing.assert_close(output.loss, expected, rtol=1e-4, atol=1e-5)
     borrowed = method.borrowed_statistics(images)
@@ -199,7 +199,7 @@ def test_locally_normalised_targets_are_what_the_loss_compares_with(make_swin, r
 
 def test_a_window_without_a_centre_is_refused_before_training(make_swin) -> None:
     with pytest.raises(ValueError, match="odd side of at least 3 px, got 46"):
-        make_simmim(make_swin(), normalise_window=46)
+        make_simmim(make_swin(), normalize_window=46)
 
 
 def test_the_official_vit_starts_truncated_at_one_deviation_and_swin_as_timm_starts_it(make_beit, make_swin) -> None:

@@ -77,8 +77,8 @@ def smoothed(labels: Tensor, smoothing: float) -> Tensor:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 @pytest.mark.parametrize("count", [6, 5])
-def test_loss_without_mixing_is_label_smoothed_cross_entropy(make_vit, randomise, smoothing, count) -> None:
-    method = randomise(make_supervised(make_vit(), mixup=0.0, cutmix=0.0, label_smoothing=smoothing))
+def test_loss_without_mixing_is_label_smoothed_cross_entropy(make_vit, randomize, smoothing, count) -> None:
+    method = randomize(make_supervised(make_vit(), mixup=0.0, cutmix=0.0, label_smoothing=smoothing))
     batch = make_batch(count)
     expected = soft_cross_entropy(method(batch.image), smoothed(batch.label, smoothing))
     torch.testing.assert_close(training_loss(method, batch), expected)
@@ -86,8 +86,8 @@ def test_loss_without_mixing_is_label_smoothed_cross_entropy(make_vit, randomise
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 @pytest.mark.parametrize("seed", [0, 2, 3])  # where both are on, 2 cuts and the others blend
-def test_mixed_loss_equals_timms_mixup_under_the_same_draw(make_vit, randomise, mixup, cutmix, seed) -> None:
-    method = randomise(make_supervised(make_vit(), mixup=mixup, cutmix=cutmix, label_smoothing=0.1))
+def test_mixed_loss_equals_timms_mixup_under_the_same_draw(make_vit, randomize, mixup, cutmix, seed) -> None:
+    method = randomize(make_supervised(make_vit(), mixup=mixup, cutmix=cutmix, label_smoothing=0.1))
     batch = make_batch(6)
     mix = Mixup(mixup_alpha=mixup, cutmix_alpha=cutmix, label_smoothing=0.1, num_classes=NUM_CLASSES)
     np.random.seed(seed)  # noqa: NPY002 (timm draws from this stream)
@@ -102,8 +102,8 @@ def test_mixed_loss_equals_timms_mixup_under_the_same_draw(make_vit, randomise, 
     assert not torch.isclose(loss, unmixed)
 
 
-def test_mixup_blends_each_image_of_an_odd_batch_with_the_one_half_a_batch_away(make_vit, randomise) -> None:
-    method = randomise(make_supervised(make_vit(), mixup=0.8, cutmix=0.0, label_smoothing=0.1))
+def test_mixup_blends_each_image_of_an_odd_batch_with_the_one_half_a_batch_away(make_vit, randomize) -> None:
+    method = randomize(make_supervised(make_vit(), mixup=0.8, cutmix=0.0, label_smoothing=0.1))
     batch = make_batch(5)
     np.random.seed(0)  # noqa: NPY002
     np.random.rand()  # noqa: NPY002 (decides to mix)
@@ -134,8 +134,8 @@ def test_the_slices_of_two_devices_are_mixed_as_the_whole_batch(make_vit, mixup:
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
-def test_every_image_of_an_odd_batch_is_trained_on(make_vit, randomise, count) -> None:
-    method = randomise(make_supervised(make_vit()))
+def test_every_image_of_an_odd_batch_is_trained_on(make_vit, randomize, count) -> None:
+    method = randomize(make_supervised(make_vit()))
     images, labels, index = make_batch(count)
     images.requires_grad_(True)
     np.random.seed(0)  # noqa: NPY002
@@ -237,8 +237,8 @@ def ranked_batch(method: Supervised, count: int) -> ImageBatch:
     return ImageBatch(images, choices[number, number % NUM_CLASSES], number)
 
 
-def test_held_out_accuracies_are_shares_of_all_images(make_vit, randomise) -> None:
-    method = randomise(make_supervised(make_vit()))
+def test_held_out_accuracies_are_shares_of_all_images(make_vit, randomize) -> None:
+    method = randomize(make_supervised(make_vit()))
     batch = ranked_batch(method, 23)  # batches of 8, 8 and 7
     with torch.no_grad():
         log_probabilities = method(batch.image).log_softmax(dim=1)

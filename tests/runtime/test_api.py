@@ -23,11 +23,11 @@ def by_hand(images: Tensor) -> Tensor:
 
 
 @pytest.fixture(params=["mae", "simmim"])
-def method(request: pytest.FixtureRequest, randomise: Callable[..., nn.Module]) -> Any:
+def method(request: pytest.FixtureRequest, randomize: Callable[..., nn.Module]) -> Any:
     """A method in training mode whose weights, pixel statistics and stochastic depth all make a difference."""
     overrides = {"mae": MAE, "simmim": SIMMIM}[request.param]
     statistics = [f"data.{name}={list(values)}" for name, values in STATISTICS.items()]
-    return randomise(unmask.build_method([*overrides, *statistics, "drop_path_rate=0.5"])).train()
+    return randomize(unmask.build_method([*overrides, *statistics, "drop_path_rate=0.5"])).train()
 
 
 @pytest.fixture
@@ -66,9 +66,9 @@ def test_a_method_is_built_without_reading_images(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("family", ["vit", "swin"])
-def test_features_are_those_of_normalised_images_in_eval_mode(make_vit, make_swin, randomise, family) -> None:
+def test_features_are_those_of_normalised_images_in_eval_mode(make_vit, make_swin, randomize, family) -> None:
     make = {"vit": make_vit, "swin": make_swin}[family]
-    backbone = randomise(make(image_size=64, drop_path_rate=0.8, **STATISTICS)).train()
+    backbone = randomize(make(image_size=64, drop_path_rate=0.8, **STATISTICS)).train()
     images = torch.rand(2, 3, 64, 64)
     features = unmask.extract_features(backbone, images)
     with torch.no_grad():
@@ -77,8 +77,8 @@ def test_features_are_those_of_normalised_images_in_eval_mode(make_vit, make_swi
     assert not features.requires_grad
 
 
-def test_features_of_a_half_precision_backbone_are_single_precision(make_vit, randomise) -> None:
-    backbone = randomise(make_vit(**STATISTICS))
+def test_features_of_a_half_precision_backbone_are_single_precision(make_vit, randomize) -> None:
+    backbone = randomize(make_vit(**STATISTICS))
     images = torch.rand(2, 3, 32, 32)
     expected = unmask.extract_features(backbone, images)
     features = unmask.extract_features(backbone.bfloat16(), images.bfloat16())

@@ -141,8 +141,8 @@ def test_a_run_goes_on_only_with_its_own_backbone(run: tuple[Any, Path], make_vi
 
 
 @pytest.fixture
-def backbone(make_vit: Callable[..., nn.Module], randomise: Callable[[nn.Module], nn.Module]) -> Any:
-    return randomise(make_vit(depth=2))
+def backbone(make_vit: Callable[..., nn.Module], randomize: Callable[[nn.Module], nn.Module]) -> Any:
+    return randomize(make_vit(depth=2))
 
 
 def write_checkpoint(path: Path, backbone: Any, **changes: Any) -> Path:

@@ -157,9 +157,9 @@ def evaluate_at(tmp_path: Path) -> Callable[..., dict[str, Any]]:
 
 
 def test_a_vit_is_fine_tuned_at_twice_the_size_with_its_positions_resized(
-    make_vit: Callable[..., nn.Module], randomise: Callable[[nn.Module], nn.Module], evaluate_at, tmp_path: Path
+    make_vit: Callable[..., nn.Module], randomize: Callable[[nn.Module], nn.Module], evaluate_at, tmp_path: Path
 ) -> None:
-    backbone = randomise(make_vit())  # of 32 px
+    backbone = randomize(make_vit())  # of 32 px
     # A rate of next to nothing shows what the run started from.
     report = evaluate_at(backbone, "backbone.image_size=64", "base_lr=1e-30", "crop_pct=0.5", "interpolation=bilinear")
     assert "64x64 px" in report["protocol"]
@@ -175,9 +175,9 @@ def test_a_vit_is_fine_tuned_at_twice_the_size_with_its_positions_resized(
 
 
 def test_a_swin_is_fine_tuned_with_larger_windows(
-    make_swin: Callable[..., nn.Module], randomise: Callable[[nn.Module], nn.Module], evaluate_at, tmp_path: Path
+    make_swin: Callable[..., nn.Module], randomize: Callable[[nn.Module], nn.Module], evaluate_at, tmp_path: Path
 ) -> None:
-    backbone = randomise(make_swin(image_size=32, patch_size=2))  # windows of 4: 16, 8 and 4 tokens
+    backbone = randomize(make_swin(image_size=32, patch_size=2))  # windows of 4: 16, 8 and 4 tokens
     evaluate_at(backbone, "backbone.image_size=48", "backbone.window_size=6", "base_lr=1e-30")
     tuned = load_backbone(tmp_path / "checkpoints" / "checkpoint" / "last.ckpt")
     table = tuned.swin.layers[0].blocks[0].attn.relative_position_bias_table

@@ -181,9 +181,9 @@ def test_nothing_is_read_where_the_folder_is_taken_or_nobody_is_logged_in(monkey
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_backbone_is_exported_from_python_and_left_as_it_is(
-    make_vit: Callable[..., nn.Module], randomise: Callable[[nn.Module], nn.Module], training: bool
+    make_vit: Callable[..., nn.Module], randomize: Callable[[nn.Module], nn.Module], training: bool
 ) -> None:
-    backbone = randomise(make_vit(depth=1, pixel_mean=(0.1, 0.2, 0.3))).train(training)
+    backbone = randomize(make_vit(depth=1, pixel_mean=(0.1, 0.2, 0.3))).train(training)
     before = {name: weight.clone() for name, weight in backbone.state_dict().items()}
     assert unmask.export_backbone(backbone, "a/b") == [
         Path("a/b/README.md"),

@@ -43,8 +43,8 @@ class Taught:
 
 
 @pytest.fixture
-def taught(randomise: Callable[[nn.Module], nn.Module], tmp_path: Path) -> Taught:
-    model = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=3, **SIZES))
+def taught(randomize: Callable[[nn.Module], nn.Module], tmp_path: Path) -> Taught:
+    model = randomize(timm.create_model("vit_tiny_patch16_224", num_classes=3, **SIZES))
     pixels = torch.randint(0, 256, (18, 3, 32, 32), dtype=torch.uint8)
     mean, std = (torch.tensor(each)[:, None, None] for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     with torch.no_grad():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from unmask.targets.local import local_statistics, normalise_locally, restore_locally
+from unmask.targets.local import local_statistics, normalize_locally, restore_locally
 
 IMAGES = 2.0 * torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0)) + 1.0
 
@@ -20,11 +20,11 @@ def test_each_pixel_is_measured_by_the_part_of_its_window_that_lies_in_the_image
 
 
 def test_a_flat_image_becomes_zero_and_not_infinite() -> None:
-    assert normalise_locally(torch.full((1, 3, 8, 8), 0.5), 5).abs().max() < 1e-3
+    assert normalize_locally(torch.full((1, 3, 8, 8), 0.5), 5).abs().max() < 1e-3
 
 
 def test_restoring_uses_the_statistics_of_the_true_image() -> None:
-    torch.testing.assert_close(restore_locally(normalise_locally(IMAGES, 5), 5, like=IMAGES), IMAGES)
+    torch.testing.assert_close(restore_locally(normalize_locally(IMAGES, 5), 5, like=IMAGES), IMAGES)
     flat = restore_locally(torch.zeros_like(IMAGES), 5, like=IMAGES)
     torch.testing.assert_close(flat, local_statistics(IMAGES, 5).mean)
 
@@ -32,4 +32,4 @@ def test_restoring_uses_the_statistics_of_the_true_image() -> None:
 @pytest.mark.parametrize("window", [46, 1, 0])
 def test_a_window_without_a_centre_is_refused(window: int) -> None:
     with pytest.raises(ValueError, match=f"odd side of at least 3 px, got {window}"):
-        normalise_locally(IMAGES, window)
+        normalize_locally(IMAGES, window)

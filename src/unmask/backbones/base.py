@@ -79,7 +79,7 @@ class MaskedBackbone(nn.Module, ABC):
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Turns the pre-trained form into the one its paper fine-tunes, with stochastic depth of its own."""
 
-    def initialise_as_simmim(self, mask_token: nn.Parameter) -> None:
+    def initialize_as_simmim(self, mask_token: nn.Parameter) -> None:
         """Draws the mask token, and all weights afresh where SimMIM's code starts them in another way than timm does.
 
         As for Swin and Swin V2, weights stay and the token comes from a normal of deviation 0.02.
@@ -110,5 +110,5 @@ class VisibleTokenBackbone(MaskedBackbone):
         """Encodes the patches at the row-major indices `visible`; nothing is computed for the others."""
 
     @abstractmethod
-    def initialise_as_mae(self) -> None:
+    def initialize_as_mae(self) -> None:
         """Draws all weights afresh as MAE does (A.1: Xavier uniform)."""

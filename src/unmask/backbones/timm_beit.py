@@ -134,7 +134,7 @@ class TimmBeit(SequenceBackbone):
             norm_after_pooling=self.norm_after_pooling,
         )
 
-    def initialise_as_simmim(self, mask_token: nn.Parameter) -> None:
+    def initialize_as_simmim(self, mask_token: nn.Parameter) -> None:
         """Draws as SimMIM's code pre-trains its ViT: normals of deviation 0.02 truncated there, at one deviation.
 
         What is left has the deviation 0.0108. Those of the last layer of each branch of block n = 1, 2 ... are

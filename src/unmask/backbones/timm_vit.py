@@ -169,7 +169,7 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
         }
         return TimmSpec(self._settings.name, arguments, self._weights_for_timm(), classifier="head")
 
-    def initialise_as_mae(self) -> None:
+    def initialize_as_mae(self) -> None:
         for module in self.vit.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

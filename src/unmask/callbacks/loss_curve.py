@@ -87,11 +87,11 @@ def loss_figure(train: Series, val: Series, rate: Series, *, title: str) -> Figu
     """
     figure = Figure(figsize=(8.0, 5.2), dpi=120, layout="constrained", facecolor="white")
     losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=[3.2, 1.0])
-    for series, name, colour in ((train, "train", _TRAIN), (val, "validation", _VAL)):
+    for series, name, color in ((train, "train", _TRAIN), (val, "validation", _VAL)):
         if series:
             marker = "o" if len(series) <= _FEW_POINTS else ""
             label = f"{name}, now {series[-1][1]:.4g}"
-            losses.plot(*_finite(series), color=colour, label=label, linewidth=1.6, marker=marker, markersize=3.5)
+            losses.plot(*_finite(series), color=color, label=label, linewidth=1.6, marker=marker, markersize=3.5)
     rates.plot(*_finite(rate), color=_RATE, linewidth=1.4, marker="o" if len(rate) == 1 else "", markersize=3.5)
 
     values = [value for _, value in train + val if math.isfinite(value)]

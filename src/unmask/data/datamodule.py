@@ -11,9 +11,9 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from unmask.data.augmentation.crops import AugmentedCrop, CentreCrop
+from unmask.data.augmentation.crops import AugmentedCrop, CenterCrop
 from unmask.data.augmentation.resizing import Interpolation
-from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
+from unmask.data.augmentation.transforms import Augmentation, resize_and_center_crop
 from unmask.data.bad_images import IN_EVALUATION, BadImagePolicy, OnBadImage, RaiseOnBadImage
 from unmask.data.dataset import ImageDataset, LoaderDataset, RawBatch, SampleKey
 from unmask.data.files.decoding import ImageDecoder
@@ -164,10 +164,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _read_whole(self, dataset: ImageDataset) -> Iterator[Tensor]:
         """Reads images uncropped, resized to `image_size`."""
-        guarded = self.bad_images.guard(dataset, CentreCrop(size=self.image_size, crop_pct=1.0))
+        guarded = self.bad_images.guard(dataset, CenterCrop(size=self.image_size, crop_pct=1.0))
         for batch in self._load(guarded, PartOfBatches(len(dataset), _IMAGES_MEASURED_AT_ONCE, part=0, num_parts=1)):
             images: Tensor = batch.image
-            yield resize_and_centre_crop(images, self.image_size, 1.0) if self.holds_images_in_memory else images
+            yield resize_and_center_crop(images, self.image_size, 1.0) if self.holds_images_in_memory else images
 
     @abstractmethod
     def load_split(self, split: Split) -> ImageDataset:
@@ -290,7 +290,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return transform(batch, augmented=augmented)
 
     def _evaluated(self, split: Split) -> RaiseOnBadImage:
-        crop = CentreCrop(size=self.image_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
+        crop = CenterCrop(size=self.image_size, crop_pct=self.crop_pct, interpolation=self.interpolation)
         return RaiseOnBadImage(self.dataset(split), crop, advice=IN_EVALUATION)
 
     def state_dict(self) -> dict[str, int]:

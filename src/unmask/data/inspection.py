@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unmask.data.augmentation.crops import CentreCrop
-from unmask.data.augmentation.transforms import resize_and_centre_crop
+from unmask.data.augmentation.crops import CenterCrop
+from unmask.data.augmentation.transforms import resize_and_center_crop
 from unmask.data.datamodule import ImageDataModule
 from unmask.data.dataset import ImageDataset, SampleKey
 from unmask.data.files.decoding import BadImageError, ImageDecoder
@@ -185,14 +185,14 @@ class _Decoding(_Work):
     def __init__(self, dataset: ImageDataset, indices: Sequence[int], size: tuple[int, int]) -> None:
         super().__init__(dataset, indices)
         self.size = size
-        self.crop = CentreCrop(size=size, crop_pct=1.0)
+        self.crop = CenterCrop(size=size, crop_pct=1.0)
 
     def work(self, indices: Sequence[int]) -> _Decoded:
         errors, images = {}, []
         for index in indices:
             try:
                 image = self.dataset.read([SampleKey(0, index)], self.crop).image
-                images.append(resize_and_centre_crop(image, self.size, 1.0))
+                images.append(resize_and_center_crop(image, self.size, 1.0))
             except BadImageError as error:
                 errors[index] = error.reason
         return _Decoded(len(indices), errors, torch.cat(images) if images else None)

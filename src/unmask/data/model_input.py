@@ -9,7 +9,7 @@ from torch import Tensor
 from unmask.data.augmentation.boxes import Boxes
 from unmask.data.augmentation.crops import augmentation_keys
 from unmask.data.augmentation.resizing import resize_boxes
-from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
+from unmask.data.augmentation.transforms import Augmentation, resize_and_center_crop
 from unmask.data.dataset import FILLER_EPOCH, RawBatch
 from unmask.data.statistics import PixelStatistics
 from unmask.types import FILLER_INDEX, ImageBatch, Images
@@ -45,7 +45,7 @@ class ModelInput:
             images = self.statistics.normalize_(self._crop(batch.image, batch.crop, keys))
         elif self.are_in_memory:
             images = self._normalize(
-                resize_and_centre_crop(images, self.image_size, self.crop_pct, interpolation=self.interpolation)
+                resize_and_center_crop(images, self.image_size, self.crop_pct, interpolation=self.interpolation)
             )
         else:
             images = self._normalize(images)

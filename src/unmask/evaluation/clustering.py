@@ -6,7 +6,7 @@ from unmask.backbones.base import MaskedBackbone
 from unmask.evaluation.base import EvalReport, EvaluationData
 from unmask.evaluation.evaluator import FeatureProtocol
 from unmask.evaluation.features import FrozenFeatures, require_labels
-from unmask.evaluation.kmeans import k_means, nearest_centres
+from unmask.evaluation.kmeans import k_means, nearest_centers
 from unmask.evaluation.metrics import clustering_metrics
 
 
@@ -71,7 +71,7 @@ class Clustering(FeatureProtocol):
             num_starts=self.num_starts,
             max_iterations=self.max_iterations,
         )
-        found = nearest_centres(F.normalize(test.features, dim=1), clusters.centres).cluster
+        found = nearest_centers(F.normalize(test.features, dim=1), clusters.centers).cluster
         return EvalReport(
             protocol=(
                 f"clustering: k-means, k={num_clusters}, unit length, {self.num_starts} starts, centres of train "

@@ -14,7 +14,7 @@ _DISTANCES_AT_ONCE = 2**25  # 128 MiB of float32, whatever the number of points
 class Clusters(NamedTuple):
     """Where points were grouped."""
 
-    centres: Float[Tensor, "k d"]
+    centers: Float[Tensor, "k d"]
     inertia: float  # sum of squared distances to the nearest centre
 
 
@@ -41,46 +41,46 @@ def k_means(
         max_iterations: Bound of each; it ends earlier once no point changes its centre.
     """
     found = [
-        _iterate(points, _draw_centres(points, num_clusters, key=stream_key(seed, "k-means", start)), max_iterations)
+        _iterate(points, _draw_centers(points, num_clusters, key=stream_key(seed, "k-means", start)), max_iterations)
         for start in range(num_starts)
     ]
     return min(found, key=lambda clusters: clusters.inertia)
 
 
-def nearest_centres(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Assignment:
+def nearest_centers(points: Float[Tensor, "n d"], centers: Float[Tensor, "k d"]) -> Assignment:
     """Finds the nearest centre of each point, a bounded number of points at a time; of equals the first."""
     parts = []
-    for block in points.split(max(1, _DISTANCES_AT_ONCE // len(centres))):
-        squared = centres.square().sum(dim=1) - 2.0 * block @ centres.T
+    for block in points.split(max(1, _DISTANCES_AT_ONCE // len(centers))):
+        squared = centers.square().sum(dim=1) - 2.0 * block @ centers.T
         nearest = squared.min(dim=1)
         distance = (nearest.values + block.square().sum(dim=1)).clamp(min=0.0)  # rounding may leave it below
         parts.append(Assignment(nearest.indices, distance))
     return Assignment(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _draw_centres(points: Float[Tensor, "n d"], num_clusters: int, *, key: int) -> Float[Tensor, "k d"]:
+def _draw_centers(points: Float[Tensor, "n d"], num_clusters: int, *, key: int) -> Float[Tensor, "k d"]:
     generator = torch.Generator().manual_seed(key)
     draws = torch.rand(num_clusters, generator=generator, dtype=torch.float64)
     chosen = [int(draws[0] * len(points))]
-    distance = nearest_centres(points, points[chosen]).distance
+    distance = nearest_centers(points, points[chosen]).distance
     for draw in draws[1:].tolist():
         cumulative = distance.double().cumsum(0)
         position = torch.searchsorted(cumulative, draw * cumulative[-1], right=True)
         chosen.append(min(int(position), len(points) - 1))
-        distance = torch.minimum(distance, nearest_centres(points, points[chosen[-1:]]).distance)
+        distance = torch.minimum(distance, nearest_centers(points, points[chosen[-1:]]).distance)
     return points[chosen]
 
 
-def _iterate(points: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], max_iterations: int) -> Clusters:
-    nearest = nearest_centres(points, centres)
+def _iterate(points: Float[Tensor, "n d"], centers: Float[Tensor, "k d"], max_iterations: int) -> Clusters:
+    nearest = nearest_centers(points, centers)
     for _ in range(max_iterations):
-        centres = _means(points, nearest, len(centres))
-        moved = nearest_centres(points, centres)
+        centers = _means(points, nearest, len(centers))
+        moved = nearest_centers(points, centers)
         has_settled = torch.equal(moved.cluster, nearest.cluster)
         nearest = moved
         if has_settled:
             break
-    return Clusters(centres, float(nearest.distance.double().sum()))
+    return Clusters(centers, float(nearest.distance.double().sum()))
 
 
 def _means(points: Float[Tensor, "n d"], nearest: Assignment, num_clusters: int) -> Float[Tensor, "k d"]:

@@ -55,8 +55,8 @@ def wilson_interval(hits: int, num_images: int) -> tuple[float, float]:
         raise ValueError(f"an interval needs at least one image and no more hits than images, got {hits}/{num_images}")
     fraction, shrink = hits / num_images, _NORMAL_QUANTILE**2 / num_images
     spread = math.sqrt(shrink * fraction * (1.0 - fraction) + shrink**2 / 4)
-    centre = fraction + shrink / 2
-    return max(0.0, (centre - spread) / (1.0 + shrink)), min(1.0, (centre + spread) / (1.0 + shrink))
+    center = fraction + shrink / 2
+    return max(0.0, (center - spread) / (1.0 + shrink)), min(1.0, (center + spread) / (1.0 + shrink))
 
 
 def clustering_metrics(clusters: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> dict[str, float]:

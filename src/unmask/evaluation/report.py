@@ -55,7 +55,7 @@ class Column(NamedTuple):
         return f"{self.protocol} {self.metric.removeprefix(f'{self.protocol}_')}"
 
 
-def summarise(results: Sequence[EvalResult], metric: str) -> Summary:
+def summarize(results: Sequence[EvalResult], metric: str) -> Summary:
     """Averages a metric over the runs of one backbone under one protocol.
 
     Over several checkpoints the deviation is that of the checkpoints' means, so that it tells how far repeating the
@@ -119,7 +119,7 @@ def csv_report(results: Sequence[EvalResult]) -> str:
         for metric in runs[0].report.metrics:
             if metric.endswith((_LOW, _HIGH)):
                 continue
-            summary = summarise(runs, metric)
+            summary = summarize(runs, metric)
             bounds = summary.interval or ("", "")
             spread = "" if summary.std is None else summary.std
             writer.writerow((backbone, protocol, metric, summary.mean, spread, summary.num_runs, *bounds))
@@ -151,7 +151,7 @@ def report_dict(result: EvalResult) -> dict[str, Any]:
 def summary_dicts(results: Sequence[EvalResult]) -> list[dict[str, Any]]:
     """Lists mean, deviation and number of runs of every metric, for JSON."""
     return [
-        {"backbone": backbone, "protocol": protocol, "metric": metric, **summarise(runs, metric)._asdict()}
+        {"backbone": backbone, "protocol": protocol, "metric": metric, **summarize(runs, metric)._asdict()}
         for backbone, protocol, runs in _groups(results)
         for metric in runs[0].report.metrics
         if not metric.endswith((_LOW, _HIGH))
@@ -183,7 +183,7 @@ def _rows(
     def fill(backbone: str, column: Column) -> str:
         runs = by_place.get((backbone, column.protocol))
         has_it = runs is not None and column.metric in runs[0].report.metrics
-        return cell(summarise(runs, column.metric), column.metric) if runs is not None and has_it else "-"
+        return cell(summarize(runs, column.metric), column.metric) if runs is not None and has_it else "-"
 
     backbones = dict.fromkeys(result.backbone for result in results)
     return [(backbone, *(fill(backbone, column) for column in columns)) for backbone in backbones]
@@ -219,7 +219,7 @@ def _notes(results: Sequence[EvalResult]) -> list[str]:
         "figures in percent" + ("" if all(column.metric != "loss" for column in columns) else ", but for the loss")
     ]
     summaries = [
-        summarise(runs, column.metric)
+        summarize(runs, column.metric)
         for _, protocol, runs in _groups(results)
         for column in columns
         if column.protocol == protocol and column.metric in runs[0].report.metrics

@@ -23,18 +23,18 @@ class FeatureNorm(nn.BatchNorm1d):
             )
         if self.training and _num_devices() > 1:
             return self._over_all_devices(input)
-        normalised: Tensor = super().forward(input)
-        return normalised
+        normalized: Tensor = super().forward(input)
+        return normalized
 
     def _over_all_devices(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """Normalises in training; all devices have equally many images."""
         count = len(features) * _num_devices()
         mean: Tensor = all_reduce(features.sum(dim=0)) / count
-        centred = features - mean
-        variance: Tensor = all_reduce(centred.square().sum(dim=0)) / count
+        centerd = features - mean
+        variance: Tensor = all_reduce(centerd.square().sum(dim=0)) / count
         self._track(mean.detach(), variance.detach() * count / (count - 1))
-        normalised = centred * (variance + self.eps).rsqrt()
-        return normalised if self.weight is None else normalised * self.weight + self.bias
+        normalized = centerd * (variance + self.eps).rsqrt()
+        return normalized if self.weight is None else normalized * self.weight + self.bias
 
     @torch.no_grad()
     def _track(self, mean: Float[Tensor, " d"], unbiased_variance: Float[Tensor, " d"]) -> None:

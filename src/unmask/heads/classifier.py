@@ -6,7 +6,7 @@ from torch import nn
 
 from unmask.heads.batch_norm import FeatureNorm
 from unmask.heads.classifier_head import ClassifierHead
-from unmask.heads.initialise import initialise_linear
+from unmask.heads.initialize import initialize_linear
 
 
 class LinearClassifier(ClassifierHead):
@@ -21,7 +21,7 @@ class LinearClassifier(ClassifierHead):
 
     def __init__(self, *, in_features: int, num_classes: int, weight_std: float = 0.02) -> None:
         super().__init__(OrderedDict(linear=nn.Linear(in_features, num_classes)))
-        initialise_linear(self, std=weight_std)
+        initialize_linear(self, std=weight_std)
 
 
 class BatchNormMLPClassifier(ClassifierHead):
@@ -48,4 +48,4 @@ class BatchNormMLPClassifier(ClassifierHead):
             nn.GELU(),
             nn.Linear(hidden_features, num_classes),
         )
-        initialise_linear(representation)
+        initialize_linear(representation)

@@ -79,8 +79,8 @@ class LogisticRegression(nn.Module):
 
     def fit(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], *, inverse_strength: float) -> bool:
         """Fits one strength, starting from what was fitted last; tells whether it converged."""
-        self._standardise(features)
-        return self._minimise(features, labels, inverse_strength)
+        self._standardize(features)
+        return self._minimize(features, labels, inverse_strength)
 
     def fit_best(
         self,
@@ -90,12 +90,12 @@ class LogisticRegression(nn.Module):
         held_out_labels: Int[Tensor, " m"],
     ) -> Choice:
         """Fits every strength and keeps the one with the most hits on held-out features, of equals the strongest."""
-        self._standardise(features)
+        self._standardize(features)
         best: tuple[Tensor, Tensor] | None = None
         top1: list[float] = []
         has_converged = True
         for inverse_strength in self.inverse_strengths:  # each starts where the stronger one before it ended
-            has_converged &= self._minimise(features, labels, inverse_strength)
+            has_converged &= self._minimize(features, labels, inverse_strength)
             hits = sum(
                 int((self(part).argmax(dim=1) == expected).sum())
                 for part, expected in zip(
@@ -109,13 +109,13 @@ class LogisticRegression(nn.Module):
         self.weight, self.bias = best
         return Choice(self.inverse_strengths[top1.index(max(top1))], top1, has_converged)
 
-    def _standardise(self, features: Float[Tensor, "n d"]) -> None:
+    def _standardize(self, features: Float[Tensor, "n d"]) -> None:
         self.mean = features.mean(dim=0)
         std = features.std(dim=0, correction=0)
         self.std = torch.where(std > 0, std, torch.ones_like(std))  # a constant feature becomes 0
         self.weight, self.bias = self.weight.to(features), self.bias.to(features)
 
-    def _minimise(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], inverse_strength: float) -> bool:
+    def _minimize(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], inverse_strength: float) -> bool:
         weight, bias = self.weight.clone().requires_grad_(), self.bias.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
             [weight, bias],

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from unmask.heads.initialise import initialise_xavier
+from unmask.heads.initialize import initialize_xavier
 from unmask.patches import PatchSize, patch_sides
 from unmask.positions import sincos_positions
 
@@ -65,7 +65,7 @@ class MAEDecoder(nn.Module):
         )
         self.norm: nn.Module = norm_layer(embed_dim)
         self.predict: nn.Module = nn.Linear(embed_dim, image_channels * math.prod(patch_sides(patch_size)))
-        initialise_xavier(self)
+        initialize_xavier(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(

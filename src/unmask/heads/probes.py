@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unmask.heads.batch_norm import FeatureNorm
 from unmask.heads.classifier_head import ClassifierHead
-from unmask.heads.initialise import initialise_linear
+from unmask.heads.initialize import initialize_linear
 
 
 class BatchNormLinearClassifier(ClassifierHead):
@@ -28,7 +28,7 @@ class BatchNormLinearClassifier(ClassifierHead):
                 linear=nn.Linear(in_features, num_classes),
             )
         )
-        initialise_linear(self, std=weight_std)
+        initialize_linear(self, std=weight_std)
 
 
 class MLPClassifier(ClassifierHead):
@@ -47,7 +47,7 @@ class MLPClassifier(ClassifierHead):
             nn.GELU(),
             nn.Linear(hidden_features, num_classes),
         )
-        initialise_linear(self)
+        initialize_linear(self)
 
 
 class AttentiveClassifier(ClassifierHead):
@@ -79,7 +79,7 @@ class AttentiveClassifier(ClassifierHead):
         super().__init__(
             OrderedDict(norm=nn.LayerNorm(in_features), attention=attention, linear=nn.Linear(in_features, num_classes))
         )
-        initialise_linear(self)
+        initialize_linear(self)
 
     def forward(self, features: Float[Tensor, "b *n d"]) -> Float[Tensor, "b classes"]:
         if features.ndim != 3:

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.heads.initialise import initialise_linear
+from unmask.heads.initialize import initialize_linear
 
 
 class Projector(nn.Module):
@@ -37,9 +37,9 @@ class Projector(nn.Module):
         rest = nn.Sequential(
             nn.Linear(in_features, hidden_features), nn.GELU(), nn.Linear(hidden_features, out_features)
         )
-        initialise_linear(front)
+        initialize_linear(front)
         if weight_std is not None:
-            initialise_linear(rest, std=weight_std)
+            initialize_linear(rest, std=weight_std)
         self.layers = nn.Sequential(*front, *rest)
 
     def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b e"]:

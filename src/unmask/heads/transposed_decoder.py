@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from unmask.heads.initialise import initialise_xavier
+from unmask.heads.initialize import initialize_xavier
 from unmask.heads.mae_decoder import MAEDecoder
 from unmask.patches import PatchSize, patch_sides, patchify
 from unmask.positions import sinusoid_positions
@@ -54,7 +54,7 @@ class TransposedConvDecoder(MAEDecoder):
         statistics = zip(pixel_mean, pixel_std, strict=True)
         grey = torch.tensor([(_GREY - mean) / std for mean, std in statistics])
         self.register_buffer("grey", grey[:, None, None].repeat(1, *sides), persistent=False)
-        initialise_xavier(self)
+        initialize_xavier(self)
 
     def mask_token_for(self, num_patches: int) -> Float[Tensor, "1 1 d"]:
         embedded = F.conv2d(self.grey[None], self.mask_embed.weight, self.mask_embed.bias).flatten()

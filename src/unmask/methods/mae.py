@@ -13,7 +13,7 @@ from unmask.heads.mae_decoder import MAEDecoder
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
 from unmask.patches import PatchMask, are_whole_cells, patch_grid, patch_sides, patch_text, patchify, unpatchify
-from unmask.targets.pixels import normalise_patches, patch_statistics, restore_patches
+from unmask.targets.pixels import normalize_patches, patch_statistics, restore_patches
 from unmask.types import Images, MethodOutput, PixelStatistics
 
 
@@ -70,7 +70,7 @@ class MAE(Method):
             patch_size=backbone.patch_size,
             image_channels=backbone.in_channels,
         )
-        backbone.initialise_as_mae()
+        backbone.initialize_as_mae()
         self.patch_mask(self.mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
@@ -79,7 +79,7 @@ class MAE(Method):
         predicted = self.predict_patches(images, patch_mask)
 
         patches = patchify(images.float(), patch_mask.patch_size)
-        target = normalise_patches(patches) if self.norm_pix_loss else patches
+        target = normalize_patches(patches) if self.norm_pix_loss else patches
         errors, masked = (predicted - target).square(), patch_mask.masked.flatten(1).unsqueeze(2)
         pixel_mse = masked_mean(errors, masked) if self.reconstruction_mean == "masked" else (errors * masked).mean()
         pixels = restore_patches(predicted, like=patches) if self.norm_pix_loss else predicted

@@ -12,7 +12,7 @@ from unmask.heads.pixel_shuffle import PixelShuffleHead
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
 from unmask.patches import PatchMask, are_whole_cells, patch_text
-from unmask.targets.local import local_statistics, normalise_locally, restore_locally
+from unmask.targets.local import local_statistics, normalize_locally, restore_locally
 from unmask.types import Images, MethodOutput, PixelStatistics
 
 
@@ -35,7 +35,7 @@ class SimMIM(Method):
 
     Args:
         head: Completed with the width and stride of the backbone's last stage.
-        normalise_window: Side, pixels, of the window around a pixel whose mean and deviation normalise the target, as
+        normalize_window: Side, pixels, of the window around a pixel whose mean and deviation normalise the target, as
             for Swin V2; null leaves the pixels as they are, as in the paper.
         shared: See `Method`.
 
@@ -44,16 +44,16 @@ class SimMIM(Method):
     """
 
     def __init__(
-        self, *, head: Callable[..., PixelShuffleHead], normalise_window: int | None = None, **shared: Any
+        self, *, head: Callable[..., PixelShuffleHead], normalize_window: int | None = None, **shared: Any
     ) -> None:
         super().__init__(**shared)
-        self.normalise_window = normalise_window
-        if normalise_window is not None:
-            normalise_locally(torch.zeros(1, 1, 1, 1), normalise_window)
+        self.normalize_window = normalize_window
+        if normalize_window is not None:
+            normalize_locally(torch.zeros(1, 1, 1, 1), normalize_window)
         last = self.backbone.stages[-1]
         self.head = head(in_channels=last.channels, stride=last.stride, image_channels=self.backbone.in_channels)
         self.mask_token = nn.Parameter(torch.empty(self.backbone.stages[0].channels))
-        self.backbone.initialise_as_simmim(self.mask_token)
+        self.backbone.initialize_as_simmim(self.mask_token)
         self.masked_tokens(self.mask_generator(torch.empty(1, self.backbone.in_channels, *self.backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
@@ -65,17 +65,17 @@ class SimMIM(Method):
 
         prediction = self.head(self.backbone.forward_features(images, insert_mask_token)[-1]).float()
         target = images
-        if self.normalise_window is not None:
-            target = normalise_locally(images.float(), self.normalise_window)
+        if self.normalize_window is not None:
+            target = normalize_locally(images.float(), self.normalize_window)
         pixel_l1 = masked_mean(F.l1_loss(prediction, target, reduction="none"), mask.at_pixels())  # sec. 3.4
-        if self.normalise_window is not None:
-            prediction = restore_locally(prediction, self.normalise_window, like=images.float())
+        if self.normalize_window is not None:
+            prediction = restore_locally(prediction, self.normalize_window, like=images.float())
         return MethodOutput(loss=pixel_l1, terms={"pixel_l1": pixel_l1}, mask=mask, prediction=prediction)
 
     def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
-        if self.normalise_window is None:
+        if self.normalize_window is None:
             return None
-        return PixelStatistics(*local_statistics(images.float(), self.normalise_window))
+        return PixelStatistics(*local_statistics(images.float(), self.normalize_window))
 
     def masked_tokens(self, mask: PatchMask) -> Bool[Tensor, "b h w 1"]:
         """Says which of the tokens that enter the backbone a mask masks.

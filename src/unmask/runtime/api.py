@@ -16,7 +16,7 @@ from unmask.methods.base import Method
 from unmask.runtime.builders import build_data, build_module, write_statistics
 from unmask.runtime.config import compose_config, configuration_names
 from unmask.runtime.follow_data import follow_training_images
-from unmask.runtime.initialise import initialise
+from unmask.runtime.initialize import initialize
 from unmask.runtime.mistakes import one_sentence
 from unmask.types import Images
 
@@ -40,7 +40,7 @@ def build_method(overrides: Sequence[str]) -> BackboneModule:
             follow_training_images(config, data)
         write_statistics(config, data)
         method = build_module(config.method, data)
-        initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
+        initialize(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(one_sentence(error, *configuration_names("run"))) from error
     return method
@@ -60,7 +60,7 @@ def extract_features(backbone: MaskedBackbone, images: Images, pool: Literal["me
     if pool != "mean":
         raise ValueError(f"pool must be 'mean', got {pool!r}")
     with torch.inference_mode():
-        return backbone.eval().forward_pooled(_normalise(backbone, images)).float()
+        return backbone.eval().forward_pooled(_normalize(backbone, images)).float()
 
 
 def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction:
@@ -80,26 +80,26 @@ def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction
         ValueError: As `extract_features`, or the method predicts no pixels.
     """
     backbone = method.exported_backbone
-    normalised = _normalise(backbone, images)
+    normalized = _normalize(backbone, images)
     method.eval()
-    mask = method.draw_masks(normalised, torch.arange(len(images), device=images.device) + (seed << 32))
+    mask = method.draw_masks(normalized, torch.arange(len(images), device=images.device) + (seed << 32))
     if mask is None:
         raise ValueError(f"{type(method).__name__} masks nothing; there is nothing to reconstruct")
     with torch.inference_mode():
-        prediction = method(normalised, mask).prediction
+        prediction = method(normalized, mask).prediction
     if prediction is None:
         raise ValueError(f"{type(method).__name__} predicts no pixels; there is nothing to reconstruct")
     return reconstruction_pixels(
-        normalised,
+        normalized,
         mask,
         prediction,
         pixel_mean=backbone.pixel_mean,
         pixel_std=backbone.pixel_std,
-        borrowed=method.borrowed_statistics(normalised),
+        borrowed=method.borrowed_statistics(normalized),
     )
 
 
-def _normalise(backbone: MaskedBackbone, images: Images) -> Images:
+def _normalize(backbone: MaskedBackbone, images: Images) -> Images:
     if tuple(images.shape[2:]) != backbone.image_size:
         raise ValueError(
             f"images are {images.shape[2]}x{images.shape[3]} px, this backbone takes "

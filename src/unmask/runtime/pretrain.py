@@ -35,7 +35,7 @@ from unmask.runtime.console import describe_learning_rate, describe_limit
 from unmask.runtime.effect import require_effect
 from unmask.runtime.follow_data import announce_length, follow_training_images
 from unmask.runtime.follow_steps import follow_steps
-from unmask.runtime.initialise import initialise
+from unmask.runtime.initialize import initialize
 from unmask.runtime.probes import build_probes
 from unmask.runtime.reference import find_reference
 from unmask.runtime.resume import (
@@ -113,7 +113,7 @@ def _pretrain(config: DictConfig) -> float | None:
         require_same_backbone(method, point.path)
         require_same_images(point, fingerprints)
     else:
-        initialise(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
+        initialize(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
     plain = redacted(resolve_config(config))
     record = describe_run(plain, num_classes=data.num_classes, class_names=data.class_names)
     provenance = Provenance(record)

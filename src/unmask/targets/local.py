@@ -34,16 +34,16 @@ def local_statistics(images: Images, window: int) -> LocalStatistics:
     return LocalStatistics(mean, (variance + VARIANCE_EPSILON).sqrt())
 
 
-def normalise_locally(images: Images, window: int) -> Images:
+def normalize_locally(images: Images, window: int) -> Images:
     """Subtracts the local mean and divides by the local deviation."""
     statistics = local_statistics(images, window)
     return (images - statistics.mean) / statistics.std
 
 
-def restore_locally(normalised: Images, window: int, *, like: Images) -> Images:
+def restore_locally(normalized: Images, window: int, *, like: Images) -> Images:
     """Undoes the normalisation with the statistics of the true images `like`."""
     statistics = local_statistics(like, window)
-    return normalised * statistics.std + statistics.mean
+    return normalized * statistics.std + statistics.mean
 
 
 def _box_mean(images: Images, window: int) -> Images:

@@ -23,13 +23,13 @@ def patch_statistics(patches: Float[Tensor, "b n d"]) -> PatchStatistics:
     )
 
 
-def normalise_patches(patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+def normalize_patches(patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
     """Subtracts each patch's mean and divides by its deviation."""
     statistics = patch_statistics(patches)
     return (patches - statistics.mean) / statistics.std
 
 
-def restore_patches(normalised: Float[Tensor, "b n d"], like: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+def restore_patches(normalized: Float[Tensor, "b n d"], like: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
     """Undoes the normalisation with the statistics of the true patches `like`."""
     statistics = patch_statistics(like)
-    return normalised * statistics.std + statistics.mean
+    return normalized * statistics.std + statistics.mean

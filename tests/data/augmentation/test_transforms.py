@@ -9,7 +9,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop, v2
 
 from unmask.data.augmentation.boxes import Boxes
 from unmask.data.augmentation.resizing import resize_boxes
-from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
+from unmask.data.augmentation.transforms import Augmentation, resize_and_center_crop
 from unmask.randomness import sample_keys
 
 KS_ONE_SAMPLE = 2.22  # times 1/sqrt(n): level 1e-4
@@ -191,7 +191,7 @@ def test_evaluation_crop_equals_torchvisions_resize_and_centre_crop(interpolatio
     oracle = v2.Compose([v2.Resize(36, InterpolationMode(interpolation)), v2.CenterCrop(32)])  # int(32 / 0.875)
     for height, width in ((50, 70), (70, 50), (40, 40), *sizes):
         image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-        cropped = resize_and_centre_crop(image, (32, 32), 0.875, interpolation=interpolation)
+        cropped = resize_and_center_crop(image, (32, 32), 0.875, interpolation=interpolation)
         assert torch.equal(cropped, oracle(image)), (height, width)
 
 
@@ -201,7 +201,7 @@ def test_evaluation_crop_of_a_photo_is_torchvisions_of_pil_but_for_a_grey_level(
     waves = torch.stack([rows.sin() * cols.cos(), cols.sin(), (rows + cols).cos()])
     photo = (127.5 + 127 * waves).byte()
     oracle = v2.Compose([v2.Resize(36, InterpolationMode(interpolation)), v2.CenterCrop(32), v2.PILToTensor()])
-    cropped = resize_and_centre_crop(photo, (32, 32), 0.875, interpolation=interpolation)
+    cropped = resize_and_center_crop(photo, (32, 32), 0.875, interpolation=interpolation)
     assert (cropped.int() - oracle(v2.functional.to_pil_image(photo)).int()).abs().max() <= 1
 
 
@@ -215,7 +215,7 @@ def test_the_short_side_is_that_of_the_sources() -> None:
 @pytest.mark.parametrize("crop_pct", [0.875, 1.0])
 def test_evaluation_crop_is_never_padded(size, crop_pct) -> None:
     for height, width in ((16, 16), (37, 91), (91, 37), (200, 31)):
-        cropped = resize_and_centre_crop(torch.full((3, height, width), 200, dtype=torch.uint8), size, crop_pct)
+        cropped = resize_and_center_crop(torch.full((3, height, width), 200, dtype=torch.uint8), size, crop_pct)
         assert cropped.shape == (3, *size)
         assert (cropped == 200).all()
 

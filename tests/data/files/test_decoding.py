@@ -54,7 +54,7 @@ def smooth(height: int, width: int) -> np.ndarray:
     return np.stack(ramps, axis=2).astype(np.uint8)
 
 
-def colours(path: str) -> list[tuple[int, ...]]:
+def colors(path: str) -> list[tuple[int, ...]]:
     """The pixels in reading order."""
     return [tuple(pixel) for pixel in decode_image(path).flatten(1).T.tolist()]
 
@@ -117,24 +117,24 @@ def test_cmyk_jpeg_becomes_rgb(save: Callable[..., str], ink: tuple[int, ...], r
 
 def test_grey_and_bilevel_files_fill_three_channels(save: Callable[..., str]) -> None:
     grey = Image.fromarray(np.array([[0, 7, 255]], dtype=np.uint8))
-    assert colours(save(grey, "grey.png")) == [(0, 0, 0), (7, 7, 7), (255, 255, 255)]
+    assert colors(save(grey, "grey.png")) == [(0, 0, 0), (7, 7, 7), (255, 255, 255)]
     bilevel = Image.fromarray(np.array([[True, False]]))
     assert bilevel.mode == "1"
-    assert colours(save(bilevel, "bilevel.png")) == [(255, 255, 255), (0, 0, 0)]
+    assert colors(save(bilevel, "bilevel.png")) == [(255, 255, 255), (0, 0, 0)]
 
 
 def test_a_palette_is_looked_up(save: Callable[..., str]) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
-    assert colours(save(image, "a.png")) == [(10, 20, 30), (200, 100, 50)]
+    assert colors(save(image, "a.png")) == [(10, 20, 30), (200, 100, 50)]
 
 
 def test_transparency_shows_white(save: Callable[..., str]) -> None:
     rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 128], [255, 0, 0, 0]]], dtype=np.uint8)
-    assert colours(save(Image.fromarray(rgba), "rgba.png")) == [(255, 0, 0), (255, 127, 127), (255, 255, 255)]
+    assert colors(save(Image.fromarray(rgba), "rgba.png")) == [(255, 0, 0), (255, 127, 127), (255, 255, 255)]
     grey_alpha = Image.merge("LA", [Image.new("L", (1, 1), 40), Image.new("L", (1, 1), 0)])
-    assert colours(save(grey_alpha, "la.png")) == [(255, 255, 255)]
+    assert colors(save(grey_alpha, "la.png")) == [(255, 255, 255)]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.gif"])
@@ -142,13 +142,13 @@ def test_the_transparent_palette_entry_shows_white(save: Callable[..., str], nam
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
-    assert colours(save(image, name, transparency=0)) == [(255, 255, 255), (200, 100, 50)]
+    assert colors(save(image, name, transparency=0)) == [(255, 255, 255), (200, 100, 50)]
 
 
 def test_the_transparent_colour_of_a_png_shows_white(save: Callable[..., str]) -> None:
     image = Image.new("RGB", (2, 1), (9, 8, 7))
     image.putpixel((1, 0), (1, 2, 3))
-    assert colours(save(image, "a.png", transparency=(9, 8, 7))) == [(255, 255, 255), (1, 2, 3)]
+    assert colors(save(image, "a.png", transparency=(9, 8, 7))) == [(255, 255, 255), (1, 2, 3)]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
@@ -175,7 +175,7 @@ def test_the_first_frame_is_taken(save: Callable[..., str], name: str) -> None:
     first, second = Image.new("RGB", (4, 4), (255, 0, 0)), Image.new("RGB", (4, 4), (0, 0, 255))
     options = {"lossless": True} if "webp" in name else {}
     path = save(first, name, save_all=True, append_images=[second], **options)
-    assert set(colours(path)) == {(255, 0, 0)}
+    assert set(colors(path)) == {(255, 0, 0)}
 
 
 @pytest.mark.parametrize("orientation", EXIF_SIDES)
@@ -409,7 +409,7 @@ def test_a_png_of_endless_text_is_refused(save: Callable[..., str]) -> None:
 
 
 def test_a_broken_colour_profile_is_ignored(save: Callable[..., str]) -> None:
-    assert colours(save(Image.new("RGB", (1, 1), (9, 8, 7)), "a.png", icc_profile=b"no profile")) == [(9, 8, 7)]
+    assert colors(save(Image.new("RGB", (1, 1), (9, 8, 7)), "a.png", icc_profile=b"no profile")) == [(9, 8, 7)]
 
 
 def test_a_file_of_another_user_says_whose_it_is(save: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,8 +73,8 @@ def test_pixels_reach_the_batch_with_their_label(fill: Callable[..., Path]) -> N
     Image.new("RGB", (2, 2), (0, 0, 255)).save(root / "a" / "1.png")
     folder = open_folder(root, **WHOLE)
     (batch,) = folder.evaluation_loader("train")
-    colours = dict(zip(batch.label.tolist(), batch.image.flatten(2).amax(dim=2).tolist(), strict=True))
-    assert colours == {0: [0, 0, 255], 1: [255, 0, 0]}
+    colors = dict(zip(batch.label.tolist(), batch.image.flatten(2).amax(dim=2).tolist(), strict=True))
+    assert colors == {0: [0, 0, 255], 1: [255, 0, 0]}
 
 
 @pytest.mark.parametrize("names", [("Train", "valid", "TEST"), ("training", "validation", "testing")])

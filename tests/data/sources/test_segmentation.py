@@ -10,9 +10,9 @@ from unmask.data.augmentation.transforms import Augmentation
 from unmask.data.sources.segmentation import SegmentationFolder
 
 
-def save(path: Path, size=(8, 8), colour=0, mode="L", **arguments) -> None:
+def save(path: Path, size=(8, 8), color=0, mode="L", **arguments) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path, **arguments)
+    Image.new(mode, size, color).save(path, **arguments)
 
 
 def make(root: Path, **changes) -> SegmentationFolder:
@@ -34,7 +34,7 @@ def first_mask(data: SegmentationFolder, split="train"):
 def test_both_layouts_pair_images_with_masks_of_their_own_split(tmp_path, layout) -> None:
     for number, split in enumerate(("training", "validation", "test")):
         save(tmp_path / layout.format(kind="images", split=split) / "a" / "x.jpg", mode="RGB")
-        save(tmp_path / layout.format(kind="masks", split=split) / "a" / "x.png", colour=number + 1)
+        save(tmp_path / layout.format(kind="masks", split=split) / "a" / "x.png", color=number + 1)
     data = make(tmp_path)
     for number, split in enumerate(("train", "val", "test")):
         assert len(data.dataset(split)) == 1
@@ -43,8 +43,8 @@ def test_both_layouts_pair_images_with_masks_of_their_own_split(tmp_path, layout
 
 def test_without_split_folders_the_others_are_held_out_with_their_masks(tmp_path) -> None:
     for number in range(10):
-        save(tmp_path / "photos" / f"{number}.jpg", mode="RGB", colour=(number, 0, 0))
-        save(tmp_path / "labels" / f"{number}.png", colour=number)
+        save(tmp_path / "photos" / f"{number}.jpg", mode="RGB", color=(number, 0, 0))
+        save(tmp_path / "labels" / f"{number}.png", color=number)
     data = make(tmp_path, images="photos", masks="labels", val_fraction=0.2, test_fraction=0.2)
     seen = []
     for split, count in (("train", 6), ("val", 2), ("test", 2)):
@@ -76,7 +76,7 @@ def test_palette_and_one_bit_masks_give_their_numbers(tmp_path) -> None:
     palette.putpalette([200, 100, 0] * 8)  # colours tell nothing of classes
     (tmp_path / "masks").mkdir()
     palette.save(tmp_path / "masks" / "a.png")
-    save(tmp_path / "masks" / "b.png", mode="1", colour=1)
+    save(tmp_path / "masks" / "b.png", mode="1", color=1)
     data = make(tmp_path, val_fraction=0.0, test_fraction=0.0)
     assert data.read_masks("train", torch.tensor([0, 1])).flatten(1).unique(dim=1).tolist() == [[3], [1]]
 
@@ -94,14 +94,14 @@ def test_a_sideways_photo_is_compared_as_it_is_shown(tmp_path) -> None:
     turned = Image.Exif()
     turned[0x0112] = 6
     save(tmp_path / "images" / "x.jpg", size=(8, 4), mode="RGB", exif=turned)
-    save(tmp_path / "masks" / "x.png", size=(4, 8), colour=2)
+    save(tmp_path / "masks" / "x.png", size=(4, 8), color=2)
     data = make(tmp_path, val_fraction=0.0, test_fraction=0.0)
     assert first_mask(data).unique().tolist() == [2]
     with pytest.raises(ValueError, match="is 4x8 px and its image 8x4 px; a mask has the size of its image"):
         first_mask(make(tmp_path, val_fraction=0.0, test_fraction=0.0, exif=False))
 
 
-def _colour_mask(path):
+def _color_mask(path):
     save(path, mode="RGB")
 
 
@@ -117,7 +117,7 @@ def _cut_mask(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (_colour_mask, "mode RGB, not grey or palette"),
+        (_color_mask, "mode RGB, not grey or palette"),
         (_jpeg_mask, "not a PNG file"),
         (_cut_mask, "cannot be read"),
     ],

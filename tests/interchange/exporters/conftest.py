@@ -13,7 +13,7 @@ CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk")
 
 
 @pytest.fixture(params=["vit", "vit with the norm behind the pooling", "swin", "swin v2", "beit", "grey vit"])
-def backbone(request: pytest.FixtureRequest, make_vit, make_swin, make_beit, randomise) -> nn.Module:
+def backbone(request: pytest.FixtureRequest, make_vit, make_swin, make_beit, randomize) -> nn.Module:
     make = {
         "vit": partial(make_vit, depth=2),
         "vit with the norm behind the pooling": partial(
@@ -27,11 +27,11 @@ def backbone(request: pytest.FixtureRequest, make_vit, make_swin, make_beit, ran
         "grey vit": partial(make_vit, depth=1, in_channels=1),
     }[request.param]
     count = 1 if request.param == "grey vit" else 3
-    return randomise(make(**{name: values[:count] for name, values in STATISTICS.items()}))
+    return randomize(make(**{name: values[:count] for name, values in STATISTICS.items()}))
 
 
 @pytest.fixture
-def make_source(randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., Any]:
+def make_source(randomize: Callable[[nn.Module], nn.Module]) -> Callable[..., Any]:
     """A source with a classifier of five classes, or `classifier=None`."""
 
     def make(backbone: Any, **changes: Any) -> Any:
@@ -40,21 +40,21 @@ def make_source(randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., An
 
         settings = {"class_names": CLASS_NAMES, **changes}
         if "classifier" not in changes:
-            settings["classifier"] = randomise(LinearClassifier(in_features=backbone.embed_dim, num_classes=5))
+            settings["classifier"] = randomize(LinearClassifier(in_features=backbone.embed_dim, num_classes=5))
         return ExportSource(backbone=backbone, **settings)
 
     return make
 
 
 @pytest.fixture
-def make_method(randomise: Callable[[nn.Module], nn.Module]) -> Callable[..., Any]:
+def make_method(randomize: Callable[[nn.Module], nn.Module]) -> Callable[..., Any]:
     """A pre-training method built as the command line would, with weights that all count."""
 
     def make(*overrides: str) -> Any:
         import unmask  # noqa: PLC0415
 
         statistics = [f"data.{name}={list(values)}" for name, values in STATISTICS.items()]
-        return randomise(unmask.build_method([*overrides, *statistics]))
+        return randomize(unmask.build_method([*overrides, *statistics]))
 
     return make
 

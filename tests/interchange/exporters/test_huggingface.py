@@ -10,7 +10,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
 
-from unmask.data.augmentation.transforms import resize_and_centre_crop
+from unmask.data.augmentation.transforms import resize_and_center_crop
 from unmask.interchange.exporters.folder import write_export
 from unmask.interchange.exporters.huggingface import HuggingFaceExporter
 
@@ -57,8 +57,8 @@ def test_a_backbone_alone_takes_a_new_classifier(backbone: Any, make_source, ima
     torch.testing.assert_close(pooled, features, rtol=0, atol=1e-5)
 
 
-def test_all_weights_are_the_networks_own(make_vit, make_source, randomise, tmp_path: Path) -> None:
-    backbone = randomise(make_vit(norm_after_pooling=True))
+def test_all_weights_are_the_networks_own(make_vit, make_source, randomize, tmp_path: Path) -> None:
+    backbone = randomize(make_vit(norm_after_pooling=True))
     source = make_source(backbone)
     write_export(HuggingFaceExporter(), source, tmp_path / "export")
     written = load_file(tmp_path / "export" / "model.safetensors")
@@ -88,7 +88,7 @@ def test_photos_are_prepared_as_the_evaluation_prepares_them(
     ramp = torch.linspace(0, 255, 100).outer(torch.linspace(0.2, 1, 140))
     photo = Image.fromarray(torch.stack([ramp, ramp.flip(0), ramp.flip(1)], dim=2).byte().numpy())
     prepared = AutoImageProcessor.from_pretrained(tmp_path / "export")(photo)["pixel_values"][0]
-    ours = resize_and_centre_crop(pil_to_tensor(photo), size, 0.75, interpolation=interpolation)
+    ours = resize_and_center_crop(pil_to_tensor(photo), size, 0.75, interpolation=interpolation)
     assert (
         255 * prepared - ours
     ).abs().max() <= 4  # the longer side and the bytes are rounded in other ways; a crop a pixel away differs by 6

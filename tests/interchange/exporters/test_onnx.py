@@ -11,9 +11,9 @@ from unmask.interchange.exporters.onnx import OnnxExporter
 
 
 @torch.no_grad()
-def test_the_graph_takes_pixels_of_any_batch_size(make_vit, make_source, randomise, tmp_path: Path) -> None:
+def test_the_graph_takes_pixels_of_any_batch_size(make_vit, make_source, randomize, tmp_path: Path) -> None:
     statistics = {"pixel_mean": (0.1, 0.5, 0.8), "pixel_std": (0.2, 0.4, 0.7)}
-    backbone = randomise(make_vit(depth=1, **statistics))
+    backbone = randomize(make_vit(depth=1, **statistics))
     source = make_source(backbone)
     exported = write_export(OnnxExporter(), source, tmp_path / "export")
 

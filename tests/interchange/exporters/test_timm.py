@@ -21,8 +21,8 @@ def test_the_printed_call_builds_the_network(backbone: Any, make_source, images:
     torch.testing.assert_close(scope["logits"], source.classifier(backbone.forward_pooled(images)), rtol=0, atol=1e-5)
 
 
-def test_weights_go_back_into_the_backbone_bitwise(make_swin, make_source, randomise, tmp_path: Path) -> None:
-    backbone, other = randomise(make_swin()), make_swin()
+def test_weights_go_back_into_the_backbone_bitwise(make_swin, make_source, randomize, tmp_path: Path) -> None:
+    backbone, other = randomize(make_swin()), make_swin()
     write_export(TimmExporter(), make_source(backbone, classifier=None), tmp_path / "export")
     other.swin.load_state_dict(load_file(tmp_path / "export" / "model.safetensors"))
     for (name, weight), expected in zip(other.state_dict().items(), backbone.state_dict().values(), strict=True):

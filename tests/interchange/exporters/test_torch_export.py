@@ -13,14 +13,14 @@ STATISTICS: dict[str, Any] = {"pixel_mean": (0.1, 0.5, 0.8), "pixel_std": (0.2, 
 
 
 @pytest.fixture
-def small(make_swin, randomise) -> Any:
+def small(make_swin, randomize) -> Any:
     """Two blocks, the second with shifted windows."""
-    return randomise(make_swin(image_size=32, depths=(2,), num_heads=(3,), **STATISTICS))
+    return randomize(make_swin(image_size=32, depths=(2,), num_heads=(3,), **STATISTICS))
 
 
 @torch.no_grad()
-def test_the_program_takes_pixels_of_any_batch_size(small: Any, make_source, randomise, tmp_path: Path) -> None:
-    head = randomise(BatchNormMLPClassifier(in_features=24, num_classes=3, hidden_features=8))
+def test_the_program_takes_pixels_of_any_batch_size(small: Any, make_source, randomize, tmp_path: Path) -> None:
+    head = randomize(BatchNormMLPClassifier(in_features=24, num_classes=3, hidden_features=8))
     source = make_source(small, classifier=head, class_names=("a", "b", "c"))
     write_export(TorchExporter(), source, tmp_path / "export")
 

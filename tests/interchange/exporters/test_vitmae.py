@@ -18,10 +18,10 @@ def exported(make_source, method: Any, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("ratio", "is_normalised"), [(0.75, True), (0.7, False), (0.37, True)])
+@pytest.mark.parametrize(("ratio", "is_normalized"), [(0.75, True), (0.7, False), (0.37, True)])
 @torch.no_grad()
 def test_losses_are_ours_under_the_same_mask(
-    make_method, make_source, ratio: float, is_normalised: bool, tmp_path: Path
+    make_method, make_source, ratio: float, is_normalized: bool, tmp_path: Path
 ) -> None:
     method = make_method(*MAE, f"method.mask_generator.ratio={ratio}", f"method.norm_pix_loss={is_normalised}")
     folder = exported(make_source, method, tmp_path / "export")

@@ -12,10 +12,10 @@ WIDTH = 128
 
 
 @pytest.fixture
-def encoder(randomise):
+def encoder(randomize):
     """FlyEgle's ViT as timm computes it, at the one image size it has."""
     sizes = {"img_size": 224, "patch_size": 56, "embed_dim": WIDTH, "depth": 2, "num_heads": 2, "num_classes": 0}
-    theirs = randomise(timm.create_model("vit_tiny_patch16_224", **sizes, norm_layer=partial(nn.LayerNorm, eps=1e-5)))
+    theirs = randomize(timm.create_model("vit_tiny_patch16_224", **sizes, norm_layer=partial(nn.LayerNorm, eps=1e-5)))
     for place in range(17):
         for pair in range(WIDTH // 2):
             angle = place / 10000 ** (2 * pair / WIDTH)
@@ -41,7 +41,7 @@ def test_positions_along_the_sequence_and_the_larger_epsilon_are_supplied(encode
     assert backbone.settings["norm_eps"] == 1e-5
 
 
-def test_its_decoder_has_a_head_of_its_own_here(encoder, converted, randomise) -> None:
+def test_its_decoder_has_a_head_of_its_own_here(encoder, converted, randomize) -> None:
     sizes = {"embed_dim": 24, "depth": 1, "num_heads": 3, "pixel_mean": [0.5] * 3, "pixel_std": [0.5] * 3}
     ours = TransposedConvDecoder(encoder_dim=WIDTH, num_prefix_tokens=1, grid=(4, 4), patch_size=8, **sizes)
     block = {name: weight for name, weight in ours.state_dict().items() if name.startswith("blocks.0.")}

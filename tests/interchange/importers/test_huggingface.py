@@ -41,8 +41,8 @@ MODELS = {
 
 
 @pytest.fixture(params=list(MODELS))
-def model(request: pytest.FixtureRequest, randomise) -> PreTrainedModel:
-    return randomise(MODELS[request.param]())
+def model(request: pytest.FixtureRequest, randomize) -> PreTrainedModel:
+    return randomize(MODELS[request.param]())
 
 
 def tokens_of(model: PreTrainedModel, images: torch.Tensor) -> torch.Tensor:
@@ -78,8 +78,8 @@ def test_a_bare_file_has_transformers_own_epsilon(images, tmp_path: Path, requir
 
 
 @pytest.mark.parametrize("decoder_name", ["decoder_layers", "decoder_encoder.layer"])
-def test_the_decoder_of_vitmae_goes_to_the_method(randomise, tmp_path: Path, decoder_name: str) -> None:
-    model = randomise(MODELS["ViTMAE"]())
+def test_the_decoder_of_vitmae_goes_to_the_method(randomize, tmp_path: Path, decoder_name: str) -> None:
+    model = randomize(MODELS["ViTMAE"]())
     weights = {re.sub("decoder_layers", decoder_name, name): w for name, w in model.state_dict().items()}
     torch.save(weights, tmp_path / "weights.bin")
     heads = convert(read_weights(tmp_path / "weights.bin")).heads
@@ -92,7 +92,7 @@ def test_the_decoder_of_vitmae_goes_to_the_method(randomise, tmp_path: Path, dec
     assert len(heads) == 4 + 2 * 2 + 12
 
 
-def test_what_has_no_place_is_named_with_its_reason(randomise, tmp_path: Path) -> None:
+def test_what_has_no_place_is_named_with_its_reason(randomize, tmp_path: Path) -> None:
     for model, reasons in (
         (MODELS["ViT"](), {"a classifier of 5 classes"}),
         (MODELS["ViT alone"](), {"the layer behind the class token"}),
@@ -111,9 +111,9 @@ def test_statistics_of_the_images_come_from_the_folder(tmp_path: Path) -> None:
     assert (backbone.pixel_mean, backbone.pixel_std) == ((0.5,) * 3, (0.4,) * 3)
 
 
-def test_windows_of_the_pretraining_are_kept(randomise, images, tmp_path: Path, require_same_features) -> None:
+def test_windows_of_the_pretraining_are_kept(randomize, images, tmp_path: Path, require_same_features) -> None:
     config = Swinv2Config(**SWIN, encoder_stride=8, pretrained_window_sizes=[2, 2])
-    model = randomise(Swinv2ForMaskedImageModeling(config))
+    model = randomize(Swinv2ForMaskedImageModeling(config))
     model.save_pretrained(tmp_path)
     require_same_features(load_backbone(tmp_path), tokens_of(model, images))
 

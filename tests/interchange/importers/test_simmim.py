@@ -35,7 +35,7 @@ def test_a_fine_tuned_swin(timm_swin, microsoft_weights, converted, require_load
     require_loads_as(content, theirs.forward_features)
 
 
-def test_a_pretrained_vit_shares_its_table(randomise, prefixed, converted, require_loads_as) -> None:
+def test_a_pretrained_vit_shares_its_table(randomize, prefixed, converted, require_loads_as) -> None:
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 0}
     form = {
         "use_abs_pos_emb": False,
@@ -43,7 +43,7 @@ def test_a_pretrained_vit_shares_its_table(randomise, prefixed, converted, requi
         "use_rel_pos_bias": False,
         "global_pool": "token",
     }
-    theirs = randomise(timm.create_model("beit_base_patch16_224", **sizes, **form))
+    theirs = randomize(timm.create_model("beit_base_patch16_224", **sizes, **form))
     buffers = {"rel_pos_bias.relative_position_index": torch.zeros(17, 17)}
     weights = prefixed("encoder.", theirs.state_dict() | buffers) | {"encoder.mask_token": torch.zeros(1, 1, 24)}
     content = {"model": weights | decoder(24)}

@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.data.augmentation.boxes import ImageDraws
-from unmask.data.augmentation.transforms import Augmentation, resize_and_centre_crop
+from unmask.data.augmentation.transforms import Augmentation, resize_and_center_crop
 from unmask.data.dataset import LoaderCrop, SampleKey, key_columns
 from unmask.data.files.pixels import Pixels
 from unmask.randomness import sample_keys
@@ -52,7 +52,7 @@ class AugmentedCrop(LoaderCrop):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CentreCrop(LoaderCrop):
+class CenterCrop(LoaderCrop):
     """The evaluation crop; the same in every epoch."""
 
     size: tuple[int, int]
@@ -60,4 +60,4 @@ class CentreCrop(LoaderCrop):
     interpolation: str = "bicubic"
 
     def __call__(self, image: Pixels, key: SampleKey) -> Pixels:
-        return resize_and_centre_crop(image, self.size, self.crop_pct, interpolation=self.interpolation)
+        return resize_and_center_crop(image, self.size, self.crop_pct, interpolation=self.interpolation)

@@ -145,9 +145,9 @@ def _kernels(
     source, target = sides
     scale = length.to(widest_float(length.device)) / target
     stretch = scale.clamp(min=1.0)  # antialiasing widens the kernel when shrinking
-    centres = (torch.arange(target, device=start.device) + 0.5) * scale[:, None]  # in the box
+    centers = (torch.arange(target, device=start.device) + 0.5) * scale[:, None]  # in the box
     pixels = torch.arange(source, device=start.device) - start[:, None]
-    distance = (pixels[:, None, :] - centres[:, :, None] + 0.5) * (1.0 / stretch)[:, None, None]
+    distance = (pixels[:, None, :] - centers[:, :, None] + 0.5) * (1.0 / stretch)[:, None, None]
     weights = _cubic(distance) if interpolation == "bicubic" else F.relu(1.0 - distance.abs())
     weights = weights * ((pixels >= 0) & (pixels < length[:, None]))[:, None, :]
     return weights / weights.sum(dim=2, keepdim=True)

@@ -16,7 +16,7 @@ from unmask.data.augmentation.boxes import (
     Boxes,
     CropDraws,
     ImageDraws,
-    centred,
+    centerd,
     first_fitting,
     first_fitting_of_one,
     shape_attempts,
@@ -146,15 +146,15 @@ class Augmentation:
     def choose_boxes(self, attempts: Attempts, height: int, width: int) -> Boxes:
         """The crop of each image of a batch."""
         boxes, fits = first_fitting(attempts, height, width)
-        fallback = centred(height, width, self.ratio)
+        fallback = centerd(height, width, self.ratio)
         return Boxes(*(torch.where(fits, side, whole) for side, whole in zip(boxes, fallback, strict=True)))
 
     def choose_box(self, attempts: Sequence[Sequence[float]], height: int, width: int) -> Box:
         """The same of one image, for workers: a hundredth of the time of a batch of one."""
-        return first_fitting_of_one(attempts, height, width) or centred(height, width, self.ratio)
+        return first_fitting_of_one(attempts, height, width) or centerd(height, width, self.ratio)
 
 
-def resize_and_centre_crop(
+def resize_and_center_crop(
     image: UInt8[Tensor, "*b c height width"] | Float32[Tensor, "*b c height width"],
     size: tuple[int, int],
     crop_pct: float,

@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from unmask.data.augmentation.transforms import resize_and_centre_crop
+from unmask.data.augmentation.transforms import resize_and_center_crop
 from unmask.data.auto_split import AutoSplitDataModule
 from unmask.data.dataset import UNLABELLED, ImageFileDataset
 from unmask.data.files.decoding import IMAGE_SUFFIXES
@@ -86,7 +86,7 @@ class SegmentationFolder(AutoSplitDataModule):
             mask = _read_mask(dataset.masks[position])
             self._require_same_size(dataset.paths[position], dataset.masks[position], mask)
             masks.append(
-                resize_and_centre_crop(mask[None], self.image_size, self.crop_pct, interpolation="nearest-exact")[0]
+                resize_and_center_crop(mask[None], self.image_size, self.crop_pct, interpolation="nearest-exact")[0]
             )
         return torch.stack(masks)
 

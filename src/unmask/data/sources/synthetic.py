@@ -440,8 +440,8 @@ def _object_axes(
     """The radius of the object's disc and each pixel's place along and across the object, from its middle."""
     pose = _Draws(keys, _POSE)
     radius = pose.between(*scene.radius)
-    centre_x, centre_y = pose.point(canvas, margin=radius, freedom=scene.freedom)
-    shifted = canvas.x - (centre_x + shift[0]), canvas.y - (centre_y + shift[1])
+    center_x, center_y = pose.point(canvas, margin=radius, freedom=scene.freedom)
+    shifted = canvas.x - (center_x + shift[0]), canvas.y - (center_y + shift[1])
     return radius, *_turned(*shifted, pose.direction(*scene.turns))
 
 
@@ -516,8 +516,8 @@ def _distractors(keys: Int[Tensor, " b"], canvas: _Canvas, scene: Scene) -> list
     distractors = []
     for _ in range(_NUM_DISTRACTORS):
         is_there = draws.between(0.0, 1.0) < scene.distractor_fraction
-        centre_x, centre_y = draws.point(canvas, margin=0.0, freedom=1.0)
-        along, across = _turned(canvas.x - centre_x, canvas.y - centre_y, draws.direction())
+        center_x, center_y = draws.point(canvas, margin=0.0, freedom=1.0)
+        along, across = _turned(canvas.x - center_x, canvas.y - center_y, draws.direction())
         half_width, half_height = draws.between(*_DISTRACTOR_SIDES), draws.between(*_DISTRACTOR_SIDES)
         rounding = torch.minimum(half_width, half_height) * draws.between(0.0, 1.0)
         distance = _box(along, across, half_width - rounding, half_height - rounding) - rounding

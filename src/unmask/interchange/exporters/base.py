@@ -55,7 +55,7 @@ class ExportSource:
         generator = torch.Generator().manual_seed(0)
         return torch.rand(count, self.backbone.in_channels, *self.backbone.image_size, generator=generator)
 
-    def normalise(self, pixels: Images) -> Images:
+    def normalize(self, pixels: Images) -> Images:
         """Turns RGB in 0..1 into what the backbone reads."""
         mean = torch.tensor(self.backbone.pixel_mean)[:, None, None]
         std = torch.tensor(self.backbone.pixel_std)[:, None, None]

@@ -48,10 +48,10 @@ def description(source: ExportSource) -> str:
 def input_sentence(source: ExportSource) -> str:
     """Says in Markdown what the network takes and gives."""
     channels, (height, width) = source.backbone.in_channels, source.backbone.image_size
-    colours = "RGB in 0..1" if channels == 3 else "values in 0..1"
+    colors = "RGB in 0..1" if channels == 3 else "values in 0..1"
     outputs = "logits of the classes below" if source.classifier is not None else "pooled features"
     shape = f"[batch, {channels}, {height}, {width}]"
     return (
-        f"`images`: float32 of shape {shape}, {colours}, normalised by the network itself. "
+        f"`images`: float32 of shape {shape}, {colors}, normalised by the network itself. "
         f"The batch may be of any size. Out come {outputs}, one row an image."
     )

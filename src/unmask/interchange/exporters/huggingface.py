@@ -78,7 +78,7 @@ def _configuration(source: ExportSource) -> dict[str, Any]:
 def _compare_transformers(source: ExportSource, folder: Path) -> list[Comparison]:
     from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification  # noqa: PLC0415 (an extra)
 
-    images = source.normalise(source.trial_pixels(2))
+    images = source.normalize(source.trial_pixels(2))
     photos, expected_photos = trial_photos(source, 2)
     with quiet_transformers(), torch.no_grad():
         features: Tensor = AutoModel.from_pretrained(folder).eval()(images).pooler_output

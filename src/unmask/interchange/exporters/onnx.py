@@ -52,7 +52,7 @@ class OnnxExporter:
         for batch in _TRIAL_BATCHES:
             pixels = source.trial_pixels(batch)
             (computed,) = session.run([source.output_name], {INPUT_NAME: pixels.numpy()})
-            expected = source.outputs(source.normalise(pixels))
+            expected = source.outputs(source.normalize(pixels))
             what = f"{source.output_name} of onnxruntime, batch of {batch}"
             comparisons.append(compare_outputs(torch.from_numpy(computed), expected, what=what))
         return comparisons

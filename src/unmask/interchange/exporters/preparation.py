@@ -18,4 +18,4 @@ def trial_photos(source: ExportSource, count: int) -> tuple[Float[Tensor, "b c w
     generator = torch.Generator().manual_seed(0)
     size = int(height / source.crop_pct), int(width / source.crop_pct)
     pixels = torch.randint(0, 256, (count, source.backbone.in_channels, *size), generator=generator) / 255
-    return pixels, source.normalise(center_crop(pixels, [height, width]))
+    return pixels, source.normalize(center_crop(pixels, [height, width]))

@@ -44,7 +44,7 @@ class PretrainingExporter(ABC):
     def compare(self, source: ExportSource, folder: Path) -> list[Comparison]:
         import transformers  # noqa: PLC0415 (an extra)
 
-        method, images = self.require_method(source), source.normalise(source.trial_pixels(2))
+        method, images = self.require_method(source), source.normalize(source.trial_pixels(2))
         with quiet_transformers(), torch.no_grad():
             theirs = getattr(transformers, self.class_name).from_pretrained(folder).eval()
             compared = self.compare_networks(method, theirs, images)

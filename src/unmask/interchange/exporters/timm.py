@@ -87,6 +87,6 @@ def create_arguments(source: ExportSource, form: TimmSpec) -> str:
 
 def compare_timm(model: Any, source: ExportSource, *, what: str) -> Comparison:
     """Compares a model of timm with the network it was made from."""
-    images = source.normalise(source.trial_pixels(2))
+    images = source.normalize(source.trial_pixels(2))
     with torch.no_grad():
         return compare_outputs(model.eval()(images), source.outputs(images), what=what)

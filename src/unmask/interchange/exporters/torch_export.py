@@ -36,7 +36,7 @@ class TorchExporter:
             pixels = source.trial_pixels(batch)
             with torch.no_grad():
                 computed = network(pixels)
-            expected = source.outputs(source.normalise(pixels))
+            expected = source.outputs(source.normalize(pixels))
             what = f"{source.output_name} of torch.export, batch of {batch}"
             comparisons.append(compare_outputs(computed, expected, what=what))
         return comparisons

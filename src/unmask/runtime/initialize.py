@@ -10,7 +10,7 @@ from unmask.methods.backbone_module import BackboneModule
 _log = logging.getLogger("unmask")
 
 
-def initialise(method: BackboneModule, *, allow_partial: bool = False, use_ema_weights: bool = False) -> None:
+def initialize(method: BackboneModule, *, allow_partial: bool = False, use_ema_weights: bool = False) -> None:
     """Loads the file a method names in `init_from`, if any: its backbone, and its heads where the method has the same.
 
     Nothing but weights is taken: optimizer, schedule and counters start afresh.

@@ -3,7 +3,7 @@
 from torch import nn
 
 
-def initialise_xavier(module: nn.Module) -> None:
+def initialize_xavier(module: nn.Module) -> None:
     """Draws the weights of linear layers and convolutions from Xavier's uniform distribution; their biases are 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -12,7 +12,7 @@ def initialise_xavier(module: nn.Module) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def initialise_linear(module: nn.Module, *, std: float = 0.02) -> None:
+def initialize_linear(module: nn.Module, *, std: float = 0.02) -> None:
     """Draws the weights of all linear layers from a truncated normal, as timm does, and sets their biases to 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear):

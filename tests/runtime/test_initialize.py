@@ -32,9 +32,9 @@ def images() -> Tensor:
 
 
 @pytest.fixture
-def official_mae(randomise: Callable[[nn.Module], nn.Module], tmp_path: Path) -> tuple[Any, Path]:
+def official_mae(randomize: Callable[[nn.Module], nn.Module], tmp_path: Path) -> tuple[Any, Path]:
     """A method of ours and the same weights under the names of facebookresearch/mae."""
-    method = randomise(unmask.build_method(MAE))
+    method = randomize(unmask.build_method(MAE))
     names = {"embed": "decoder_embed", "blocks": "decoder_blocks", "norm": "decoder_norm", "predict": "decoder_pred"}
     names |= {"mask_token": "mask_token", "pos_embed": "decoder_pos_embed"}
     weights = {}
@@ -83,10 +83,10 @@ def test_a_decoder_keeps_the_positions_of_its_own_grid(official_mae: tuple[Any, 
 
 
 def test_simmim_of_transformers_goes_on_with_its_head(
-    randomise: Callable[[nn.Module], nn.Module], images: Tensor, tmp_path: Path
+    randomize: Callable[[nn.Module], nn.Module], images: Tensor, tmp_path: Path
 ) -> None:
     sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 24, "depths": [2, 1], "num_heads": [2, 3]}
-    theirs = randomise(SwinForMaskedImageModeling(SwinConfig(**sizes, window_size=4, encoder_stride=8)))
+    theirs = randomize(SwinForMaskedImageModeling(SwinConfig(**sizes, window_size=4, encoder_stride=8)))
     theirs.save_pretrained(tmp_path / "model")
     ours = unmask.build_method(["method=simmim", *SWIN, f"method.init_from={tmp_path / 'model'}"]).eval()
     mask = ours.mask_generator(images)
@@ -96,10 +96,10 @@ def test_simmim_of_transformers_goes_on_with_its_head(
 
 
 def test_a_teacher_begins_as_the_student_that_was_loaded(
-    randomise: Callable[[nn.Module], nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    randomize: Callable[[nn.Module], nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sizes = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 1), "num_heads": (2, 3)}
-    theirs = randomise(timm.create_model("swin_tiny_patch4_window7_224", **sizes))
+    theirs = randomize(timm.create_model("swin_tiny_patch4_window7_224", **sizes))
     torch.save(theirs.state_dict(), tmp_path / "swin.pth")
     with caplog.at_level(logging.INFO, logger="unmask"):
         method = unmask.build_method([*DDMIM, f"method.init_from={tmp_path / 'swin.pth'}"])
@@ -170,10 +170,10 @@ def test_a_resumed_run_does_not_read_the_file_again(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_takes_any_file_with_its_data_named(
-    randomise: Callable[[nn.Module], nn.Module], tmp_path: Path
+    randomize: Callable[[nn.Module], nn.Module], tmp_path: Path
 ) -> None:
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1}
-    theirs = randomise(timm.create_model("vit_tiny_patch16_224", **sizes))
+    theirs = randomize(timm.create_model("vit_tiny_patch16_224", **sizes))
     torch.save(theirs.state_dict(), tmp_path / "vit.pth")
     named = [f"ckpt_path={tmp_path / 'vit.pth'}", "eval=knn", "callbacks=none"]
     with pytest.raises(ValueError, match=r"vit\.pth does not record the data it was trained on; add data=NAME"):
