@@ -97,6 +97,7 @@ def test_the_first_process_ends_where_it_would_wait_for_another_that_was_killed(
     assert trainer.processes[1].is_killed
     status = json.loads((tmp_path / "status.json").read_text())
     assert (status["state"], status["step"], status["epoch"]) == ("failed", 7, 1)
+    assert status["reason"] == "process 1 of this run was killed by SIGKILL"
     assert "process 1 of this run was killed by SIGKILL; the last checkpoint holds" in capsys.readouterr().err
 
 
