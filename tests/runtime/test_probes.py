@@ -50,12 +50,56 @@ def test_a_labelled_folder_is_probed_while_other_images_train(monkeypatch: pytes
     assert "probe/shades/knn_top1" in Path("out/report.html").read_text()
 
 
+def test_the_best_checkpoint_follows_the_first_probe_also_when_resumed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    import torch
+
+    from unmask.callbacks.online_probe import OnlineProbe
+
+    found = iter([30.0, 50.0, 40.0, 20.0])
+    monkeypatch.setattr(OnlineProbe, "_measure", lambda self, *_: {"knn": 1.0, "logistic": next(found)})
+    probe = ["probes.mine.data=own", "probes.mine.k=3", "probes.mine.max_time_fraction=1.0"]
+
+    def best_step() -> int:
+        return int(torch.load("out/checkpoints/best.ckpt", weights_only=True)["global_step"])
+
+    run(monkeypatch, *probe, "trainer.max_epochs=2", "schedule=constant")
+    assert best_step() == 4
+    assert "best.ckpt  largest probe/mine/logistic_top1" in capsys.readouterr().out
+    run(monkeypatch, *probe, "trainer.max_epochs=4", "schedule=constant", "resume=auto")
+    assert best_step() == 4  # that of the part before
+
+
+@pytest.mark.parametrize(
+    ("settings", "monitor", "mode"),
+    [
+        ([], "val/loss", "min"),
+        (["++probes.a.data=own", "++probes.b.data=own"], "probe/a/logistic_top1", "max"),
+        (["++probes.a.data=own", "monitor=probe/a/knn_top1"], "probe/a/knn_top1", "max"),
+        (["++probes.a.data=own", "monitor=val/pixel_mse"], "val/pixel_mse", "min"),
+        (["++probes.a=null", "++probes.b.data=own"], "probe/b/logistic_top1", "max"),
+    ],
+)
+def test_the_best_checkpoint_follows_a_probe_or_what_is_named(settings: list[str], monitor: str, mode: str) -> None:
+    from unmask.runtime.config import compose_config
+
+    best = compose_config("run", ["name=x", "paths.run_dir=x", *settings]).callbacks.best_checkpoint
+    assert (best.monitor, best.mode) == (monitor, mode)
+    assert best.save_on_train_epoch_end is (True if monitor.startswith("probe/") else None)
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         (["probes.a.root=photos"], "probes.a.data must name a source of labelled images"),
         (["probes.a.data=folder"], "probes.a.root must be given; add probes.a.root=VALUE"),
         (["probes.a.data=folder", "probes.a.rot=photos"], "probes.a.rot is no setting of data=folder, which has "),
+        (
+            ["probes.a.data=own", "monitor=probe/b/knn_top1"],
+            "monitor=probe/b/knn_top1 is the reading of no probe; there",
+        ),
+        (["monitor=probe/b/knn_top1"], "there is no probe; add probes.NAME.data=own"),
         (["probes.a.data=foldr"], "data=foldr does not exist; nearest: folder"),
         (["probes.a.data=own", "probes.a.root=x"], "probes.a.root has no effect on the run's own images"),
     ],

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities import move_data_to_device
 
 from unmask.backbones.base import MaskedBackbone
-from unmask.callbacks.trainer_state import require_positive
+from unmask.callbacks.trainer_state import is_last_epoch, require_positive
 from unmask.data.datamodule import ImageDataModule
 from unmask.data.files.splits import Split
 from unmask.eval_mode import eval_mode
@@ -28,9 +28,9 @@ class OnlineProbe(Callback):
 
     It reads full images without masks or augmentation, in eval mode, as every evaluation does: some of the training
     split make the bank, some of the validation split are asked for. Logged are `probe/NAME/knn_top1` and
-    `probe/NAME/logistic_top1`, in percent, and a line says both. Neither chooses anything, and training is the same
-    with a probe as without. MAE's k-NN is low by nature (11 % on ImageNet where a linear probe finds 46 %): compare a
-    number with the one before it and with `eval.py`, not between methods.
+    `probe/NAME/logistic_top1`, in percent, and a line says both. Training is the same with a probe as without;
+    `best.ckpt` may follow one. MAE's k-NN is low by nature (11 % on ImageNet where a linear probe finds 46 %): compare
+    a number with the one before it and with `eval.py`, not between methods.
 
     A probe is left out where it would take more than its fraction of the time; it is always made after the first
     epoch, which tells what it costs, and after the last.
@@ -93,7 +93,8 @@ class OnlineProbe(Callback):
         elapsed = perf_counter() - self._began
         may_probe = torch.tensor(self._spent + self._last_cost <= self.max_time_fraction * elapsed)
         # All processes compute together or none does: their clocks differ, so the first one's decides.
-        if self._probed_at_step is None or bool(trainer.strategy.broadcast(may_probe)):
+        is_due = self._probed_at_step is None or is_last_epoch(trainer)
+        if is_due or bool(trainer.strategy.broadcast(may_probe)):
             self._probe(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

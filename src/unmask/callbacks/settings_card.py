@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -79,6 +80,7 @@ class SettingsCard(Callback):
             "learning rate": describe_schedule(trainer, self.learning_rate),
             "device": f"{trainer.num_devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}, "
             f"precision {trainer.precision}, seed {self.seed}",
+            **_described("best.ckpt", _describe_best(trainer, method)),
             "output": str(trainer.default_root_dir),
         }
 
@@ -119,6 +121,18 @@ def _describe_method(method: BackboneModule) -> str:
         f"{type(method).__name__}, {trainable / 1e6:.2f} M trainable parameters; "
         f"backbone {type(backbone).__name__}, {own / 1e6:.2f} M"
     )
+
+
+def _describe_best(trainer: Trainer, method: BackboneModule) -> str | None:
+    """What the best checkpoint is the best of; None where none is kept."""
+    kept = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    best = next((callback for callback in kept if callback.monitor is not None), None)
+    if best is None:
+        return None
+    said = f"{'largest' if best.mode == 'max' else 'smallest'} {best.monitor}"
+    if best.monitor == "val/loss" and method.has_moving_targets:
+        return f"{said}, which says little of {type(method).__name__}; with probes.mine.data=own it follows a probe"
+    return said
 
 
 def _describe_length(trainer: Trainer) -> str:

@@ -21,6 +21,8 @@ from unmask.small_sets import (
 )
 
 GROUP_OF_BASES = "base"  # what files of other groups start from; no choice of a user's
+_PROBE = "probe/"
+_BEST_WHEN_LARGE = ("top1", "top5", "accuracy", "effective_rank", "rank_fraction")  # what names of readings end in
 
 _PATCHES_ACROSS = 8  # along the side of an image too small for the usual patches
 _UNITS_ACROSS = 4  # of masking, along the side of an image too small for the usual ones
@@ -58,6 +60,9 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "config_groups": config_groups,
         "run_folder": run_folder,
         "wandb_run": wandb_run,
+        "best_by": best_by,
+        "best_mode": best_mode,
+        "only_probes": only_probes,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
@@ -76,6 +81,34 @@ def peak_lr(base_lr: Any, base_batch_size: Any, global_batch_size: Any) -> float
         if not isinstance(value, int | float):
             raise ValueError(f"{name} must be a number, got {value!r}")
     return scale_lr(base_lr, base_batch_size, global_batch_size)
+
+
+def best_by(monitor: str | None, probes: Any) -> str:
+    """Names the reading that `best.ckpt` follows: the one given, that of the first probe, or the validation loss.
+
+    Raises:
+        ValueError: The reading is one of a probe that there is not.
+    """
+    names = [str(name) for name in probes or {} if probes[name] is not None]
+    if monitor is None:
+        return f"{_PROBE}{names[0]}/logistic_top1" if names else "val/loss"
+    if not isinstance(monitor, str):
+        raise ValueError(f"monitor must be the name of a reading, such as val/loss, got {monitor!r}")
+    readings = [f"{_PROBE}{name}/{kind}_top1" for name in names for kind in ("knn", "logistic")]
+    if monitor.startswith(_PROBE) and monitor not in readings:
+        known = f"there are {', '.join(readings)}" if readings else "there is no probe; add probes.NAME.data=own"
+        raise ValueError(f"monitor={monitor} is the reading of no probe; {known}")
+    return monitor
+
+
+def best_mode(monitor: str) -> str:
+    """Whether a reading is best when large or when small."""
+    return "max" if str(monitor).endswith(_BEST_WHEN_LARGE) else "min"
+
+
+def only_probes(monitor: str) -> bool | None:
+    """True for a reading of a probe, which an epoch's validation comes before; null leaves the moment to Lightning."""
+    return True if str(monitor).startswith(_PROBE) else None
 
 
 def fraction(part: float, whole: Any) -> float:

@@ -51,6 +51,7 @@ _FREE = (  # from the next step on
     "data.num_workers",
     "data.on_bad_image",
     "images_per_device",
+    "monitor",
     "on_nonfinite",
     "on_spike",
     "method.schedule.",
