@@ -32,7 +32,7 @@ OriginalFile = Callable[..., tuple[Path, dict[str, Tensor]]]
 
 
 def require_same_logits(path: Path, images: Tensor, expected: Tensor, **changes: Any) -> Any:
-    module, outputs = load_module(path, **changes)
+    module, outputs, _ = load_module(path, **changes)
     expected = expected.detach()
     with torch.no_grad():
         logits = module(images)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import unmask
+from unmask.runtime import inference, named_preprocessing
 from unmask.runtime.checkpoint import load_module
 from unmask.runtime.config import compose_config
 from unmask.runtime.evaluate import evaluate
@@ -160,7 +161,7 @@ def test_an_export_keeps_classifier_names_and_pooling(taught: Taught, tmp_path: 
     folder = tmp_path / "export"
     export(compose_config("export", [f"ckpt_path={path}", f"format={format_name}", f"directory={folder}"]))
     images = torch.randn(2, 3, 32, 32)
-    module, outputs = load_module(folder if format_name == "huggingface" else folder / "model.safetensors")
+    module, outputs, _ = load_module(folder if format_name == "huggingface" else folder / "model.safetensors")
     assert tuple(outputs.class_names) == NAMES
     assert module.backbone.pooling == "cls"
     with torch.no_grad():
@@ -188,3 +189,129 @@ def test_the_backbone_of_a_training_checkpoint_is_not_changed_under_its_head() -
         ValueError, match=r"states all settings of the backbone its head was trained on; leave out image"
     ):
         load_module(own, image_size=64)
+
+
+# ---- preprocessing that a file names
+
+
+def name_preprocessing(taught: Taught, kind: str, **named: Any) -> Path:
+    """Writes the classifier with what timm's `config.json`, before 1.0 or today, says of images."""
+    folder = taught.write(names=NAMES)
+    told = json.loads((folder / "config.json").read_text())
+    told |= {"pretrained_cfg": named} if kind == "timm" else named
+    (folder / "config.json").write_text(json.dumps(told))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("kind", ["timm", "older timm"])
+def test_images_are_prepared_as_the_file_says_below_what_the_user_says(
+    taught: Taught, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = name_preprocessing(taught, kind, crop_pct=0.6, interpolation="bilinear", mean=[0.5] * 3, std=[0.25] * 3)
+    measured = ["eval=test", f"ckpt_path={path}", *of_folder(taught)]
+    with caplog.at_level(logging.INFO, logger="unmask"):
+        report = run(tmp_path, *measured)
+    assert report["settings"]["images"] == "32x32 px, centre crop 0.6 of an image resized bilinear"
+    said = "images of 32x32 px prepared as its config.json says: crop_pct=0.6, interpolation=bilinear, mean 0.5 0.5 0.5"
+    assert f"{path}: {said}, std 0.25 0.25 0.25" in caplog.text
+    with caplog.at_level(logging.INFO, logger="unmask"):
+        report = run(tmp_path, *measured, "crop_pct=0.8", "interpolation=bicubic")
+    assert report["settings"]["images"] == "32x32 px, centre crop 0.8"
+    assert "; yours: crop_pct, interpolation" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_crop_of_the_data_that_is_typed_goes_before_the_files(
+    taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = name_preprocessing(taught, "timm", crop_pct=0.6, interpolation="bilinear")
+    monkeypatch.setattr(named_preprocessing, "_is_typed", {"data.crop_pct": True, "data.interpolation": False}.get)
+    report = run(tmp_path, "eval=test", f"ckpt_path={path}", *of_folder(taught))
+    assert report["settings"]["images"] == "32x32 px, centre crop 1 of an image resized bilinear"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_predictions_see_the_crop_that_the_file_names(
+    taught: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = name_preprocessing(taught, "timm", crop_pct=0.6, interpolation="bilinear")
+    seen = []
+    served = inference.ImagePaths
+    monkeypatch.setattr(inference, "ImagePaths", lambda **given: seen.append(given) or served(**given))
+    of_images = ["eval=predict", f"image={taught.data / 'test'}", f"ckpt_path={path}"]
+    for changes in ([], ["eval.crop_pct=0.9"], ["crop_pct=0.7", "interpolation=bicubic"]):
+        run(tmp_path, *of_images, *changes)
+    assert [(given["crop_pct"], given["interpolation"]) for given in seen] == [
+        (0.6, "bilinear"),
+        (0.9, "bilinear"),
+        (0.7, "bicubic"),
+    ]
+
+
+def test_what_cannot_be_computed_is_refused_unless_the_user_chooses(taught: Taught, tmp_path: Path) -> None:
+    path = name_preprocessing(taught, "timm", crop_pct=0.6, interpolation="lanczos")
+    measured = ["eval=test", f"ckpt_path={path}", *of_folder(taught)]
+    with pytest.raises(ValueError, match=r"config.json gives interpolation='?lanczos'?, which is not computed here"):
+        run(tmp_path, *measured)
+    unmask.load_backbone(path)  # whose features are read by other settings
+
+
+@pytest.mark.parametrize("format_name", ["huggingface", "timm"])
+def test_an_export_keeps_how_images_are_prepared(taught: Taught, tmp_path: Path, format_name: str) -> None:
+    path = name_preprocessing(taught, "timm", crop_pct=0.6, interpolation="bilinear")
+    folder = tmp_path / "export"
+    export(compose_config("export", [f"ckpt_path={path}", f"format={format_name}", f"directory={folder}"]))
+    loaded = load_module(folder if format_name == "huggingface" else folder / "model.safetensors")
+    assert loaded.preprocessing.settings(chosen=()) == {"crop_pct": 0.6, "interpolation": "bilinear"}
+    assert loaded.preprocessing.source == ("its config.json" if format_name == "huggingface" else "its header")
+
+
+# ---- training on from such a file
+
+
+PROBE = "unmask.heads.probes.BatchNormLinearClassifier"
+
+
+def started(taught: Taught, path: Path, *overrides: str) -> Any:
+    sizes = ["image_size=32", "model.patch_size=8", "model.embed_dim=128", "model.depth=2", "model.num_heads=2"]
+    data = ["global_batch_size=6", *of_folder(taught), f"method.init_from={path}", *overrides]
+    return unmask.build_method(["method=supervised", "model=vit_mini", "model.pooling=cls", *sizes, *data])
+
+
+@pytest.mark.parametrize(
+    ("order", "names", "finding"),
+    [
+        ((0, 1, 2), NAMES, "class order verified by name"),
+        ((2, 0, 1), NAMES, "outputs put in the order of the data's classes by name"),
+        ((0, 1, 2), None, "class order not verified: the file does not name its classes"),
+    ],
+)
+def test_supervised_training_starts_from_the_head_too(
+    taught: Taught, order: tuple[int, ...], names: Any, finding: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="unmask"):
+        module = started(taught, taught.write(names=names, order=order)).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(module(images), taught.model(images), rtol=0, atol=1e-5)
+    assert f"head: {finding}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "reason"),
+    [
+        (("ameise", "biene", "kuh"), [], "of other classes than the data's (the classifier names its 3 classes"),
+        (NAMES, ["model.pooling=mean"], "a classifier of other features; model.pooling=cls takes it"),
+        (NAMES, [f"method.head._target_={PROBE}"], "the configured head has more (head.norm.running_mean)"),
+    ],
+)
+def test_a_head_that_does_not_belong_is_left_out_with_the_reason(
+    taught: Taught, names: Any, overrides: list[str], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="unmask"):
+        module = started(taught, taught.write(names=names), *overrides)
+    assert reason in caplog.text
+    assert "\nhead: " not in caplog.text
+    patches = dict(module.backbone.named_parameters())["vit.patch_embed.proj.weight"]
+    assert torch.equal(patches, taught.model.patch_embed.proj.weight)

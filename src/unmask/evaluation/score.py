@@ -9,7 +9,7 @@ from torch import Tensor
 from unmask.evaluation.base import EvalReport, EvaluationData, MakeTrainer, Outputs
 from unmask.evaluation.class_order import VERIFIED, ClassOrder, assume_order, match_classes
 from unmask.evaluation.evaluator import ModuleEvaluator
-from unmask.evaluation.features import require_labels
+from unmask.evaluation.features import describe_images, require_labels
 from unmask.evaluation.metrics import reported_ranks, top1_interval
 
 
@@ -51,12 +51,14 @@ class TestEvaluator(ModuleEvaluator):
         if order is not None and order.positions is not None:
             cast(Reorderable, module).reorder_outputs(order.positions)
         told = f", {order.finding}" if order is not None and order.finding != VERIFIED else ""
+        trainer = make_trainer()
+        prepared = {"images": describe_images(data), "precision": str(trainer.precision)}
         return EvalReport(
             protocol=f"test: test step of {type(module).__name__}, test ({num_images}){told}",
-            metrics=run_test(make_trainer(), module, data),
+            metrics=run_test(trainer, module, data),
             num_train_images=0,
             num_test_images=num_images,
-            settings={} if order is None else {"class_order": order.finding},
+            settings=prepared if order is None else {"class_order": order.finding, **prepared},
         )
 
     def _match(self, outputs: Outputs, data: EvaluationData) -> ClassOrder:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from unmask.interchange.classifier import Classifier
+from unmask.interchange.preprocessing import Preprocessing
 
 _NUM_SHOWN = 2  # names a line lists before it counts the others
 
@@ -23,6 +24,7 @@ class Conversion:
     )  # the same of a teacher's moving average, if there is one
     heads: Mapping[str, Tensor] = field(default_factory=dict)  # by the names of the method's `state_dict`
     classifier: Classifier | None = None  # on this backbone
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)  # of images for the classifier
     left_out: Mapping[str, str] = field(default_factory=dict)  # name in the file -> why it has no place
     trained_names: Sequence[str] = ()  # in the file, of `backbone`, where `averaged` may be taken in its place
     averaged_names: Sequence[str] = ()  # in the file, of `averaged`

@@ -40,7 +40,12 @@ def build_method(overrides: Sequence[str]) -> BackboneModule:
             follow_training_images(config, data)
         write_statistics(config, data)
         method = build_module(config.method, data)
-        initialize(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
+        initialize(
+            method,
+            class_names=data.class_names if method.is_classifier else (),
+            allow_partial=config.allow_partial,
+            use_ema_weights=config.use_ema_weights,
+        )
     except (HydraException, OmegaConfBaseException) as error:
         raise ValueError(one_sentence(error, *configuration_names("run"))) from error
     return method

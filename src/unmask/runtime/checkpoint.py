@@ -21,6 +21,7 @@ from unmask.interchange.files import WeightFile, read_weights, refusing_nonsense
 from unmask.interchange.infer_config import with_changes
 from unmask.interchange.limits import bounded_networks
 from unmask.interchange.load_weights import load_backbone_weights
+from unmask.interchange.preprocessing import Preprocessing
 from unmask.interchange.record import FORMAT, RECORD_KEY, printable, require_format, require_plain, shown
 from unmask.methods.backbone_module import BackboneModule
 from unmask.methods.supervised import Supervised
@@ -126,10 +127,11 @@ def _steps(steps: Any) -> int | None:
 
 
 class LoadedModule(NamedTuple):
-    """A module with its heads, in eval mode, and what its outputs stand for."""
+    """A module with its heads, in eval mode, what its outputs stand for, and how its program prepares images."""
 
     module: BackboneModule
     outputs: Outputs
+    preprocessing: Preprocessing = Preprocessing()
 
 
 def load_method(path: str | Path, **changes: Any) -> BackboneModule:
@@ -202,7 +204,7 @@ def _load_classifier(file: WeightFile, path: str | Path, changes: Mapping[str, A
     _log.info(f"{path}\n{report.describe()}")
     outputs = Outputs(classifier.num_outputs, classifier.num_unused, classifier.class_names)
     module.eval()
-    return LoadedModule(module, outputs)
+    return LoadedModule(module, outputs, conversion.preprocessing)
 
 
 def _require_classifier(conversion: Conversion, path: str | Path) -> Classifier:

@@ -37,6 +37,7 @@ from unmask.runtime.console import describe_batch
 from unmask.runtime.effect import require_effect
 from unmask.runtime.follow_data import announce_followed, is_following, tell_rules
 from unmask.runtime.inference import run_inference
+from unmask.runtime.named_preprocessing import prepare_as_named
 from unmask.runtime.run_record import describe_run, own_data, remember_places
 from unmask.runtime.secrets import redacted
 from unmask.runtime.setting_types import require_types
@@ -196,10 +197,12 @@ class CheckpointRun:
         changes = backbone_changes(self.config)
         modules = [load_module(str(subject.ckpt_path), **changes) for subject in self._subjects]
         results = []
-        for subject, (module, outputs) in zip(self._subjects, modules, strict=True):
-            data, settings = self._data_for(module.exported_backbone, self.config.seed)
-            make_trainer = _trainers(self.config, data, settings, subject)
-            report = evaluator.evaluate_module(module, data, make_trainer, outputs)
+        for subject, loaded in zip(self._subjects, modules, strict=True):
+            config = prepare_as_named(self.config, loaded, str(subject.ckpt_path))
+            data_for = self._data_for if config is self.config else _data_builder(config)
+            data, settings = data_for(loaded.module.exported_backbone, self.config.seed)
+            make_trainer = _trainers(config, data, settings, subject)
+            report = evaluator.evaluate_module(loaded.module, data, make_trainer, loaded.outputs)
             results.append(self._result(subject, self.config.seed, report, data))
         return results
 

@@ -22,6 +22,7 @@ from unmask.interchange.exporters.vitmae import ViTMAEExporter
 from unmask.interchange.files import read_weights
 from unmask.interchange.hub import HubUpload
 from unmask.interchange.model_card import UNTOLD
+from unmask.interchange.preprocessing import LEAST_CROP, Preprocessing
 from unmask.interchange.record import shown
 from unmask.interchange.training_record import Measurement, TrainingRun, accuracy_section, training_section
 from unmask.runtime.checkpoint import SavedRun, find_run, holds_classifier, load_backbone, load_module, rebuild_method
@@ -29,7 +30,6 @@ from unmask.runtime.kinds import DATA, from_record
 from unmask.runtime.run_record import recall_places
 
 _log = logging.getLogger("unmask")
-_LEAST_CROP = 0.1  # fraction of an image; the formats are tried with images that large
 _REPORT_NAME = "report.json"
 _KEYS_OF_A_REPORT = {"ckpt_path", "data", "git", "metrics", "num_test_images", "protocol", "seed"}
 _BACKBONE_EXPORTERS: tuple[Exporter, ...] = (HuggingFaceExporter(), TimmExporter(), TorchExporter(), OnnxExporter())
@@ -122,13 +122,23 @@ def _foreign_source(path: Path, *, card: str, keep_classifier: bool) -> ExportSo
     """Reads a file of another program, with its classifier where it holds one."""
     if not keep_classifier or not holds_classifier(path):
         return ExportSource(backbone=load_backbone(path), card=card)
-    module, outputs = load_module(path)
+    module, outputs, preprocessing = load_module(path)
     return ExportSource(
         backbone=module.exported_backbone,
         classifier=module.exported_classifier,
         class_names=outputs.class_names,
         card=card,
+        **_prepared(preprocessing),
     )
+
+
+def _prepared(preprocessing: Preprocessing) -> dict[str, Any]:
+    """The crop and the interpolation that a file names; none, with a line, where they are not computed here."""
+    try:
+        return preprocessing.settings(chosen=())
+    except ValueError as error:
+        _log.info(f"{error}; the export names a whole image resized bicubic")
+        return {}
 
 
 def _exporter(name: str, exporters: Sequence[Exporter]) -> Exporter:
@@ -167,8 +177,8 @@ def _training_sections(saved: SavedRun) -> list[str]:
 
 def _crop_pct(saved: SavedRun) -> float:
     crop_pct = from_record(saved.record.get("data"), DATA).get("crop_pct", 1.0)
-    if not _LEAST_CROP <= crop_pct <= 1.0:
-        raise ValueError(f"the checkpoint's data have crop_pct={shown(crop_pct)}, which must lie in [{_LEAST_CROP}, 1]")
+    if not LEAST_CROP <= crop_pct <= 1.0:
+        raise ValueError(f"the checkpoint's data have crop_pct={shown(crop_pct)}, which must lie in [{LEAST_CROP}, 1]")
     return float(crop_pct)
 
 

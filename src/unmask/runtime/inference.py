@@ -22,6 +22,7 @@ from unmask.methods.backbone_module import BackboneModule
 from unmask.runtime.builders import backbone_changes, build_trainer, resolve_config
 from unmask.runtime.checkpoint import LoadedModule, find_run, load_backbone, load_module
 from unmask.runtime.kinds import DATA, from_record
+from unmask.runtime.named_preprocessing import prepare_as_named
 from unmask.runtime.resolvers import auto_workers
 
 _log = logging.getLogger("unmask")
@@ -59,10 +60,10 @@ class CheckpointFile:
         return load_backbone(self.path)
 
     def load_module(self) -> BackboneModule:
-        return self._loaded.module
+        return self.loaded.module
 
     def class_names(self) -> tuple[str, ...]:
-        module, outputs = self._loaded
+        module, outputs, _ = self.loaded
         if outputs.class_names:
             return tuple(outputs.class_names)
         names = [] if self.names_of_data is None else list(self.names_of_data(module.backbone))
@@ -78,7 +79,8 @@ class CheckpointFile:
         return (*names, *unused) if names else tuple(f"class {number}" for number in range(outputs.num))
 
     @cached_property
-    def _loaded(self) -> LoadedModule:
+    def loaded(self) -> LoadedModule:
+        """The module and what is known of it, read once."""
         return load_module(self.path, **self.changes)
 
 
@@ -96,7 +98,10 @@ def run_inference(
             f"{config.name} computes on one device, and trainer.devices gives {trainer.world_size}; use "
             "trainer.devices=1"
         )
-    model, backbone = inference.load(_checkpoint(config, build_data))
+    checkpoint = _checkpoint(config, build_data)
+    model, backbone = inference.load(checkpoint)
+    if inference.reads_classifier:
+        config = prepare_as_named(config, checkpoint.loaded, checkpoint.path, eval_crop_pct=inference.crop_pct)
     device = trainer.strategy.root_device
     model.to(device).eval()
 

@@ -113,7 +113,12 @@ def _pretrain(config: DictConfig) -> float | None:
         require_same_backbone(method, point.path)
         require_same_images(point, fingerprints)
     else:
-        initialize(method, allow_partial=config.allow_partial, use_ema_weights=config.use_ema_weights)
+        initialize(
+            method,
+            class_names=data.class_names if method.is_classifier else (),
+            allow_partial=config.allow_partial,
+            use_ema_weights=config.use_ema_weights,
+        )
     plain = redacted(resolve_config(config))
     record = describe_run(plain, num_classes=data.num_classes, class_names=data.class_names)
     provenance = Provenance(record)

@@ -163,7 +163,7 @@ def test_a_classifier_reads_the_mean_behind_the_norm(padded_weights, is_padded, 
     text = f"backbone=dict(img_size={side}, pad_small_map={is_padded})"
     meta = {"cfg": text, "dataset_meta": {"classes": classes}}
     torch.save({"state_dict": padded_weights | indices | head, "meta": meta}, tmp_path / "classifier.pth")
-    module, outputs = load_module(tmp_path / "classifier.pth")
+    module, outputs, _ = load_module(tmp_path / "classifier.pth")
     assert (outputs.num, list(outputs.class_names)) == (5, classes)
     weights = {name: weight.double() for name, weight in (padded_weights | head).items()}
     images = torch.randn(2, 3, side, side, dtype=torch.float64)

@@ -29,8 +29,9 @@ class TimmExporter:
 
     def write(self, source: ExportSource, folder: Path) -> None:
         form = source.backbone.to_timm()
-        statistics = {"mean": list(source.backbone.pixel_mean), "std": list(source.backbone.pixel_std)}
-        described = {"architecture": form.name, "model_args": dict(form.arguments), "pretrained_cfg": statistics}
+        published = {"crop_pct": source.crop_pct, "crop_mode": "center", "interpolation": source.interpolation}
+        published |= {"mean": list(source.backbone.pixel_mean), "std": list(source.backbone.pixel_std)}
+        described = {"architecture": form.name, "model_args": dict(form.arguments), "pretrained_cfg": published}
         described |= {"label_names": list(source.class_names)} if source.class_names else {}
         header = {"format": "pt", DESCRIPTION_KEY: json.dumps(described)}  # by which importing knows the heads again
         save_file(timm_weights(source, form), folder / WEIGHTS_NAME, metadata=header)

@@ -12,6 +12,7 @@ from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.importers.decoder import take_mae_decoder
 from unmask.interchange.importers.microsoft import microsoft_swin_to_timm, simmim_heads
+from unmask.interchange.preprocessing import huggingface_preprocessing
 from unmask.interchange.renaming import Rules, fuse_qkv, rename, split
 
 _STEM = "embeddings.patch_embeddings.projection.weight"
@@ -76,7 +77,11 @@ def convert(file: WeightFile) -> Conversion:
     left_out |= dict.fromkeys(others, "not part of the backbone")
     backbone = rename(backbone, [*_EMBEDDINGS, *_BLOCKS])
     convert_model = _vit if is_vit else _swin
-    return replace(convert_model(file, backbone, decoder, left_out), classifier=classifier)
+    return replace(
+        convert_model(file, backbone, decoder, left_out),
+        classifier=classifier,
+        preprocessing=huggingface_preprocessing(file.preprocessing, "its preprocessor_config.json"),
+    )
 
 
 def _vit(

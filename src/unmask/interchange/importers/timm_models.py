@@ -16,6 +16,7 @@ from unmask.interchange.classifier import Classifier, take_classifier
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.limits import bounded_networks
+from unmask.interchange.preprocessing import timm_preprocessing
 from unmask.interchange.record import shown
 from unmask.interchange.renaming import without_buffers
 
@@ -83,8 +84,13 @@ def _pooling(file: WeightFile, model: Any) -> Pooling | None:
 
 
 def _label_names(file: WeightFile) -> Any:
-    described = file.config.get("pretrained_cfg")
-    return file.config.get("label_names", described.get("label_names") if isinstance(described, Mapping) else None)
+    return file.config.get("label_names", _pretrained_cfg(file).get("label_names"))
+
+
+def _pretrained_cfg(file: WeightFile) -> Mapping[str, Any]:
+    """What a folder or a header says of the published weights; older folders of timm say it beside all else."""
+    described = file.config.get("pretrained_cfg", file.config)
+    return described if isinstance(described, Mapping) else {}
 
 
 def _described_model(file: WeightFile) -> Any:
@@ -99,6 +105,9 @@ def _described_model(file: WeightFile) -> Any:
     if not isinstance(name, str) or not is_model_name(name) or not isinstance(arguments, Mapping):
         raise ValueError(f"{file.path}: config.json names {shown(name)}, which this version of timm does not have")
     sizes = {size: arguments[size] for size in _SIZES if arguments.get(size) is not None}
+    published = _pretrained_cfg(file)
+    if published.get("fixed_input_size") is True and isinstance(published.get("input_size"), list):
+        sizes.setdefault("img_size", published["input_size"][1:])  # as timm does where it builds the model
     for size, value in sizes.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(type(number) is int and 0 < number <= _LARGEST for number in numbers):
@@ -118,8 +127,12 @@ def _sizes(swin: Any) -> Mapping[str, Any]:
 
 
 def _with_statistics(file: WeightFile, conversion: Conversion) -> Conversion:
-    described = file.config.get("pretrained_cfg")
-    described = described if isinstance(described, Mapping) else {}
+    described = _pretrained_cfg(file)
     names = {"mean": "pixel_mean", "std": "pixel_std"}
     statistics = {ours: list(described[theirs]) for theirs, ours in names.items() if described.get(theirs)}
-    return replace(conversion, settings={**conversion.settings, **statistics})
+    source = "its config.json" if file.path.is_dir() else "its header"
+    return replace(
+        conversion,
+        settings={**conversion.settings, **statistics},
+        preprocessing=timm_preprocessing(described, source),
+    )
