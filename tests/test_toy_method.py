@@ -51,7 +51,6 @@ base_batch_size: 256
 betas: [0.9, 0.95]
 augmentation:
   _target_: unmask.data.augmentation.transforms.Augmentation
-  scale: [0.2, 1.0]
 """
 
 

@@ -9,13 +9,25 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 
-def sentence_of(overrides: list[str]) -> str:
+def sentence_of(overrides: list[str], command: str = "run") -> str:
     from unmask.runtime.config import compose_config, configuration_names
     from unmask.runtime.mistakes import one_sentence
 
     with pytest.raises(HydraException) as raised:
-        compose_config("run", overrides)
-    return one_sentence(raised.value, *configuration_names("run", overrides))
+        compose_config(command, overrides)
+    return one_sentence(raised.value, *configuration_names(command, overrides))
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "program"),
+    [
+        ("run", "mae_finetune_vit-base_1024b-100e_in1k-224px", "eval.py"),
+        ("eval", "mae_vit-base_4096b-800e_in1k-224px", "run.py"),
+    ],
+)
+def test_an_experiment_of_the_other_command_names_that_command(command: str, name: str, program: str) -> None:
+    overrides = [f"experiment={name}", *(["ckpt_path=none"] if command == "eval" else [])]
+    assert sentence_of(overrides, command).endswith(f"is for the other command; use python {program} experiment=NAME")
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ class OnlineProbe(Callback):
     """Measures, at the end of an epoch, k-NN and logistic regression on the features of the backbone that is exported.
 
     It reads full images without masks or augmentation, in eval mode, as every evaluation does: some of the training
-    split make the bank, some of the validation split are asked for. Logged are `probe/NAME/knn_top1` and
+    split make the bank, some of the validation split are the queries. Logged are `probe/NAME/knn_top1` and
     `probe/NAME/logistic_top1`, in percent, and a line says both. Training is the same with a probe as without;
     `best.ckpt` may follow one. MAE's k-NN is low by nature (11 % on ImageNet where a linear probe finds 46 %): compare
     a number with the one before it and with `eval.py`, not between methods.
@@ -116,7 +116,7 @@ class OnlineProbe(Callback):
         if trainer.is_global_zero:
             _log.info(
                 f"probe {self.name}  k-NN {found['knn']:.1f} %  logistic regression {found['logistic']:.1f} %  "
-                f"({len(bank.labels):,} images, {len(query.labels):,} asked for, {self._last_cost:.1f} s)"
+                f"({len(bank.labels):,} training and {len(query.labels):,} validation images, {self._last_cost:.1f} s)"
             )
 
     def _measure(self, bank: Features, query: Features) -> dict[str, float]:

@@ -55,7 +55,7 @@ class DeferredDataLoader(DataLoader[RawBatch]):
         timeout: float = 0.0,
         persistent_workers: bool = False,
     ) -> None:
-        self.seconds_of_patience = timeout
+        self.batch_timeout = timeout
         self._hanging: str | None = None  # says which worker was given up
         dataset.progress = torch.tensor([[0, IDLE]] * num_workers).share_memory_() if num_workers else None
         super().__init__(
@@ -74,7 +74,7 @@ class DeferredDataLoader(DataLoader[RawBatch]):
             yield from super().__iter__()
             return
         end_workers_at_exit()
-        deadline = BatchDeadline(self.seconds_of_patience, pids=self._pids, note=self._note_hanging)
+        deadline = BatchDeadline(self.batch_timeout, pids=self._pids, note=self._note_hanging)
         try:
             with self._naming_images(), _deaths.raised_here(matters=_is_in_use):
                 pass  # those since the epoch before
@@ -132,7 +132,7 @@ class DeferredDataLoader(DataLoader[RawBatch]):
             return
         names = [name for pid in self._pids() if (name := self.image_read_by(pid))]
         self._hanging = (
-            f"a loader worker returned nothing for {self.seconds_of_patience:g} s "
+            f"a loader worker returned nothing for {self.batch_timeout:g} s "
             f"{_reading(names)}; check that storage, or raise data.worker_timeout"
         )
 

@@ -102,11 +102,11 @@ def reference() -> None:
 
 def replay() -> None:
     """Computes a step again: `python -m unmask.replay FILE`."""
-    from unmask.runtime.console import calm_libraries
+    from unmask.runtime.console import quiet_libraries
     from unmask.runtime.replay import replay as replay_step
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    calm_libraries()
+    quiet_libraries()
     if len(sys.argv) != 2 or sys.argv[1] in _ABOUT:
         sys.exit("usage: python -m unmask.replay runs/.../nonfinite/step_00000012.ckpt")
     try:
@@ -199,12 +199,12 @@ def _print_explanation(config_name: str) -> None:
 def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     """Runs a task that needs no folder of its own for the run; `--help` prints its configuration file."""
     from unmask.runtime.config import compose_config, config_directory, configuration_names
-    from unmask.runtime.console import calm_libraries
+    from unmask.runtime.console import quiet_libraries
     from unmask.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    calm_libraries()
+    quiet_libraries()
     overrides = sys.argv[1:]
     if any(override in _ABOUT for override in overrides):
         sys.stdout.write((config_directory() / f"{config_name}.yaml").read_text(encoding="utf-8"))
@@ -254,13 +254,13 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         from unmask.callbacks.stopping import RunStopped
         from unmask.data.bad_images import BAD_IMAGES_NAME
         from unmask.data.loader import WorkerFailed
-        from unmask.runtime.console import calm_libraries
+        from unmask.runtime.console import quiet_libraries
         from unmask.runtime.mistakes import one_sentence
         from unmask.runtime.sweep import is_job_of_sweep, report_to_sweep, run_job
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             return run_job()
-        calm_libraries()
+        quiet_libraries()
         run_dir = Path(config.paths.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)  # Hydra makes its own folder alone, which it is by default
         is_fresh = all(entry.name == ".hydra" for entry in run_dir.iterdir())  # else it holds what a user made

@@ -42,7 +42,7 @@ def describe_learning_rate(config: DictConfig) -> str:
     return "as given"
 
 
-def calm_libraries() -> None:
+def quiet_libraries() -> None:
     """Keeps what libraries say by default off the screen: hints, adverts, and every process but the first."""
     loggers = ["lightning.pytorch", "lightning.fabric", "lightning", "torch.distributed", "fsspec", "matplotlib"]
     for name in [*loggers, "timm", "httpx", "onnx_ir", "onnxscript"]:

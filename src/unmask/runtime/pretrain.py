@@ -50,7 +50,7 @@ from unmask.runtime.run_record import describe_run, remember_places
 from unmask.runtime.secrets import redacted
 from unmask.runtime.setting_types import require_types
 
-_LONGEST_GOODBYE = 15.0  # seconds
+_EXIT_TIMEOUT = 15.0  # seconds
 _log = logging.getLogger("unmask")
 # What is built or read of a configuration; all else in it is there to be referred to from these.
 _READ = (
@@ -159,7 +159,7 @@ def _fit(
     except RunStopped:
         for process in launched_processes(trainer):  # they have stopped at the same step
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_LONGEST_GOODBYE)
+                process.wait(_EXIT_TIMEOUT)
         raise
     except Exception as error:
         failed = lost_process(trainer, error)
