@@ -159,4 +159,6 @@ def test_a_line_says_both_numbers(fit, make_labelled, caplog):
     caplog.set_level(logging.INFO, logger="unmask")
     fit(OnlineProbe(name="a", data=make_labelled(), k=3), max_epochs=1)
     (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("probe a")]
-    assert line.startswith("probe a  k-NN 100.0 %  logistic regression 100.0 %  (24 training and 10 validation images, ")
+    assert line.startswith(
+        "probe a  k-NN 100.0 %  logistic regression 100.0 %  (24 training and 10 validation images, "
+    )

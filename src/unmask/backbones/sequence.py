@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask.backbones.base import MaskedBackbone, Pooling
-from unmask.types import Images, StageEdit
+from unmask.patches import PatchSize, patch_grid
+from unmask.types import FeatureStage, Images, StageEdit
 
 NUM_PREFIX_TOKENS = 1  # the class token
 TIMM_POOLINGS: Mapping[Pooling, str] = {"mean": "avg", "cls": "token"}  # timm's words
@@ -22,10 +23,30 @@ class SequenceBackbone(MaskedBackbone):
     grid: tuple[int, int]  # patches: rows, columns
     norm_after_pooling: bool  # pool the patch tokens first and normalise the mean, as fine-tuning does
 
+    _settings: Any  # of the class, a `TimmSettings`
+
     @property
     @abstractmethod
     def transformer(self) -> Any:
         """The model of timm."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"kind": type(self).__name__, **self._settings.as_record()}
+
+    def _take_sizes(self, patch_size: PatchSize) -> None:
+        """Sets what is read off the settings and timm's model, once both are there."""
+        chosen = self._settings
+        self.image_size = chosen.size
+        self.num_blocks = len(self.transformer.blocks)
+        self._blocks_per_stage = blocks_per_stage(self.num_blocks, chosen.num_stages)
+        self.grid = patch_grid(self.image_size, patch_size)
+        stage = FeatureStage(self.transformer.embed_dim, patch_size)
+        self.stages = (stage,) * (self.num_blocks // self._blocks_per_stage)
+        self.norm_after_pooling = chosen.norm_after_pooling
+        self.pooling = chosen.pooling
+        self.in_channels = chosen.in_channels
+        self.pixel_mean, self.pixel_std = chosen.means, chosen.deviations
 
     @abstractmethod
     def _stage_tokens(self, images: Images, edit: StageEdit | None) -> list[Float[Tensor, "b n d"]]:

@@ -17,14 +17,13 @@ from unmask.backbones.sequence import (
     TIMM_POOLINGS,
     SequenceBackbone,
     as_grid,
-    blocks_per_stage,
     pool_blocks,
     run_stages,
 )
 from unmask.backbones.settings import TimmSettings, require_pooling, require_square_patch, takes
 from unmask.backbones.timm_spec import TimmSpec
-from unmask.patches import patch_grid, require_whole_patches
-from unmask.types import FeatureStage, Images, StageEdit
+from unmask.patches import require_whole_patches
+from unmask.types import Images, StageEdit
 
 _SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 
@@ -102,23 +101,10 @@ class TimmBeit(SequenceBackbone):
     @takes(BeitSettings)
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self._settings = chosen = BeitSettings(**settings)
-        self.image_size = chosen.size
+        self._settings = BeitSettings(**settings)
+        self.patch_size = self._settings.patch_size
         self.beit = self._create()
-        self.num_blocks = len(self.beit.blocks)
-        self._blocks_per_stage = blocks_per_stage(self.num_blocks, chosen.num_stages)
-        self.patch_size = chosen.patch_size
-        self.grid = patch_grid(self.image_size, self.patch_size)
-        stage = FeatureStage(self.beit.embed_dim, self.patch_size)
-        self.stages = (stage,) * (self.num_blocks // self._blocks_per_stage)
-        self.norm_after_pooling = chosen.norm_after_pooling
-        self.pooling = chosen.pooling
-        self.in_channels = chosen.in_channels
-        self.pixel_mean, self.pixel_std = chosen.means, chosen.deviations
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return {"kind": type(self).__name__, **self._settings.as_record()}
+        self._take_sizes(self.patch_size)
 
     @property
     def transformer(self) -> Any:

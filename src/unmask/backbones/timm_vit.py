@@ -17,15 +17,14 @@ from unmask.backbones.sequence import (
     TIMM_POOLINGS,
     SequenceBackbone,
     as_grid,
-    blocks_per_stage,
     pool_blocks,
     run_stages,
 )
 from unmask.backbones.settings import TimmSettings, require_pooling, takes
 from unmask.backbones.timm_spec import TimmSpec
-from unmask.patches import as_patch_size, patch_grid, patch_sides, require_whole_patches
+from unmask.patches import as_patch_size, patch_sides, require_whole_patches
 from unmask.positions import sincos_positions, sinusoid_positions
-from unmask.types import FeatureStage, Images, StageEdit
+from unmask.types import Images, StageEdit
 
 _PLAIN = "vit_tiny_patch16_224"
 _TIMM_NORM_EPS = 1e-6
@@ -90,7 +89,6 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
         self._settings = chosen = ViTSettings(**settings)
-        self.image_size = chosen.size
         self.patch_size = as_patch_size(chosen.patch_size)
         self.vit = create_timm_model(
             chosen.name,
@@ -103,23 +101,12 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
             raise ValueError(
                 f"{chosen.name} has no class token alone in front of its patches; use a plain ViT such as {_PLAIN}"
             )
-        self.num_blocks = len(self.vit.blocks)
-        self._blocks_per_stage = blocks_per_stage(self.num_blocks, chosen.num_stages)
         self.num_prefix_tokens = NUM_PREFIX_TOKENS
-        self.grid = patch_grid(self.image_size, self.patch_size)
-        self.stages = (FeatureStage(self.vit.embed_dim, self.patch_size),) * (self.num_blocks // self._blocks_per_stage)
-        self.norm_after_pooling = chosen.norm_after_pooling
-        self.pooling = chosen.pooling
-        self.in_channels = chosen.in_channels
-        self.pixel_mean, self.pixel_std = chosen.means, chosen.deviations
+        self._take_sizes(self.patch_size)
         if chosen.positions == "sincos":
             self._fix_positions(sincos_positions(self.vit.embed_dim, self.grid, num_prefix_tokens=NUM_PREFIX_TOKENS))
         elif chosen.positions == "sinusoid":
             self._fix_positions(sinusoid_positions(self.vit.embed_dim, self.vit.pos_embed.shape[1]))
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        return {"kind": type(self).__name__, **self._settings.as_record()}
 
     @property
     def transformer(self) -> Any:
