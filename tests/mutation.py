@@ -41,6 +41,8 @@ MEETINGS = {
     "heads/batch_norm.py": ["tests/heads"],
     "data/sampler.py": ["tests/data/test_sampler.py", "tests/data/test_datamodule.py"],
     "data/worker_signals.py": ["tests/data/test_loader.py"],
+    "data/loaded_splits.py": ["tests/data/test_datamodule.py", "tests/data/test_dataset.py"],
+    "data/model_input.py": ["tests/data/test_datamodule.py", "tests/data/test_precomputed_crops.py"],
     "callbacks/report_page.py": ["tests/callbacks/test_run_report.py"],
     "interchange/classifier.py": ["tests/interchange/test_classifiers.py"],
     "runtime/pretrain.py": ["tests/runtime/test_quickstart.py", "tests/runtime/test_probes.py"],

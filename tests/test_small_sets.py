@@ -29,6 +29,12 @@ def test_batch_and_length_of_known_sets(num_images: int, batch_size: int, epochs
     assert epochs_for(num_images, batch_size) == epochs
 
 
+def test_the_rule_holds_below_the_number_that_is_stated_and_for_counted_sets_alone() -> None:
+    assert is_small(SMALL - 1)
+    assert not is_small(SMALL)
+    assert not is_small(None)
+
+
 @pytest.mark.parametrize("num_images", SIZES)
 def test_every_set_gets_steps_enough(num_images: int) -> None:
     batch_size = batch_size_for(num_images)

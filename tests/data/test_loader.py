@@ -13,7 +13,7 @@ import torch
 from unmask.data.dataset import InMemoryDataset, LoaderCrop, LoaderDataset, RawBatch, SampleKey
 from unmask.data.files.pixels import Pixels
 from unmask.data.loader import DeferredDataLoader, WorkerFailed
-from unmask.data.worker_signals import WorkerDeaths
+from unmask.data.worker_signals import BatchDeadline, WorkerDeaths
 
 BATCHES = [[SampleKey(0, 0), SampleKey(0, 1), SampleKey(0, 2)], [SampleKey(0, 3), SampleKey(0, 4), SampleKey(0, 5)]]
 
@@ -61,6 +61,15 @@ def test_an_epoch_begins_with_its_first_batch_not_with_the_iterator(num_workers:
     assert not asked
     assert [batch.index.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5]]
     assert asked == ["begun"]
+
+
+def test_a_batch_that_comes_in_time_costs_no_worker() -> None:
+    noted: list[str] = []
+    deadline = BatchDeadline(300.0, pids=list, note=lambda: noted.append("late"))
+    with deadline.running():
+        time.sleep(1.3)  # over a second, after which the watch looks for the first time
+    deadline.end()
+    assert not noted
 
 
 @pytest.mark.slow

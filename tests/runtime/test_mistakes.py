@@ -30,6 +30,10 @@ def test_an_experiment_of_the_other_command_names_that_command(command: str, nam
     assert sentence_of(overrides, command).endswith(f"is for the other command; use python {program} experiment=NAME")
 
 
+def test_a_choice_that_does_not_exist_is_answered_with_all_there_are() -> None:
+    assert sentence_of(["optimizer=sdg"]) == "optimizer=sdg does not exist; nearest: sgd (of adamw, lars, sgd)"
+
+
 @pytest.mark.parametrize(
     ("typed", "named"),
     [
