@@ -19,7 +19,7 @@ class CollapseWarning(Callback):
             Ours.
 
     Raises:
-        ValueError: The share lies outside (0, 1).
+        ValueError: The fraction lies outside (0, 1).
     """
 
     def __init__(self, min_rank_fraction: float = 0.05) -> None:
@@ -31,10 +31,10 @@ class CollapseWarning(Callback):
         if trainer.sanity_checking:
             return
         for stream, name in _READINGS.items():
-            share = trainer.callback_metrics.get(name)
-            if share is not None and not float(share) >= self.min_rank_fraction:  # NaN warns too
+            fraction = trainer.callback_metrics.get(name)
+            if fraction is not None and not float(fraction) >= self.min_rank_fraction:  # NaN warns too
                 _log.warning(
-                    f"the {stream}'s features are collapsing: they spread over {float(share):.1%} of the directions "
+                    f"the {stream}'s features are collapsing: they spread over {float(fraction):.1%} of the directions "
                     f"they could ({name}, warned of below {self.min_rank_fraction:.1%}). Lower the learning rate, or "
                     "give the contrastive or reconstruction term more weight"
                 )

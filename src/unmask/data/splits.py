@@ -11,7 +11,7 @@ from unmask.randomness import keyed_permutation, stream_key
 def hold_out(labels: Int[Tensor, " n"], count: int, *, seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
     """Sets `count` samples aside, as evenly over the classes as their sizes allow.
 
-    Each class gives up its share, rounded; the choice is a function of `seed` and the labels. Both results are in
+    Each class gives up the same fraction, rounded; the choice is a function of `seed` and the labels. Both results are in
     rising order.
 
     Raises:
@@ -24,7 +24,7 @@ def hold_out(labels: Int[Tensor, " n"], count: int, *, seed: int) -> tuple[Int[T
         raise ValueError(f"cannot hold out {count} of {total} images; choose between 1 and {total - 1}")
     order = keyed_permutation(stream_key(seed, "hold-out"), total)
     by_class = order[labels[order].argsort(stable=True)]
-    # Every total/count-th sample of the list sorted by class: each class loses the same share.
+    # Every total/count-th sample of the list sorted by class: each class loses the same fraction.
     picks = (2 * torch.arange(count) + 1) * total // (2 * count)
     is_held_out = torch.zeros(total, dtype=torch.bool)
     is_held_out[by_class[picks]] = True

@@ -7,7 +7,7 @@ from unmask.interchange.exporters.base import Comparison, ExportSource
 from unmask.interchange.record import KIND_KEY
 
 CARD_NAME = "README.md"
-UNTOLD = "## Training\n\nThe source of this export has no record of its training."
+NO_RECORD = "## Training\n\nThe source of this export has no record of its training."
 _NUM_NAMES_SHOWN = 20
 
 
@@ -34,7 +34,7 @@ def model_card(source: ExportSource, usage: str, comparisons: Sequence[Compariso
         usage,
         "## What it is",
         _network_table(source),
-        source.card or UNTOLD,
+        source.card or NO_RECORD,
         "## Check",
         "\n".join(_checked(comparison) for comparison in comparisons),
         "## Licence",

@@ -59,7 +59,7 @@ class RandomMaskGenerator:
 
 
 def require_ratio(ratio: float, patch_size: PatchSize) -> None:
-    """Raises a ValueError unless the share and the size of the patches make sense."""
+    """Raises a ValueError unless the fraction and the size of the patches make sense."""
     if not 0.0 < ratio < 1.0:
         raise ValueError(f"mask ratio must lie between 0 and 1, both excluded, got {ratio}")
     if min(patch_sides(patch_size)) < 1:

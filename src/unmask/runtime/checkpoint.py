@@ -265,8 +265,8 @@ def load_backbone(
         conversion = convert(file, use_ema_weights=use_ema_weights)
         with bounded_networks(file.num_bytes):
             backbone = build_backbone(with_changes(conversion, changes))
-        coverage = load_backbone_weights(backbone, conversion, allow_partial=allow_partial)
-    _log.info(f"{path}\n{coverage.describe()}")
+        report = load_backbone_weights(backbone, conversion, allow_partial=allow_partial)
+    _log.info(f"{path}\n{report.describe()}")
     return backbone.eval()
 
 

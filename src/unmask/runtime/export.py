@@ -21,7 +21,7 @@ from unmask.interchange.exporters.torch_export import TorchExporter
 from unmask.interchange.exporters.vitmae import ViTMAEExporter
 from unmask.interchange.files import read_weights
 from unmask.interchange.hub import HubUpload
-from unmask.interchange.model_card import UNTOLD
+from unmask.interchange.model_card import NO_RECORD
 from unmask.interchange.preprocessing import LEAST_CROP, Preprocessing
 from unmask.interchange.record import shown
 from unmask.interchange.training_record import Measurement, TrainingRun, accuracy_section, training_section
@@ -103,7 +103,7 @@ def checkpoint_source(
     accuracy = accuracy_section(measurements)
     saved = find_run(read_weights(path))
     if saved is None:
-        return _foreign_source(path, card=f"{UNTOLD}\n\n{accuracy}", keep_classifier=keep_classifier)
+        return _foreign_source(path, card=f"{NO_RECORD}\n\n{accuracy}", keep_classifier=keep_classifier)
     module = rebuild_method(saved, path)
     classifier = module.exported_classifier if keep_classifier else None
     return ExportSource(

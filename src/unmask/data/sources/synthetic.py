@@ -577,10 +577,10 @@ def _covered(distance: Plane, edge: PerPicture) -> Plane:
 
 
 def _mix(
-    first: Float[Tensor, "*#shape"], second: Float[Tensor, "*#shape"], share: Float[Tensor, "*#shape"]
+    first: Float[Tensor, "*#shape"], second: Float[Tensor, "*#shape"], fraction: Float[Tensor, "*#shape"]
 ) -> Float[Tensor, "*shape"]:
-    """Goes from `first` to `second` as `share` goes from 0 to 1; unlike `torch.lerp`, without fused operations."""
-    return first + (second - first) * share
+    """Goes from `first` to `second` as `fraction` goes from 0 to 1; unlike `torch.lerp`, without fused operations."""
+    return first + (second - first) * fraction
 
 
 def _turned(
