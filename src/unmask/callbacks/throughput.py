@@ -15,8 +15,8 @@ DATA_WAIT = "system/data_wait"
 class Throughput(Callback):
     """Logs `system/images_per_s`, over all devices, and `system/data_wait` every `trainer.log_every_n_steps` steps.
 
-    `system/data_wait` is the fraction, in 0..1, of this device's time from the end of one batch to the start of the next:
-    waiting for the loader, moving the batch to the device and what is done to it there. Above some 0.05 a faster
+    `system/data_wait` is the fraction, in 0..1, of this device's time from the end of one batch to the start of the
+    next: waiting for the loader, moving the batch to the device and what is done to it there. Above some 0.05 a faster
     loader would speed training up. Whatever later callbacks do at the end of a batch, such as writing a checkpoint, is
     in it too.
 

@@ -11,8 +11,8 @@ from unmask.randomness import keyed_permutation, stream_key
 def hold_out(labels: Int[Tensor, " n"], count: int, *, seed: int) -> tuple[Int[Tensor, " kept"], Int[Tensor, " held"]]:
     """Sets `count` samples aside, as evenly over the classes as their sizes allow.
 
-    Each class gives up the same fraction, rounded; the choice is a function of `seed` and the labels. Both results are in
-    rising order.
+    Each class gives up the same fraction, rounded; the choice is a function of `seed` and the labels. Both results are
+    in rising order.
 
     Raises:
         ValueError: `count` does not leave at least one sample on both sides.
