@@ -1,6 +1,6 @@
 """What is exported, and what an exporter does with it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from unmask.backbones.base import MaskedBackbone
 from unmask.interchange.exporters.location import ExportLocation
 from unmask.types import Images
+
+_TRIAL_BATCHES = (1, 3)  # images; networks are traced with two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,22 @@ def compare_outputs(computed: Tensor, expected: Tensor, *, what: str, tolerance:
         what=what,
         tolerance=tolerance,
     )
+
+
+def compare_batches(compute: Callable[[Images], Tensor], source: ExportSource, *, library: str) -> list[Comparison]:
+    """Compares the outputs of an export that takes pixels in 0..1 at batches it was not traced with.
+
+    Args:
+        compute: What the export does, in `library`.
+        source: What it was made from.
+    """
+    comparisons = []
+    for batch in _TRIAL_BATCHES:
+        pixels = source.trial_pixels(batch)
+        expected = source.outputs(source.normalize(pixels))
+        what = f"{source.output_name} of {library}, batch of {batch}"
+        comparisons.append(compare_outputs(compute(pixels), expected, what=what))
+    return comparisons
 
 
 def require_linear(classifier: nn.Module) -> Mapping[str, Tensor]:

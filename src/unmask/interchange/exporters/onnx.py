@@ -4,15 +4,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
+from unmask.interchange.exporters.base import Comparison, ExportSource, compare_batches
 from unmask.interchange.exporters.graph import INPUT_NAME, PixelsToOutputs, description, input_sentence
 from unmask.interchange.exporters.location import ExportLocation
+from unmask.types import Images
 
 GRAPH_NAME = "model.onnx"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _LARGEST_FILE = 2**31  # bytes a protobuf message may have; larger weights go into a file beside it
-_TRIAL_BATCHES = (1, 3)  # neither is the batch it is traced with
 
 
 class OnnxExporter:
@@ -48,14 +49,12 @@ class OnnxExporter:
 
         onnx.checker.check_model(str(folder / GRAPH_NAME))
         session = onnxruntime.InferenceSession(folder / GRAPH_NAME, providers=["CPUExecutionProvider"])
-        comparisons = []
-        for batch in _TRIAL_BATCHES:
-            pixels = source.trial_pixels(batch)
+
+        def compute(pixels: Images) -> Tensor:
             (computed,) = session.run([source.output_name], {INPUT_NAME: pixels.numpy()})
-            expected = source.outputs(source.normalize(pixels))
-            what = f"{source.output_name} of onnxruntime, batch of {batch}"
-            comparisons.append(compare_outputs(torch.from_numpy(computed), expected, what=what))
-        return comparisons
+            return torch.from_numpy(computed)
+
+        return compare_batches(compute, source, library="onnxruntime")
 
     def usage(self, source: ExportSource, location: ExportLocation) -> str:
         code = [

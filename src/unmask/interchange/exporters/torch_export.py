@@ -4,12 +4,11 @@ from pathlib import Path
 
 import torch
 
-from unmask.interchange.exporters.base import Comparison, ExportSource, compare_outputs
+from unmask.interchange.exporters.base import Comparison, ExportSource, compare_batches
 from unmask.interchange.exporters.graph import INPUT_NAME, PixelsToOutputs, description, input_sentence
 from unmask.interchange.exporters.location import ExportLocation
 
 PROGRAM_NAME = "model.pt2"
-_TRIAL_BATCHES = (1, 3)  # neither is the batch it is traced with
 
 
 class TorchExporter:
@@ -31,15 +30,8 @@ class TorchExporter:
 
     def compare(self, source: ExportSource, folder: Path) -> list[Comparison]:
         network = torch.export.load(folder / PROGRAM_NAME).module()
-        comparisons = []
-        for batch in _TRIAL_BATCHES:
-            pixels = source.trial_pixels(batch)
-            with torch.no_grad():
-                computed = network(pixels)
-            expected = source.outputs(source.normalize(pixels))
-            what = f"{source.output_name} of torch.export, batch of {batch}"
-            comparisons.append(compare_outputs(computed, expected, what=what))
-        return comparisons
+        with torch.no_grad():
+            return compare_batches(network, source, library="torch.export")
 
     def usage(self, source: ExportSource, location: ExportLocation) -> str:
         code = [
