@@ -16,7 +16,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP]
+SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
 
 
 class _Interrupt(Callback):

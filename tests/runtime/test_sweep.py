@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -16,20 +17,29 @@ TINY += ["data.num_test=8", "global_batch_size=8", "trainer.accelerator=cpu", "t
 TINY += ["callbacks.reconstruction=null", "logger=csv", "schedule=constant", "trainer.max_epochs=1"]
 FAULT = """
 import os, signal, sys
+from pathlib import Path
 from lightning import Callback
 
 class Fault(Callback):
     def __init__(self, *, kind, note=""):
         self.kind = kind
 
+    def on_train_epoch_end(self, trainer, pl_module):
+        if self.kind == "orphan" and trainer.current_epoch == 1 and Path("armed").exists():
+            Path("armed").unlink()
+            os.kill(os.getppid(), signal.SIGKILL)
+
     def on_train_start(self, trainer, pl_module):
         {
             "none": lambda: None,
+            "orphan": lambda: None,
             "exit": lambda: sys.exit("enough"),
             "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
             "numbers": lambda: next(pl_module.parameters()).data.fill_(float("nan")),
             "setting": lambda: int("seven"),
             "stop": lambda: os.kill(os.getpid(), signal.SIGTERM),
+            "spoil": lambda: Path("conf/experiment/mine.yaml").write_text("no: [configuration"),
+            "wait": lambda: None if Path("ready").exists() else int("not ready"),
         }[self.kind]()
 """
 
@@ -98,10 +108,11 @@ def test_a_job_asked_to_stop_ends_the_sweep_and_odd_overrides_break_no_path(tmp_
     note = "it's/../a b,=" + "x" * 300
     quoted = note.replace("'", "\\'")
     fault = f"+callbacks.fault={{_target_:fault.Fault,kind:none,note:'{quoted}'}}"
-    done = sweep(tmp_path, *TINY, fault, "callbacks.fault.kind=none,stop,none")
+    done = sweep(tmp_path, *TINY, fault, "callbacks.fault.kind=none,stop,exit")
 
     assert done.returncode == 75, done.stderr
-    assert [job["state"] for job in rows(tmp_path)] == ["complete", "preempted"]
+    assert [job["state"] for job in rows(tmp_path)] == ["complete", "preempted", "waiting"]
+    assert "go on with:\n  python" in done.stderr
     assert "later jobs were not begun" in done.stderr
     assert "Traceback" not in done.stderr
     assert note in (tmp_path / "out" / "0" / ".hydra" / "config.yaml").read_text().replace("''", "'")
@@ -119,3 +130,64 @@ def test_a_sweep_has_its_folder_to_itself(tmp_path: Path) -> None:
         done.stderr
     )
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["run.lock"]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_from_frozen_configurations_and_runs_again_what_has_not_ended_well(tmp_path: Path) -> None:
+    own = tmp_path / "conf" / "experiment" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    text = "# @package _global_\ntrainer: {max_epochs: 1}\n"
+    own.write_text(text)
+    fault = "+callbacks.fault={_target_:fault.Fault,kind:none}"
+    command = ["--config-dir", "conf", "experiment=mine", *TINY[:-1], fault]
+
+    first = sweep(tmp_path, *command, "callbacks.fault.kind=spoil,wait")
+    assert first.returncode == 5, first.stderr
+    assert [job["state"] for job in rows(tmp_path)] == ["complete", "failed"]
+    assert "not ready" in rows(tmp_path)[1]["sentence"]  # of its own, although its experiment no longer composes
+    own.write_text(text)
+    (tmp_path / "ready").touch()
+    weights = tmp_path / "out" / "0" / "backbone.safetensors"
+    written = weights.stat().st_mtime_ns
+
+    again = sweep(tmp_path, *command, "callbacks.fault.kind=spoil,wait")
+    assert again.returncode == 2
+    assert "out holds an earlier sweep; continue it by resume=auto" in again.stderr
+
+    more = [*command, "callbacks.fault.kind=none,spoil,wait", "resume=auto", "hydra.launcher.n_jobs=2"]
+    continued = sweep(tmp_path, *more)
+    assert continued.returncode == 0, continued.stderr
+    assert "1 job(s) ended well" in continued.stdout
+    assert weights.stat().st_mtime_ns == written
+    kinds = [(job["number"], job["callbacks.fault.kind"], job["state"]) for job in rows(tmp_path)]
+    assert kinds == [("0", "spoil", "complete"), ("1", "wait", "complete"), ("2", "none", "complete")]
+    for job in (1, 2):  # two at once write apart
+        assert "val/loss" in (tmp_path / "out" / str(job) / "output.log").read_text()
+    assert 'href="2/report.html"' in (tmp_path / "out" / "sweep.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_study_killed_with_its_run_goes_on_and_a_run_that_promises_less_is_pruned(tmp_path: Path) -> None:
+    fault = "+callbacks.fault={_target_:fault.Fault,kind:orphan}"
+    pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.MedianPruner,n_startup_trials:1}"
+    command = [*TINY[:-1], "trainer.max_epochs=40", fault, "sweep=optuna", "optimizer.lr=choice(1e-3,1e-9)", pruner]
+    command += ["hydra.sweeper.sampler={_target_:optuna.samplers.BruteForceSampler,seed:0}", "hydra.sweeper.n_trials=2"]
+    (tmp_path / "armed").touch()
+
+    assert sweep(tmp_path, *command).returncode == -9
+    continued = sweep(tmp_path, *command, "resume=auto")
+    assert continued.returncode == 0, continued.stderr
+    assert "trial 0 was under way when the sweep ended; it is tried again" in continued.stdout
+    assert f"resumed from {tmp_path / 'out' / '0' / 'checkpoints' / 'last.ckpt'}" in continued.stdout
+    storage = f"sqlite:///{tmp_path / 'out' / 'study.db'}"
+    trials = optuna.load_study(study_name="sweep", storage=storage).get_trials()
+    states = optuna.trial.TrialState
+    assert trials[0].state == states.FAIL
+    assert {trial.params["optimizer.lr"]: trial.state for trial in trials[1:]} == {
+        "0.001": states.COMPLETE,
+        "1e-09": states.PRUNED if trials[0].params["optimizer.lr"] == "0.001" else states.COMPLETE,
+    }
+    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["0", "1", "jobs"]
+    assert status(tmp_path, 0)["epoch"] == 40
+    assert len(rows(tmp_path)) == 2
+    assert (tmp_path / "out" / "sweep.html").stat().st_size < 5_000_000

@@ -31,8 +31,9 @@ class LastCheckpoint(Checkpoint):
     of accumulated batches, where no run can be continued. Within an epoch the file is written as an optimizer step
     ends, and never right before a validation, which a continued run would leave out.
 
-    Asked to stop (SIGTERM, Ctrl-C, SIGUSR1, SIGHUP) the processes agree at the end of the optimizer step under way,
-    save together and raise `Preempted`. During a validation they do not wait for its end; a continued run does it anew.
+    Asked to stop (SIGTERM, Ctrl-C, SIGUSR1, SIGUSR2, SIGHUP) the processes agree at the end of the optimizer step under
+    way, save together and raise `Preempted`. During a validation they do not wait for its end; a continued run does it
+    anew.
 
     It should be the last of the callbacks that write checkpoints, so that the file holds what the others remember.
 

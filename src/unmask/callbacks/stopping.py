@@ -11,9 +11,9 @@ from typing import Any
 
 from lightning import Trainer
 
-EXIT_NUMBERS, EXIT_MACHINE, EXIT_PREEMPTED, EXIT_AT_ONCE = 3, 4, 75, 130
+EXIT_NUMBERS, EXIT_MACHINE, EXIT_PRUNED, EXIT_PREEMPTED, EXIT_AT_ONCE = 3, 4, 6, 75, 130
 _SAME_REQUEST = 1.0  # seconds: launchers forward what a terminal has sent already
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")  # by name: Windows lacks some
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")  # by name: Windows lacks some
 
 
 class RunStopped(Exception):  # noqa: N818  (no error: what was asked for)
@@ -52,7 +52,7 @@ class NumbersFailed(RunStopped):
 
 
 class StopSignals:
-    """Turns SIGTERM, SIGINT (Ctrl-C), SIGUSR1 and SIGHUP into a flag that is read between optimizer steps.
+    """Turns SIGTERM, SIGINT (Ctrl-C), SIGUSR1, SIGUSR2 and SIGHUP into a flag that is read between optimizer steps.
 
     Another signal, more than a second after the first, ends the process and its children at once.
 

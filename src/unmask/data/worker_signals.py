@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)")
-_IGNORED = ("SIGINT", "SIGUSR1", "SIGHUP")  # by name: Windows lacks some
+_IGNORED = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")  # by name: Windows lacks some
 
 
 def leave_signals_to_main() -> None:

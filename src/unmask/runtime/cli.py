@@ -117,6 +117,32 @@ def replay() -> None:
         sys.exit(_explain(error))
 
 
+def job() -> None:
+    """Runs a job of a sweep as it was frozen: `python -m unmask.job runs/sweeps/TIME/0`."""
+    from unmask.runtime.job_cores import use_cores
+
+    use_cores()  # before anything counts them
+    from unmask.runtime.job_process import stop_with_sweep, thaw
+    from unmask.runtime.memory import keep_freed_memory
+    from unmask.runtime.resolvers import register_resolvers
+
+    if len(sys.argv) < 2 or sys.argv[1] in _ABOUT:
+        sys.exit("usage: python -m unmask.job runs/sweeps/TIME/NUMBER [resume=auto]")
+    stop_with_sweep()
+    keep_freed_memory()
+    register_resolvers()
+    _require_safe_loading()
+    _require_own_files([f"{_RUN_DIR}{sys.argv[1]}"])
+    try:
+        config = thaw(Path(sys.argv[1]), sys.argv[2:])
+    except _user_errors() as error:
+        if os.environ.get(_TRACEBACK_SWITCH) == "1":
+            raise
+        sys.exit(_explain(error))
+    task = _evaluate if HydraConfig.get().job.config_name == "eval" else _pretrain
+    _quiet(task)(config)
+
+
 def settings_before_flags(arguments: Sequence[str]) -> list[str]:
     """Moves settings in front of flags, behind which Hydra takes none: `seed=1 --cfg job method=mae`.
 
@@ -255,10 +281,12 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         from unmask.data.bad_images import BAD_IMAGES_NAME
         from unmask.data.loader import WorkerFailed
         from unmask.runtime.console import quiet_libraries
+        from unmask.runtime.job_outcome import is_job_of_sweep, report_to_sweep
         from unmask.runtime.mistakes import one_sentence
-        from unmask.runtime.sweep import is_job_of_sweep, report_to_sweep, run_job
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
+            from unmask.runtime.sweep import run_job
+
             return run_job()
         quiet_libraries()
         run_dir = Path(config.paths.run_dir)
@@ -326,9 +354,13 @@ def _explain_stop(stopped: Any, run_dir: Path) -> int:
     """
     from lightning.pytorch.utilities import rank_zero_only
 
+    from unmask.runtime.job_outcome import is_job_of_sweep
+
     if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
         return 0
-    if stopped.state == "preempted":
+    if is_job_of_sweep():  # which says how the whole goes on
+        sys.stderr.write(f"{stopped}\n")
+    elif stopped.state == "preempted":
         sys.stderr.write(f"{stopped}; go on with:\n  {_command_to_go_on(run_dir)}\n")
     else:
         _report_failure(stopped, run_dir if stopped.can_go_on else None)

@@ -36,6 +36,8 @@ from unmask.runtime.effect import require_effect
 from unmask.runtime.follow_data import announce_length, follow_training_images
 from unmask.runtime.follow_steps import follow_steps
 from unmask.runtime.initialize import initialize
+from unmask.runtime.job_outcome import report_to_sweep
+from unmask.runtime.optuna_sweeper import build_pruning
 from unmask.runtime.probes import build_probes
 from unmask.runtime.reference import find_reference
 from unmask.runtime.resume import (
@@ -127,7 +129,7 @@ def _pretrain(config: DictConfig) -> float | None:
     watching = [RunStatus(folder=run_dir), ProcessWatch(folder=run_dir)]
     card = SettingsCard(learning_rate=learning_rate, seed=config.seed, limits_batch=describe_limit(config))
     beside = [*build_probes(config, data), *build_entries(config.callbacks)]
-    callbacks = [card, provenance, RestrictedState(), kept, *beside, *watching]
+    callbacks = [card, provenance, RestrictedState(), kept, *beside, *build_pruning(), *watching]
     trainer = build_trainer(config, callbacks=callbacks)
     trainer.datamodule = data  # type: ignore[attr-defined]
     if trainer.is_global_zero:
@@ -143,6 +145,7 @@ def _pretrain(config: DictConfig) -> float | None:
     if trainer.is_global_zero and trainer.state.finished and not config.trainer.get("fast_dev_run"):
         _export(method, run_dir, is_labelled=data.dataset("train").is_labelled)
         write_status(run_dir, "complete", step=trainer.global_step, epoch=trainer.current_epoch)
+    report_to_sweep(metrics={name: float(metric) for name, metric in trainer.callback_metrics.items() if "/" in name})
     loss = trainer.callback_metrics.get("val/loss")
     return None if loss is None else float(loss)
 

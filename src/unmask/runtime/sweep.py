@@ -2,61 +2,47 @@
 
 import atexit
 import csv
-import json
-import math
 import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.utils import get_original_cwd
-from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from unmask.atomic_write import atomic_write
-from unmask.callbacks.run_status import read_status, write_status
 from unmask.callbacks.stopping import EXIT_AT_ONCE, EXIT_PREEMPTED, StopSignals
+from unmask.runtime.job_outcome import (
+    FOLDER_NAME,
+    JobOutcome,
+    outcome_path,
+    read_outcome,
+    read_outcomes,
+    same_job,
+    write_outcome,
+)
+from unmask.runtime.job_process import JobProcess, returned
 from unmask.runtime.run_folder import locked
+from unmask.runtime.sweep_page import PAGE_NAME, write_sweep_page
+from unmask.runtime.sweep_table import average_over_seeds, differing_settings, metrics_of
 
 EXIT_PARTLY_FAILED = 5
 _EXIT_FIXABLE = 2
-_REPORT_SWITCH = "UNMASK_SWEEP_JOB"  # tells a job's process the file to report to
-_FOLDER_NAME = "jobs"
 _POLL = 0.1  # seconds
-_OF_THE_SWEEP = ("hydra.mode", "hydra.run.dir", "hydra.sweep", "hydra.launcher", "hydra/launcher", "hydra/sweeper")
+_REPLACED = ("resume=", "hydra.sweep.dir=")
 
 
-@dataclass(frozen=True)
-class JobOutcome:
-    """What became of a job.
+class _Sweeping:
+    """Whether this process is the one that sweeps; a launcher may run jobs in others, which must come back to it."""
 
-    Attributes:
-        number: Of the job in the sweep, from 0.
-        overrides: The job's own command line.
-        folder: What the job wrote.
-        state: `running`, `complete`, `preempted` or `failed`.
-        exit_code: Of its process; negative: the signal that killed it; None while it runs.
-        value: What the job returned: the validation loss of a run, the top-1 accuracy of an evaluation.
-        sentence: Why it failed or stopped.
-    """
-
-    number: int
-    overrides: list[str]
-    folder: str
-    state: str = "running"
-    exit_code: int | None = None
-    value: float | None = None
-    sentence: str | None = None
+    is_here = False
 
 
 class SweepSummary(Callback):
@@ -65,156 +51,164 @@ class SweepSummary(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         sweep_dir = Path(config.hydra.sweep.dir)
         if "TORCHELASTIC_RUN_ID" in os.environ:
-            _refuse("a sweep starts the processes of its jobs itself; start it by python, with trainer.devices=N")
+            refuse("a sweep starts the processes of its jobs itself; start it by python, with trainer.devices=N")
         sweep_dir.mkdir(parents=True, exist_ok=True)
         held = ExitStack()
         try:
             held.enter_context(locked(sweep_dir, setting="hydra.sweep.dir"))
         except ValueError as error:
-            _refuse(str(error))
+            refuse(str(error))
         atexit.register(held.close)
-        shutil.rmtree(sweep_dir / _FOLDER_NAME, ignore_errors=True)  # of an earlier sweep, which this one repeats
+        _Sweeping.is_here = True
+        if not _may_continue(config, sweep_dir):
+            shutil.rmtree(sweep_dir / FOLDER_NAME, ignore_errors=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        if any(job.state != "complete" for job in summarize(Path(config.hydra.sweep.dir))):
-            # Hydra turns exceptions of a callback into warnings; it does not catch this one.
+        jobs = summarize(Path(config.hydra.sweep.dir))
+        # Hydra turns exceptions of a callback into warnings; it does not catch these.
+        if any(job.state == "preempted" for job in jobs):
+            sys.exit(EXIT_PREEMPTED)
+        if any(job.has_failed for job in jobs):
             sys.exit(EXIT_PARTLY_FAILED)
 
 
-def is_job_of_sweep() -> bool:
-    """Whether this process was started for a job of a sweep."""
-    return _REPORT_SWITCH in os.environ
+def _may_continue(config: DictConfig, sweep_dir: Path) -> bool:
+    """Whether what the folder holds of an earlier sweep counts; refuses a pre-training that would write over it."""
+    resume = OmegaConf.select(config, "resume")
+    if resume in ("auto", "must"):
+        return True
+    if resume is not None and read_outcomes(sweep_dir):
+        refuse(
+            f"{sweep_dir} holds an earlier sweep; continue it by resume=auto, or choose another folder by "
+            "hydra.sweep.dir=DIR"
+        )
+    return False  # evaluations are made again
 
 
-def report_to_sweep(*, value: float | None = None, sentence: str | None = None) -> None:
-    """Tells the sweep what a job's process has found; does nothing where there is no sweep."""
-    if is_job_of_sweep() and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        path = Path(os.environ[_REPORT_SWITCH])
-        _write(path, replace(_read(path), value=value, sentence=sentence))
-
-
-def run_job() -> float:
-    """Runs the current job of a sweep in a process of its own, which is started as the job alone would be.
+def run_job() -> dict[str, Any]:
+    """Runs the current job of a sweep for a launcher that is not ours (basic, joblib, submitit).
 
     So a job that fails, is killed or leaves by `sys.exit` ends alone, and the processes of its other devices, which
     Lightning starts by the command line of the first, run this job in this folder and not the whole sweep.
 
     Returns:
-        The job's value; NaN for one that failed or has none.
+        What became of it, as `job_process.returned`.
 
     Raises:
-        SystemExit: The job was asked to stop, and with it the sweep.
+        SystemExit: The job was asked to stop, and with it the sweep, whose process this is.
     """
     hydra = HydraConfig.get()
-    run_dir = Path(hydra.runtime.output_dir)
-    path = Path(get_original_cwd(), hydra.sweep.dir, _FOLDER_NAME, f"{hydra.job.num:06d}.json").absolute()
-    _write(path, JobOutcome(hydra.job.num, list(hydra.overrides.task), str(run_dir)))
+    sweep_dir = Path(get_original_cwd(), hydra.sweep.dir).absolute()
+    path = outcome_path(sweep_dir, hydra.job.num)
+    overrides = list(hydra.overrides.task)
+    if path.exists():  # of a sweep that is continued
+        known = read_outcome(path)
+        if same_job([known], overrides) is None:
+            refuse(
+                f"job {known.number} of {sweep_dir} had other settings ({shlex.join(known.overrides)}); continue a "
+                "sweep by the same settings, or choose another folder by hydra.sweep.dir=DIR"
+            )
+        if known.is_done:
+            return returned(known)
+    write_outcome(path, JobOutcome(hydra.job.num, overrides, hydra.runtime.output_dir))
     signals = StopSignals()
-    code = _wait(_command(run_dir), {**os.environ, _REPORT_SWITCH: str(path)}, signals)
-    job = _outcome(_read(path), code)
-    _write(path, job)
-    _complete_status(run_dir, job)
-    if signals.received is not None or code in (EXIT_PREEMPTED, EXIT_AT_ONCE):
-        summarize(path.parents[1])
-        sys.stderr.write(f"the sweep ends with job {job.number}; later jobs were not begun\n")
-        sys.exit(EXIT_PREEMPTED)
-    return math.nan if job.value is None else job.value
+    job = _wait(JobProcess(path, cwd=get_original_cwd()), signals)
+    is_stopped = signals.received is not None or job.exit_code in (EXIT_PREEMPTED, EXIT_AT_ONCE)
+    if is_stopped and _Sweeping.is_here:
+        stop_sweep(sweep_dir)
+    if signals.received is not None and "SUBMITIT_EXECUTOR" in os.environ:
+        os.kill(os.getpid(), signals.received)  # the job has saved: submitit, which had the signal before, requeues it
+    return returned(job)
+
+
+def stop_sweep(sweep_dir: Path) -> None:
+    """Ends a sweep whose job was asked to stop, with what is there so far and how to go on."""
+    jobs = summarize(sweep_dir)
+    begun = [job.number for job in jobs if job.state != "waiting"]
+    sys.stderr.write(f"the sweep ends with job {max(begun, default=0)}; later jobs were not begun\n")
+    if any(word.startswith("resume=") for word in _words_of_sweep()) or _is_pretraining():
+        sys.stderr.write(f"go on with:\n  {_command_to_go_on(sweep_dir)}\n")
+    sys.exit(EXIT_PREEMPTED)
 
 
 def summarize(sweep_dir: Path) -> list[JobOutcome]:
-    """Prints the jobs of a sweep as a table and writes it as `sweep.csv`."""
-    jobs = [_read(path) for path in sorted((sweep_dir / _FOLDER_NAME).glob("*.json"))]
-    with atomic_write(sweep_dir / "sweep.csv") as partial, partial.open("w", newline="", encoding="utf-8") as stream:
-        table = csv.DictWriter(stream, list(JobOutcome.__dataclass_fields__))
-        table.writeheader()
-        table.writerows({**asdict(job), "overrides": shlex.join(job.overrides)} for job in jobs)
+    """Prints the jobs of a sweep as a table and writes `sweep.csv` and `sweep.html`."""
+    jobs = read_outcomes(sweep_dir)
+    write_table(sweep_dir / "sweep.csv", jobs)
+    write_sweep_page(sweep_dir / PAGE_NAME, jobs)
     sys.stdout.flush()
     num_complete = sum(job.state == "complete" for job in jobs)
-    sys.stdout.write(f"\n{num_complete} of {len(jobs)} jobs complete; {sweep_dir / 'sweep.csv'}\n")
+    sys.stdout.write(f"\n{num_complete} of {len(jobs)} jobs complete; {sweep_dir / 'sweep.csv'} and {PAGE_NAME}\n")
     sys.stdout.writelines(f"{line}\n" for line in _lines(jobs))
     sys.stdout.flush()
     return jobs
 
 
+def write_table(path: Path, jobs: Sequence[JobOutcome]) -> None:
+    """Writes a row for every job: its state, the settings in which jobs differ, and what it measured."""
+    settings, metrics = differing_settings(jobs), metrics_of(jobs)
+    names = ["number", "state", "exit_code", *settings, "value", *metrics, "seconds", "folder", "sentence", "overrides"]
+    with atomic_write(path) as partial, partial.open("w", newline="", encoding="utf-8") as stream:
+        table = csv.writer(stream)
+        table.writerow(names)
+        for job in jobs:
+            told = [job.settings.get(name, "") for name in settings] + [job.value]
+            told += [job.metrics.get(name) for name in metrics]
+            row = [job.number, job.state, job.exit_code, *told, job.seconds, job.folder, job.sentence]
+            table.writerow([*row, shlex.join(job.overrides)])
+
+
 def _lines(jobs: Sequence[JobOutcome]) -> list[str]:
-    """One line a job, with the overrides in which jobs differ; the sentence of a failed one below it."""
-    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    """One line a job, with the settings in which jobs differ; the sentence of a failed one below it."""
+    settings = differing_settings(jobs) if len(jobs) > 1 else list(jobs[0].settings) if jobs else []
     lines = []
     for job in jobs:
-        own = shlex.join(override for override in job.overrides if override not in shared)
+        own = shlex.join(f"{key}={job.settings[key]}" for key in settings if key in job.settings)
         value = "-" if job.value is None else f"{job.value:.6g}"
         lines.append(f"  {job.number:>3}  {job.state:<9}  {value:>10}  {own}")
         if job.sentence is not None:
             lines.append(f"       {job.sentence}")
+    averages = [row for row in average_over_seeds(jobs) if row.value is not None]
+    if averages:
+        lines.append("over seeds, mean and standard deviation:")
+    for row in averages:
+        assert row.value is not None
+        deviation = "" if row.value.deviation is None else f" +- {row.value.deviation:.2g}"
+        lines.append(f"  {row.value.mean:>10.6g}{deviation:<12}  {row.value.count} seed(s)  {row.name}")
     return lines
 
 
-def _command(run_dir: Path) -> list[str]:
-    import __main__  # noqa: PLC0415  (it is another module in every program)
-
-    hydra = HydraConfig.get()
-    if __main__.__spec__ is None:
-        program = [sys.executable, str(Path(get_original_cwd(), sys.argv[0]))]
-    else:
-        program = [sys.executable, "-m", __main__.__spec__.name]
-    directories = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    flags = [word for directory in directories for word in ("--config-dir", directory)]
-    kept = [override for override in hydra.overrides.hydra if not override.lstrip("+~").startswith(_OF_THE_SWEEP)]
-    return [*program, *flags, *hydra.overrides.task, *kept, "hydra.mode=RUN", f"hydra.run.dir={_quoted(str(run_dir))}"]
+def _words_of_sweep() -> list[str]:
+    return sys.argv[1:]
 
 
-def _quoted(text: str) -> str:
-    """A string as Hydra's grammar of overrides writes any."""
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"
+def _is_pretraining() -> bool:
+    return Path(sys.argv[0]).stem in ("run", "unmask-run")
 
 
-def _wait(command: Sequence[str], environment: dict[str, str], signals: StopSignals) -> int:
-    """Runs a command to its end and hands on the first signal that asks for one."""
-    with subprocess.Popen(command, env=environment, cwd=get_original_cwd()) as process:
-        signals.install(lambda: [process.pid])
-        try:
-            is_asked = False
-            while process.poll() is None:
-                if signals.received is not None and not is_asked:
-                    is_asked = True
-                    process.send_signal(signals.received)
-                time.sleep(_POLL)
-        finally:
-            signals.restore()
-    return process.returncode
+def _command_to_go_on(sweep_dir: Path) -> str:
+    program = sys.argv[0]
+    start = ["python", program] if program.endswith(".py") else [program]
+    kept = [word for word in _words_of_sweep() if not word.startswith(_REPLACED)]
+    return shlex.join([*start, *kept, f"hydra.sweep.dir={sweep_dir}", "resume=auto"])
 
 
-def _outcome(reported: JobOutcome, code: int) -> JobOutcome:
-    state = {0: "complete", EXIT_PREEMPTED: "preempted"}.get(code, "failed")
-    sentence = reported.sentence
-    if code < 0:
-        name = signal.Signals(-code).name
-        reason = ", as the system does where memory runs out" if name == "SIGKILL" else ""
-        sentence = f"killed by {name}{reason}"
-    elif code != 0 and sentence is None:
-        sentence = f"ended with exit code {code}; its messages are above"
-    return replace(reported, state=state, exit_code=code, sentence=sentence)
+def _wait(job: JobProcess, signals: StopSignals) -> JobOutcome:
+    """Waits for the end of a job and hands on the first signal that asks for one."""
+    signals.install(lambda: [job.process.pid])
+    is_asked = False
+    try:
+        while (outcome := job.ended()) is None:
+            if signals.received is not None and not is_asked:
+                is_asked = True
+                job.process.send_signal(signals.received)
+            time.sleep(_POLL)
+    finally:
+        signals.restore()
+    return outcome
 
 
-def _complete_status(run_dir: Path, job: JobOutcome) -> None:
-    """Writes the `status.json` that a job could not: it was killed, or failed before its first step."""
-    written = read_status(run_dir) or {}
-    if written.get("state") in (None, "running"):
-        step, epoch = (int(str(written.get(name, 0))) for name in ("step", "epoch"))
-        write_status(run_dir, job.state, step=step, epoch=epoch, reason=job.sentence)
-
-
-def _read(path: Path) -> JobOutcome:
-    return JobOutcome(**json.loads(path.read_text(encoding="utf-8")))
-
-
-def _write(path: Path, job: JobOutcome) -> None:
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps(asdict(job), indent=2) + "\n", encoding="utf-8")
-
-
-def _refuse(sentence: str) -> None:
+def refuse(sentence: str) -> None:
     # Hydra turns exceptions of a callback into warnings and goes on; it does not catch this one.
     sys.stderr.write(f"error: {sentence}\n")
     sys.exit(_EXIT_FIXABLE)

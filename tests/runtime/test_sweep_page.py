@@ -1,0 +1,83 @@
+"""What a sweep says of its jobs together."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from unmask.runtime.job_outcome import JobOutcome, same_job
+from unmask.runtime.sweep_page import _Axis, sweep_html
+from unmask.runtime.sweep_table import average_over_seeds, differing_settings
+
+
+def job(number: int, overrides: list[str], value: float | None, **further: object) -> JobOutcome:
+    metrics = {} if value is None else {"val/loss": value, "probe/own/knn_top1": 10.0 * value}
+    state = "failed" if value is None else "complete"
+    return JobOutcome(
+        number, overrides, f"/sweep/{number}", **{"state": state, "value": value, "metrics": metrics, **further}
+    )  # type: ignore[arg-type]
+
+
+JOBS = [
+    job(0, ["model=vit_mini", "method=mae", "seed=0"], 1.0),
+    job(1, ["model=vit_mini", "method=mae", "seed=1"], 3.0),
+    job(2, ["model=vit_mini", "method=simmim", "seed=0"], 0.5),
+    job(3, ["model=vit_mini", "method=simmim", "seed=1"], None, sentence="a <b>bad</b> number"),
+]
+
+
+def test_seeds_are_averaged_and_nothing_else_is() -> None:
+    mae, simmim = average_over_seeds(JOBS)
+    assert (mae.name, simmim.name) == ("method=mae", "method=simmim")
+    assert mae.value is not None
+    assert (mae.value.mean, mae.value.count) == (2.0, 2)
+    assert mae.value.deviation == pytest.approx(2.0**0.5)  # of a sample
+    assert mae.metrics["probe/own/knn_top1"].mean == 20.0
+    assert simmim.value is not None
+    assert (simmim.value.mean, simmim.value.deviation) == (0.5, None)  # of the seed that did not fail
+    assert average_over_seeds(JOBS[::2]) == []
+
+
+def test_only_settings_that_differ_are_shown() -> None:
+    assert differing_settings(JOBS) == ["method", "seed"]
+    assert differing_settings([*JOBS, job(4, ["method=mae", "resume=auto"], 1.0)]) == ["model", "method", "seed"]
+
+
+def test_a_job_is_the_same_whatever_it_was_to_continue() -> None:
+    assert same_job(JOBS, ["seed=1", "method=mae", "model=vit_mini", "resume=auto"]) is JOBS[1]
+    assert same_job(JOBS, ["seed=2", "method=mae", "model=vit_mini"]) is None
+
+
+def test_the_page_links_each_run_escapes_what_was_typed_and_needs_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "report.html").touch()
+    odd = job(4, ["method=<script>alert(1)</script>", "seed=0"], 2.0)
+    jobs = [JobOutcome(**{**vars(each), "folder": str(tmp_path / str(each.number))}) for each in (*JOBS, odd)]
+    page = sweep_html(jobs, folder=tmp_path)
+    assert re.findall(r'<a href="([^"]*)">(\d)</a>', page) == [("0/report.html", "0"), *((n, n) for n in "1234")]
+    assert "4 of 5 jobs complete. 1 failed" in page
+    assert "2 ± 1.4" in page
+    assert "a &lt;b&gt;bad&lt;/b&gt; number" in page
+    assert "<script>alert(1)" not in page
+    assert "</script>alert" not in page
+    markup = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)  # Bokeh's own text names addresses
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", markup)
+
+
+def test_a_sweep_without_results_has_a_page(tmp_path: Path) -> None:
+    assert "0 of 1 jobs complete. 1 failed" in sweep_html(JOBS[3:], folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "places"),
+    [
+        ([1.0, 2.0, 3.0], [0.0, 0.5, 1.0]),
+        (["1e-4", "1e-3", "1e-2"], [0.0, 0.5, 1.0]),  # over decades by the logarithm
+        (["mae", "ddmim", "simmim"], [0.0, 0.5, 1.0]),
+        ([5.0], [0.5]),
+    ],
+)
+def test_an_axis_spreads_its_values(values: list[str | float], places: list[float]) -> None:
+    axis = _Axis(values)
+    assert [axis.place(value) for value in values] == pytest.approx(places)
+    assert set(axis.ticks) <= set(places)
