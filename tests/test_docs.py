@@ -6,8 +6,10 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 ROOT = Path(__file__).parents[1]
 PAGES = (
@@ -33,8 +35,18 @@ def commands(page: str) -> Iterator[tuple[str, list[str]]]:
             program = next((word for word in words if Path(word).name in CONFIGURATIONS), None)
             if program is not None:
                 settings = words[words.index(program) + 1 :]
-                given = [word for word in settings if "=" in word and not word.startswith("explain=")]
+                given = [_first(word) for word in settings if "=" in word and not word.startswith("explain=")]
                 yield CONFIGURATIONS[Path(program).name], given
+
+
+def _first(word: str) -> str:
+    """One job's setting of a sweep's: the first of several values, the lower end of an interval."""
+    (override,) = OverridesParser.create().parse_overrides([word])
+    if not override.is_sweep_override():
+        return word
+    value: Any = override.value()
+    first = value.start if override.is_interval_sweep() else next(override.sweep_string_iterator())
+    return f"{override.get_key_element()}={first}"
 
 
 @pytest.mark.parametrize("page", sorted(PAGES))

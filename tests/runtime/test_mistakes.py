@@ -61,7 +61,7 @@ def test_a_choice_that_does_not_exist_is_answered_with_all_there_are() -> None:
         ("debug=fdr", "debug=fast"),
         ("debug=profiler", "debug=profile"),
         ("logger=many_loggers", "logger=wandb"),
-        ("hparams_search=ddmim_optuna", "base_lr=1e-4"),
+        ("hparams_search=ddmim_optuna", "sweep=optuna"),
     ],
 )
 def test_an_old_habit_names_the_setting_of_today_which_composes(typed: str, named: str) -> None:

@@ -50,7 +50,7 @@ _WHOLE_ELSEWHERE = {  # settings that are written in another way altogether
     "debug=profiler": "debug=profile",
     "debug=limit": "trainer.limit_train_batches=10",
     "logger=many_loggers": "logger=wandb",
-    "hparams_search": "-m and several values: -m base_lr=1e-4,2e-4 seed=0,1",
+    "hparams_search": "sweep=optuna and what is searched: 'base_lr=tag(log,interval(1e-4,1e-2))'",
 }
 _ONE_OF_SEVERAL = {"optimizer.lr": "which is the peak as it is; base_lr={value} is scaled by the batch"}
 

@@ -169,7 +169,7 @@ def _parallel_coordinates(jobs: Sequence[JobOutcome], axes: Mapping[str, _Axis])
         figure.line([position, position], [0, 1], color="#1a1a1a")
         heights, texts = list(axis.ticks), list(axis.ticks.values())
         figure.text(
-            [position] * len(texts), places, text=texts, x_offset=6, text_baseline="middle", text_font_size="12px"
+            [position] * len(texts), heights, text=texts, x_offset=6, text_baseline="middle", text_font_size="12px"
         )
     return figure
 
