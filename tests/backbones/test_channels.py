@@ -17,6 +17,19 @@ def test_statistics_of_other_channels_are_refused(make) -> None:
         make(in_channels=4)
 
 
+@pytest.mark.parametrize("name", ["pixel_mean", "pixel_std"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e30, 10**400])
+def test_statistics_that_make_no_numbers_of_images_are_refused(make, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"model.{name} must be numbers from"):
+        make(**{name: (0.5, value, 0.5)})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-45])
+def test_deviations_of_no_size_are_refused(make, value: float) -> None:
+    with pytest.raises(ValueError, match=r"model.pixel_std must be numbers from 1e-06 to 1e\+06, got"):
+        make(pixel_std=(0.5, value, 0.5))
+
+
 def test_every_channel_reaches_the_features(make, randomize) -> None:
     backbone = randomize(make(in_channels=5, pixel_mean=(0.0,) * 5, pixel_std=(1.0,) * 5))
     images = torch.randn(1, 5, *backbone.image_size)

@@ -222,3 +222,9 @@ def test_oblong_patches_come_back_from_the_settings(make_vit) -> None:
     again = TimmViT(**{name: value for name, value in settings.items() if name != "kind"})
     assert again.patch_size == again.stages[0].stride == (16, 4)
     assert again.grid == (2, 8)
+
+
+@pytest.mark.parametrize("eps", [-1.0, 1e308, float("nan")])
+def test_what_norms_add_to_variances_is_a_small_number(make_vit, eps: float) -> None:
+    with pytest.raises(ValueError, match=r"model.norm_eps must lie in \[0, 1\], got"):
+        make_vit(norm_eps=eps)

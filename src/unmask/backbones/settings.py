@@ -24,6 +24,7 @@ _MAX_SIZES = {
     "mlp_ratio": 2**8,
 }
 _MAX_TOKENS = 2**20
+_LEAST_DEVIATION, _LARGEST_STATISTIC = 1e-6, 1e6  # of pixels in 0..1, with room for other scales
 
 Constructor = TypeVar("Constructor", bound=Callable[..., None])
 
@@ -33,7 +34,8 @@ class TimmSettings:
     """What every backbone of timm can be told; see the backbones for what each setting means.
 
     Raises:
-        ValueError: A size is beyond any network, or the statistics are not one number a channel.
+        ValueError: A size is beyond any network, or the statistics are not one number a channel, finite and, of
+            deviations, above 0.
     """
 
     name: str
@@ -58,11 +60,11 @@ class TimmSettings:
 
     @property
     def means(self) -> tuple[float, ...]:
-        return as_statistic(self.pixel_mean, self.in_channels)
+        return as_statistic("pixel_mean", self.pixel_mean, self.in_channels, least=-_LARGEST_STATISTIC)
 
     @property
     def deviations(self) -> tuple[float, ...]:
-        return as_statistic(self.pixel_std, self.in_channels)
+        return as_statistic("pixel_std", self.pixel_std, self.in_channels, least=_LEAST_DEVIATION)
 
     def as_record(self) -> dict[str, Any]:
         """All settings as numbers, strings, None and lists of them."""
@@ -113,17 +115,19 @@ def as_size(size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def as_statistic(values: Sequence[float], in_channels: int) -> tuple[float, ...]:
+def as_statistic(name: str, values: Sequence[float], in_channels: int, *, least: float) -> tuple[float, ...]:
     """Reads one number a channel.
 
     Raises:
-        ValueError: There are more or fewer.
+        ValueError: There are more or fewer, or one is out of range, by which images would become no numbers.
     """
     if len(values) != in_channels:
         raise ValueError(
             f"model.in_channels={in_channels}, but the statistics of its pixels have {len(values)} number(s); "
             "give one a channel"
         )
+    if not all(least <= value <= _LARGEST_STATISTIC for value in values):
+        raise ValueError(f"model.{name} must be numbers from {least:g} to {_LARGEST_STATISTIC:g}, got {list(values)}")
     return tuple(values)
 
 

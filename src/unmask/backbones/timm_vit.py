@@ -46,6 +46,8 @@ class ViTSettings(TimmSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_pooling(self.pooling)
+        if self.norm_eps is not None and not 0.0 <= self.norm_eps <= 1.0:
+            raise ValueError(f"model.norm_eps must lie in [0, 1], got {self.norm_eps}")
         patch_size = as_patch_size(self.patch_size)
         require_whole_patches(*self.size, patch_size)
         self.require_few_tokens(patch_size)
