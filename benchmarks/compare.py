@@ -19,7 +19,8 @@ Keys of a plan:
     seeds: of run.py and eval.py alike
     budget: one of {epochs: N}, {steps: N}, {images: N}, {cpu_minutes: M}
     budgets: {NAME: budget} of variants that have another one
-    untrained: a variant beside whose checkpoints random weights of the same backbone are measured
+    untrained: a variant beside whose checkpoints random weights of the same backbone are measured, or a list of them,
+        whose rows are then called `untrained NAME`
     differences: [[NAME, NAME], ...], first minus second; by default each variant minus the first one
     run: overrides of every run
 
@@ -79,7 +80,7 @@ class Plan:
     budget: Mapping[str, float]
     seeds: Sequence[int] = (0,)
     budgets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    untrained: str | None = None
+    untrained: str | Sequence[str] | None = None
     differences: Sequence[Sequence[str]] | None = None
     run: Sequence[str] = ()
 
@@ -88,12 +89,21 @@ class Plan:
         (kind, amount), *_ = self.budgets.get(variant, self.budget).items()
         return kind, amount
 
+    @property
+    def untrained_rows(self) -> dict[str, str]:
+        """By variant: what the row of random weights of its backbone is called."""
+        if self.untrained is None:
+            return {}
+        if isinstance(self.untrained, str):
+            return {self.untrained: UNTRAINED}
+        return {variant: f"{UNTRAINED} {variant}" for variant in self.untrained}
+
     def pairs(self) -> list[tuple[str, str]]:
         """The differences to report, the untrained backbone's among them where none are named."""
         if self.differences is not None:
             return [(first, second) for first, second in self.differences]
         reference, *others = self.variants
-        return [(name, reference) for name in [*others, *([UNTRAINED] if self.untrained else [])]]
+        return [(name, reference) for name in [*others, *self.untrained_rows.values()]]
 
 
 def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
@@ -125,7 +135,7 @@ def _problems(plan: Plan) -> list[str]:
     for kind, named in (("variants", plan.variants), ("evaluations", plan.evaluations)):
         if not isinstance(named, dict) or not named or not all(_is_texts(value) for value in named.values()):
             return [f"{kind} must be {{NAME: [override, ...]}}, got {named!r}"]
-        reserved = {UNTRAINED, TRAINING} & set(named)
+        reserved = {TRAINING} & set(named) or {name for name in named if str(name).startswith(UNTRAINED)}
         if reserved or not all(isinstance(name, str) and _NAME.fullmatch(name) for name in named):
             found.append(f"{kind} has names {list(named)}; use letters and digits, not {UNTRAINED} or {TRAINING}")
         if len({_folder_name(str(name)) for name in named}) < len(named):
@@ -137,11 +147,11 @@ def _problems(plan: Plan) -> list[str]:
         found.append(f"seeds must be different whole numbers such as [0, 1, 2], got {seeds}")
     for budget in (plan.budget, *plan.budgets.values()):
         found += _budget_problems(budget)
-    rows = {*plan.variants, *([UNTRAINED] if plan.untrained else [])}
+    rows = {*plan.variants, *plan.untrained_rows.values()}
     pairs = plan.differences or ()
     named_elsewhere = [
         *plan.budgets,
-        *([plan.untrained] if plan.untrained else []),
+        *plan.untrained_rows,
         *(n for pair in pairs for n in pair),
     ]
     strange = [name for name in named_elsewhere if name not in rows]
@@ -303,7 +313,9 @@ class Comparison:
         return self.failures
 
     def _report(self) -> Table:
-        table = Table(self.measured, rows=[*self.plan.variants, UNTRAINED], pairs=self.plan.pairs())
+        table = Table(
+            self.measured, rows=[*self.plan.variants, *self.plan.untrained_rows.values()], pairs=self.plan.pairs()
+        )
         write_tables(self.out, table, self.failures)
         return table
 
@@ -368,13 +380,16 @@ class Comparison:
             for report in json.loads((folder / "report.json").read_text())["reports"].values():
                 if report["ckpt_path"] is not None:
                     measured.append(Measured(variant, seed, name, report, training, _cell(record)))
-                elif variant == self.plan.untrained:
-                    measured.append(Measured(UNTRAINED, seed, name, report, None, _cell(record)))
+                elif variant in self.plan.untrained_rows:
+                    measured.append(
+                        Measured(self.plan.untrained_rows[variant], seed, name, report, None, _cell(record))
+                    )
         return measured, failures
 
     def _baseline(self, variant: str) -> list[str]:
         """Random weights are measured once a seed, not beside every variant."""
-        return [] if self.plan.untrained is None else [f"eval.baseline={str(variant == self.plan.untrained).lower()}"]
+        rows = self.plan.untrained_rows
+        return [f"eval.baseline={str(variant in rows).lower()}"] if rows else []
 
 
 def _failed(variant: str, seed: int | None, part: str, error: CommandError) -> Failure:

@@ -238,6 +238,14 @@ def test_random_weights_are_measured_once_a_seed(bench: Bench) -> None:
     assert [(d["first"], d["second"]) for d in bench.differences()] == [("b", "a"), ("untrained", "a")]
 
 
+def test_random_weights_of_several_backbones_have_rows_of_their_own(bench: Bench) -> None:
+    bench.compare(bench.plan(untrained=["b", "a"], differences=[["a", "untrained a"]]))
+
+    assert sum("eval.baseline=true" in call for call in bench.calls()) == 4
+    assert bench.figures()["untrained a", 0] == bench.figures()["untrained b", 1] == 1.0
+    assert [(d["first"], d["second"]) for d in bench.differences()] == [("a", "untrained a")]
+
+
 @pytest.mark.parametrize(
     ("budget", "overrides"),
     [
