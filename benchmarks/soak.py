@@ -129,7 +129,8 @@ def disturb(settings: argparse.Namespace) -> tuple[list[Sample], Counter[str]]:
     samples: list[Sample] = []
     events: Counter[str] = Counter()
     end = time.monotonic() + 60 * settings.minutes
-    while time.monotonic() < end:
+    is_last = False  # the last thing done is to ask it to stop, which may begin after the time is over
+    while not is_last:
         process = start(settings, "disturbed", delay=settings.delay)
         wait_for_workers(process)
         samples += watch(process, min(random.expovariate(1 / settings.between) + 2, max(5.0, end - time.monotonic())))
