@@ -171,7 +171,7 @@ def test_classifiers_have_the_parameters_and_the_cost_that_mmpretrain_prints(
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden", "patches"),
+    ("name", "num_masked", "patches"),
     [
         ("mae_vit-base_4096b-800e_in1k-224px", 147, 196),
         ("mae_vit-huge_4096b-1600e_in1k-224px", 192, 256),
@@ -182,14 +182,14 @@ def test_classifiers_have_the_parameters_and_the_cost_that_mmpretrain_prints(
         ("ddmim_swinv2-tiny_1024b-100e_in1k-224px", 98, 196),
     ],
 )
-def test_as_many_patches_are_hidden_as_published(name: str, hidden: int, patches: int) -> None:
+def test_as_many_patches_are_masked_as_published(name: str, num_masked: int, patches: int) -> None:
     from unmask.runtime.builders import build
 
     config = composed(name)
     mask = build(config.method.mask_generator)(torch.empty(3, 3, config.image_size, config.image_size))
     masked = mask.masked.flatten(1)
     assert masked.shape[1] == patches
-    assert masked.sum(dim=1).tolist() == [hidden] * 3
+    assert masked.sum(dim=1).tolist() == [num_masked] * 3
 
 
 def _cosine(share: float, low: float, high: float) -> float:
