@@ -35,6 +35,11 @@ def test_the_rule_holds_below_the_number_that_is_stated_and_for_counted_sets_alo
     assert not is_small(None)
 
 
+@pytest.mark.parametrize(("num_images", "batch_size"), [(2, 1), (4, 2), (7, 2), (10, 4), (16, 8), (31, 8), (32, 16)])
+def test_a_batch_takes_half_of_a_tiny_set_at_most(num_images: int, batch_size: int) -> None:
+    assert batch_size_for(num_images) == batch_size
+
+
 @pytest.mark.parametrize("num_images", SIZES)
 def test_every_set_gets_steps_enough(num_images: int) -> None:
     batch_size = batch_size_for(num_images)
