@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from unmask.data.splits import hold_out
+from unmask.data.splits import hold_out, hold_out_per_class
 
 
 def test_every_sample_is_on_exactly_one_side_in_rising_order() -> None:
@@ -52,3 +53,21 @@ def test_almost_all_of_a_large_set_can_be_held_out(total: int, count: int) -> No
 def test_both_sides_keep_a_sample(count: int) -> None:
     with pytest.raises(ValueError, match=f"cannot hold out {count} of 10 images; choose between 1 and 9"):
         hold_out(torch.zeros(10, dtype=torch.long), count, seed=0)
+
+
+def test_as_many_of_each_class_are_held_out_as_the_rule_of_lightning_bolts_finds_first() -> None:
+    labels = torch.tensor([0, 4, 0, 2, 4, 0, 2, 2, 4, 4])  # classes 1 and 3 have no sample
+    kept, held_out = hold_out_per_class(labels, 2, seed=7)
+    order = list(range(10))
+    np.random.RandomState(7).shuffle(order)
+    first = [number for label in (0, 2, 4) for number in [place for place in order if labels[place] == label][:2]]
+    assert held_out.tolist() == sorted(first)
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == list(range(10))
+    assert kept.tolist() == sorted(kept.tolist())
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_class_does_not_lose_all_its_samples(count: int) -> None:
+    sentence = f"a class has 3 image.s., of which {count} cannot be held out; set data.held_out_per_class=2 or less"
+    with pytest.raises(ValueError, match=sentence):
+        hold_out_per_class(torch.tensor([0, 4, 0, 2, 4, 0, 2, 2, 4, 4]), count)
