@@ -21,6 +21,7 @@ PAGES = (
 CONFIGURATIONS = {
     "run.py": "run",
     "eval.py": "eval",
+    "unmask.demo": "demo",
     "unmask.export": "export",
     "unmask.pack": "pack",
     "unmask.inspect": "inspect",

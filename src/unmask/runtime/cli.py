@@ -70,6 +70,13 @@ def inspect() -> None:
     _plain_command("inspect", inspect_data)
 
 
+def demo() -> None:
+    """Serves a page: `python -m unmask.demo ckpt_path=FILE`."""
+    from unmask.runtime.demo import demo as serve_page
+
+    _plain_command("demo", serve_page)
+
+
 def report() -> None:
     """Writes a page: `python -m unmask.report RUN [RUN ...]`."""
     from unmask.runtime.report import report as write_report
@@ -185,7 +192,10 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     from unmask.runtime.constructor_defaults import show_constructor_defaults
     from unmask.runtime.memory import keep_freed_memory
     from unmask.runtime.resolvers import register_resolvers
+    from unmask.runtime.shared_cores import choose_waiting
 
+    if not any(argument in _SHOWS_ALONE for argument in sys.argv[1:]):
+        choose_waiting()
     keep_freed_memory()
     register_resolvers(is_completing=any(argument in _COMPLETION for argument in sys.argv[1:]))
     if not any(argument in _HELP for argument in sys.argv[1:]):

@@ -12,7 +12,7 @@ import unmask
 from unmask.runtime.constructor_defaults import show_constructor_defaults
 from unmask.runtime.resolvers import GROUP_OF_BASES, register_resolvers
 
-_OF_A_CHECKPOINT = ("eval", "export")  # commands that compose only with one named
+_OF_A_CHECKPOINT = ("demo", "eval", "export")  # commands that compose only with one named
 
 
 def config_directory() -> Path:

@@ -1,0 +1,102 @@
+"""A photo under a mask of any ratio and unit, or one painted by hand, and what a classifier says of it."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+METHODS = ["ddmim", "mae", "simmim"]
+
+
+@pytest.fixture
+def open_photos(tiny_overrides: Callable[[str], list[str]]) -> Callable[..., Any]:
+    """Builds a tiny method of 32 px as the page shows it."""
+
+    def opened(method: str, *overrides: str) -> Any:
+        from unmask.inference.photo import PhotoModel
+        from unmask.runtime.api import build_method
+
+        return PhotoModel(build_method([*tiny_overrides(method), *overrides]).eval())
+
+    return opened
+
+
+@pytest.fixture
+def photo() -> np.ndarray:
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_unit_offered_can_be_drawn_and_painted(
+    method: str, open_photos: Callable[..., Any], photo: np.ndarray
+) -> None:
+    model = open_photos(method)
+    ratio, own = model.own_masking()
+    assert own in model.mask_units()
+    for unit in model.mask_units():
+        shown = model.reconstruct(photo, model.draw(ratio=0.5, unit=unit, seed=1))
+        assert float(shown.mask.masked.float().mean()) == pytest.approx(0.5)
+        painted = np.zeros((48, 64), dtype=np.float32)
+        painted[:, :32] = 1.0  # the left half, of which a centred crop keeps as much as of the right
+        masked = model.mask_painted(painted, unit=unit).masked[0]
+        half = masked.shape[1] // 2
+        assert masked[:, :half].all()
+        assert not masked[:, half:].any()
+        visible = ~shown.mask.at_pixels().expand_as(shown.image)
+        assert torch.equal(shown.composite[visible], shown.image[visible])
+    assert 0 < ratio < 1
+
+
+def test_a_number_draws_the_same_mask_again_and_another_one_another(open_photos: Callable[..., Any]) -> None:
+    model = open_photos("mae")
+    first, again, other = (model.draw(ratio=0.5, unit=4, seed=seed).masked for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_paint_on_a_small_part_of_a_patch_masks_nothing(open_photos: Callable[..., Any]) -> None:
+    model = open_photos("mae")
+    painted = np.zeros((64, 64), dtype=np.float32)
+    with pytest.raises(ValueError, match="nothing is painted"):
+        model.mask_painted(painted, unit=8)
+    with pytest.raises(ValueError, match="leave some of the photo visible"):
+        model.mask_painted(painted + 1, unit=8)
+    painted[:16, 16:24] = 1.0  # half of the second patch
+    painted[:4, 32:36] = 1.0  # a sixteenth of the third
+    masked = model.mask_painted(painted, unit=8).masked[0]
+    assert masked.nonzero().tolist() == [[0, 1]]
+
+
+def test_a_photo_is_shown_as_it_is(open_photos: Callable[..., Any]) -> None:
+    model = open_photos("simmim")
+    photo = np.full((40, 80, 4), (200, 100, 50, 0), dtype=np.uint8)
+    shown = model.reconstruct(photo, model.draw(ratio=0.5, unit=model.mask_units()[0], seed=0))
+    torch.testing.assert_close(shown.image[0, :, 5, 5], torch.tensor([200, 100, 50]) / 255)
+
+
+def test_classes_are_named_the_likeliest_first(open_photos: Callable[..., Any], photo: np.ndarray) -> None:
+    from unmask.inference.photo import PhotoModel
+
+    module = open_photos("supervised", "data.num_train=20").module
+    names = [f"kind {number}" for number in range(module.head.linear.out_features)]
+    with torch.no_grad():
+        module.head.linear.bias[3] += 100.0
+    scores = PhotoModel(module, names).classify(photo)
+
+    assert next(iter(scores)) == "kind 3"
+    assert sum(scores.values()) == pytest.approx(1.0)
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+
+
+def test_other_channels_than_rgb_are_refused(open_photos: Callable[..., Any]) -> None:
+    from unmask.inference.photo import PhotoModel
+
+    module = open_photos("mae").module
+    module.backbone.in_channels = 1
+    with pytest.raises(ValueError, match="photos have three channels, and this checkpoint takes images of 1"):
+        PhotoModel(module)
