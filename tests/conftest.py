@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import struct
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -173,6 +174,32 @@ def _nodes_within(path: str, node: Any) -> Iterator[tuple[str, Any]]:
         if isinstance(inner, DictConfig) and not inner._is_none() and not inner._is_interpolation():
             yield f"{path}.{key}", inner
             yield from _nodes_within(f"{path}.{key}", inner)
+
+
+@pytest.fixture
+def wandb_records() -> Callable[[Path], Iterator[Any]]:
+    """Reads the file a run of W&B keeps on this machine."""
+    return _wandb_records
+
+
+def _wandb_records(path: Path) -> Iterator[Any]:
+    """Reads what W&B keeps of a run: protobuf records in blocks of LevelDB's log format."""
+    from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415  (slow, and wanted nightly alone)
+
+    content, place, parts = path.read_bytes(), 7, b""
+    while place + 7 <= len(content):
+        room = 32768 - place % 32768
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        if room < 7 or kind == 0:
+            place += room
+            continue
+        parts += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
 
 
 @pytest.fixture

@@ -4,12 +4,11 @@ import hashlib
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -249,30 +248,10 @@ def test_a_process_that_is_frozen_ends_the_others(target: str, tmp_path: Path) -
     assert errors.strip().endswith("resume=auto")
 
 
-def wandb_records(path: Path) -> Iterator[Any]:
-    """Reads what W&B keeps of a run: protobuf records in blocks of LevelDB's log format."""
-    from wandb.proto.wandb_internal_pb2 import Record  # noqa: PLC0415  (slow, and wanted nightly alone)
-
-    content, place, parts = path.read_bytes(), 7, b""
-    while place + 7 <= len(content):
-        room = 32768 - place % 32768
-        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
-        if room < 7 or kind == 0:
-            place += room
-            continue
-        parts += content[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # whole, or the last part
-            record = Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
-
-
 @pytest.mark.nightly
 @pytest.mark.slow
 def test_an_interrupted_run_stays_one_run_of_wandb_and_loses_no_point(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wandb_records: Callable[[Path], Iterator[Any]]
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     settings = ["logger=wandb", "trainer.log_every_n_steps=2", "trainer.max_epochs=5000"]

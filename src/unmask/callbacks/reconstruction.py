@@ -1,20 +1,23 @@
 """Pictures of what a method reconstructs as it learns."""
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from matplotlib.figure import Figure
 
 from unmask.callbacks.asked_of_modules import HoldsImagesOut, MasksImages
-from unmask.callbacks.panel import reconstruction_panel, reconstruction_pixels
+from unmask.callbacks.panel import Reconstruction, enlarged_bytes, reconstruction_panel, reconstruction_pixels
 from unmask.callbacks.pictures import figure_pixels, save_figure
 from unmask.callbacks.trainer_state import require_positive
 from unmask.eval_mode import eval_mode
 from unmask.types import ImageBatch
 
+_ROWS_LOGGED_AS = "panels/reconstruction_rows"
 _LOGGED_AS = "panels/reconstruction"  # no scalar's name, such as that of DDMIM's term
 
 
@@ -67,17 +70,31 @@ class ReconstructionPanel(Callback):
             return
         self._drawn_at_step = trainer.global_step
         # Every process computes: a sharded or distributed model waits for the others in its forward.
-        figure = _reconstruction_figure(trainer, pl_module, self._batch, epochs_done)
-        if figure is not None and trainer.is_global_zero:
+        computed = _reconstruct(trainer, pl_module, self._batch)
+        if computed is not None and trainer.is_global_zero:
+            shown, loss = computed
+            figure = reconstruction_panel(
+                shown, title=type(pl_module).__name__, subtitle=_subtitle(shown, loss, trainer, epochs_done)
+            )
             save_figure(figure, Path(trainer.default_root_dir) / "panels" / f"epoch_{epochs_done:04d}.png")
             _send_to_loggers(figure, trainer, caption=_caption(pl_module, trainer, epochs_done))
+            _send_rows(shown, self._batch.index.tolist(), trainer, epochs_done)
 
 
 def _caption(pl_module: LightningModule, trainer: Trainer, epochs_done: int) -> str:
     return f"{type(pl_module).__name__}, epoch {epochs_done}, step {trainer.global_step:,}"
 
 
-def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, epochs_done: int) -> Figure | None:
+def _subtitle(shown: Reconstruction, loss: float, trainer: Trainer, epochs_done: int) -> str:
+    masked = float(shown.mask.masked.float().mean())
+    return (
+        f"epoch {epochs_done}  ·  step {trainer.global_step:,}  ·  {masked:.0%} of each image masked  ·  "
+        f"loss {loss:.4f}"
+    )
+
+
+def _reconstruct(trainer: Trainer, pl_module: Any, batch: ImageBatch) -> tuple[Reconstruction, float] | None:
+    """What the module makes of the images, and its loss; None where it masks or predicts nothing."""
     precision = trainer.precision_plugin
     images, index = batch.image.to(pl_module.device), batch.index.to(pl_module.device)
     mask = pl_module.held_out_mask(images, index)
@@ -88,22 +105,15 @@ def _reconstruction_figure(trainer: Trainer, pl_module: Any, batch: ImageBatch, 
     if output.prediction is None:
         return None
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
-    masked = float(mask.masked.float().mean())
-    return reconstruction_panel(
-        reconstruction_pixels(
-            images,
-            mask,
-            output.prediction,
-            pixel_mean=datamodule.pixel_mean,
-            pixel_std=datamodule.pixel_std,
-            borrowed=pl_module.borrowed_statistics(images),
-        ),
-        title=type(pl_module).__name__,
-        subtitle=(
-            f"epoch {epochs_done}  ·  step {trainer.global_step:,}  ·  {masked:.0%} of each image masked  ·  "
-            f"loss {output.loss.item():.4f}"
-        ),
+    shown = reconstruction_pixels(
+        images,
+        mask,
+        output.prediction,
+        pixel_mean=datamodule.pixel_mean,
+        pixel_std=datamodule.pixel_std,
+        borrowed=pl_module.borrowed_statistics(images),
     )
+    return shown, output.loss.item()
 
 
 def _send_to_loggers(figure: Figure, trainer: Trainer, *, caption: str) -> None:
@@ -113,3 +123,24 @@ def _send_to_loggers(figure: Figure, trainer: Trainer, *, caption: str) -> None:
             logger.experiment.add_image(_LOGGED_AS, pixels, trainer.global_step, dataformats="HWC")
         elif hasattr(logger, "log_image"):  # Weights & Biases
             logger.log_image(key=_LOGGED_AS, images=[pixels], step=trainer.global_step, caption=[caption])
+
+
+def _send_rows(shown: Reconstruction, indices: Sequence[int], trainer: Trainer, epochs_done: int) -> None:
+    """Hands a table, a row an image, to every logger that takes tables of pictures: there one scrolls and sorts."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            picture = import_module("wandb").Image
+            composite = shown.composite if shown.estimated_composite is None else shown.estimated_composite
+            columns = {
+                "image": shown.image,
+                "masked": shown.masked,
+                "prediction": shown.prediction,
+                "composite": composite,
+            }
+            rows = [
+                [epochs_done, index, *(picture(enlarged_bytes(pixels[row], 1)) for pixels in columns.values())]
+                for row, index in enumerate(indices)
+            ]
+            logger.log_table(
+                key=_ROWS_LOGGED_AS, columns=["epoch", "val image", *columns], data=rows, step=trainer.global_step
+            )

@@ -10,7 +10,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from unmask.callbacks.panel import Reconstruction, enlarged_bytes, reconstruction_pixels
-from unmask.data.augmentation.transforms import resize_and_centre_crop
+from unmask.data.augmentation.transforms import resize_and_center_crop
 from unmask.inference.base import Checkpoint
 from unmask.masking.random import RandomMaskGenerator
 from unmask.methods.backbone_module import BackboneModule
@@ -80,7 +80,7 @@ class PhotoModel:
     def prepare(self, photo: Photo) -> Images:
         """Resizes and crops a photo and normalises it as the backbone's images were."""
         pixels = torch.from_numpy(photo[..., :3].copy()).permute(2, 0, 1)[None]
-        images = resize_and_centre_crop(pixels, self.backbone.image_size, 1.0, interpolation="bicubic").float() / 255.0
+        images = resize_and_center_crop(pixels, self.backbone.image_size, 1.0, interpolation="bicubic").float() / 255.0
         mean, std = (
             images.new_tensor(values)[:, None, None] for values in (self.backbone.pixel_mean, self.backbone.pixel_std)
         )
@@ -109,7 +109,7 @@ class PhotoModel:
             ValueError: Nothing is painted, or nothing is left visible.
         """
         opacity = torch.from_numpy((255 * painted).round().astype("uint8"))[None, None].expand(-1, 3, -1, -1)
-        fitted = resize_and_centre_crop(opacity, self.backbone.image_size, 1.0, interpolation="bilinear")
+        fitted = resize_and_center_crop(opacity, self.backbone.image_size, 1.0, interpolation="bilinear")
         covered = F.avg_pool2d((fitted[:, :1].float() > 127).float(), unit)[:, 0]
         masked = (covered >= _LEAST_PAINTED).to(self.module.device)
         if not masked.any():

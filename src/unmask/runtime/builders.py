@@ -3,15 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
+from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.callbacks.durable_checkpoint import DurableCheckpointIO
+from unmask.callbacks.step_options import StepOptions
 from unmask.data.datamodule import ImageDataModule
 from unmask.methods.backbone_module import BackboneModule
 from unmask.optim.accumulation import accumulated_batches
 from unmask.runtime.secrets import redacted_for_its_owner
+
+STEP_OPTIONS = ("compile", "activation_checkpointing", "channels_last")  # keys of trainer that Lightning does not have
 
 
 def build(config: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:
@@ -63,17 +68,41 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
     if "callbacks" not in arguments:
         arguments["callbacks"] = build_entries(config.callbacks)
     if "logger" not in arguments:
-        arguments["logger"] = build_entries(_logger_settings(config)) or False
+        arguments["logger"] = build_loggers(config) or False
+    options = {name: config.trainer[name] for name in STEP_OPTIONS}
+    if any(options.values()):
+        arguments["callbacks"] = [*arguments["callbacks"], StepOptions(**options)]  # FLOPs are counted before
     given = config.trainer.accumulate_grad_batches
     plugins = [*(config.trainer.get("plugins") or []), DurableCheckpointIO()]
     trainer: Trainer = build(
-        config.trainer, accumulate_grad_batches=1 if given is None else given, plugins=plugins, **arguments
+        {name: value for name, value in resolve_config(config.trainer).items() if name not in STEP_OPTIONS},
+        accumulate_grad_batches=1 if given is None else given,
+        plugins=plugins,
+        **arguments,
     )
     if given is None:
         trainer.accumulate_grad_batches = accumulated_batches(
             config.global_batch_size, num_devices=trainer.world_size, images_per_device=config.images_per_device
         )
     return trainer
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """Builds the loggers of `config.logger`, in their order.
+
+    Raises:
+        ValueError: One needs a package that is not installed.
+    """
+    try:
+        return build_entries(_logger_settings(config))
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ModuleNotFoundError):
+            raise ValueError(f"a logger needs a package that is missing: {_missing(error.__cause__)}") from error
+        raise
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    return "mlflow; pip install 'unmask[mlflow]'" if "mlflow" in str(error) else str(error).partition("\n")[0]
 
 
 def _logger_settings(config: DictConfig) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from lightning import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,14 +32,23 @@ from unmask.evaluation.report import (
 )
 from unmask.inference.base import Inference
 from unmask.interchange.files import read_weights
-from unmask.runtime.builders import backbone_changes, build, build_entries, build_trainer, idle_settings, resolve_config
+from unmask.runtime.builders import (
+    STEP_OPTIONS,
+    backbone_changes,
+    build,
+    build_entries,
+    build_loggers,
+    build_trainer,
+    idle_settings,
+    resolve_config,
+)
 from unmask.runtime.checkpoint import build_backbone, find_run, load_backbone, load_module
 from unmask.runtime.console import describe_batch
 from unmask.runtime.effect import require_effect
 from unmask.runtime.follow_data import announce_followed, is_following, tell_rules
 from unmask.runtime.inference import run_inference
 from unmask.runtime.named_preprocessing import prepare_as_named
-from unmask.runtime.run_record import describe_run, own_data, remember_places
+from unmask.runtime.run_record import describe_run, own_data, recall_places, remember_places
 from unmask.runtime.secrets import redacted
 from unmask.runtime.setting_types import require_types
 
@@ -61,7 +71,8 @@ _READ = (
 _READ_WITH_BACKBONES = ("backbone", "allow_partial", "use_ema_weights", "callbacks", "logger")
 _READ_IN_TRAINING = ("augmentation", "images_per_device", "follow_data")
 _OF_TRAINING = tuple(
-    f"trainer.{name}" for name in ("max_epochs", "max_steps", "gradient_clip_val", "accumulate_grad_batches")
+    f"trainer.{name}"
+    for name in ("max_epochs", "max_steps", "gradient_clip_val", "accumulate_grad_batches", *STEP_OPTIONS)
 )
 _NAME = re.compile(r"[\w.+-][\w .+-]*")  # of folders as well
 
@@ -101,12 +112,39 @@ def evaluate(config: DictConfig) -> float | None:
     require_types(config)
     seeds = _seeds(config)
     seed_everything(seeds[0], workers=True, verbose=False)
+    _join_group(config)
     evaluator: Evaluation = build(_seeded(config, seeds[0]).eval)
     results = evaluator.run_on(CheckpointRun(config, seeds))
     if not results:  # it wrote files of its own
         return None
     _write(Path(config.paths.run_dir), results)
+    _log_results(config, results)
     return _mean_top1(results)
+
+
+def _join_group(config: DictConfig) -> None:
+    """Lets loggers that group runs put this one beside the run whose checkpoint it measures."""
+    if not any("group" in str(entry) for entry in (config.logger or {}).values()):
+        return
+    first = config.ckpt_path[0] if OmegaConf.is_list(config.ckpt_path) else config.ckpt_path
+    saved = find_run(read_weights(first))
+    name = None if saved is None else recall_places(saved.record.get("run")).get("name")
+    if isinstance(name, str):
+        config.trained_as = name
+
+
+def _log_results(config: DictConfig, results: Sequence[EvalResult]) -> None:
+    """Tells every logger but those of files, beside which `report.csv` lies, what was measured."""
+    figures = {
+        f"eval/{result.protocol}/{label}/{metric}": value
+        for label, result in labelled(results).items()
+        for metric, value in result.report.metrics.items()
+    }
+    for logger in build_loggers(config):
+        if not isinstance(logger, CSVLogger):
+            logger.log_hyperparams({"ckpt_path": str(config.ckpt_path), "evaluation": config.name})
+            logger.log_metrics(figures)
+            logger.finalize("success")
 
 
 def _seeds(config: DictConfig) -> list[int]:

@@ -60,7 +60,10 @@ def remember_places(record: Mapping[str, Any], config: Mapping[str, Any]) -> Non
     """Keeps on this machine where a run's images lie, under the run's random name; says so where that fails."""
     data = config["data"]
     kept = {name: data[name] for name in ImageDataModule.machine_settings if name in data} | _places(data)
-    content = {"data": {name: _absolute(value) for name, value in kept.items() if REDACTED not in str(value)}}
+    content: dict[str, Any] = {
+        "data": {name: _absolute(value) for name, value in kept.items() if REDACTED not in str(value)}
+    }
+    content["name"] = config.get("name")
     if config.get("ckpt_path") is not None:
         content["ckpt_path"] = _absolute(config["ckpt_path"])
     try:
@@ -71,7 +74,7 @@ def remember_places(record: Mapping[str, Any], config: Mapping[str, Any]) -> Non
 
 
 def recall_places(run: Any) -> Mapping[str, Any]:
-    """Reads what this machine knows of a run: `data` and perhaps `ckpt_path`; nothing of a run of another machine."""
+    """Reads what this machine knows of a run: `data`, `name`, perhaps `ckpt_path`; of one of another, nothing."""
     if not isinstance(run, str) or not _RUN_ID.fullmatch(run):
         return {}
     try:
