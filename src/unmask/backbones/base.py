@@ -1,7 +1,7 @@
 """What a method and an evaluation may ask of a backbone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int
@@ -39,6 +39,11 @@ class MaskedBackbone(nn.Module, ABC):
     @abstractmethod
     def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
         """Computes the one vector an image that evaluation reads, from the full image."""
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks, shallow to deep: what is compiled, or computed again in the backward pass."""
+        return ()
 
     @property
     def layer_names(self) -> tuple[str, ...]:

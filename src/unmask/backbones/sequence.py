@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone, Pooling
 from unmask.patches import PatchSize, patch_grid
@@ -67,6 +67,10 @@ class SequenceBackbone(MaskedBackbone):
         else:
             pooled = self.transformer.norm(tokens)[:, NUM_PREFIX_TOKENS:].mean(dim=1)
         return pooled
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return tuple(self.transformer.blocks)
 
     @property
     def layer_names(self) -> tuple[str, ...]:

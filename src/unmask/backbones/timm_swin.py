@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.backbones.create import create_timm_model
@@ -142,13 +142,17 @@ class TimmSwin(MaskedBackbone):
         maps[-1] = self.swin.norm(tokens)
         return [feature_map.permute(0, 3, 1, 2).contiguous() for feature_map in maps]
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return tuple(block for stage in self.swin.layers for block in stage.blocks)
+
     def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
         """Averages the tokens of the final LayerNorm, as SimMIM's classifier does."""
         return self.forward_features(images)[-1].mean(dim=(2, 3))
 
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Sets stochastic depth; SimMIM fine-tunes Swin in the form it pre-trains."""
-        set_drop_path([block for stage in self.swin.layers for block in stage.blocks], drop_path_rate)
+        set_drop_path(self.blocks, drop_path_rate)
         self._settings = replace(self._settings, drop_path_rate=drop_path_rate)
 
     def to_timm(self) -> TimmSpec:

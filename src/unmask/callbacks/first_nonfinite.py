@@ -24,7 +24,8 @@ def find_first_nonfinite(module: LightningModule, batch: ImageBatch, batch_idx: 
     if not bool(batch.image.isfinite().all()):
         return IN_THE_IMAGES, float("nan")
     found: list[str] = []
-    with _watched(module, found), _unlogged(module), torch.no_grad():
+    eagerly = torch.compiler.set_stance("force_eager")  # hooks within compiled blocks would not be called
+    with eagerly, _watched(module, found), _unlogged(module), torch.no_grad():
         loss = module.training_step(batch, batch_idx)
     return (found[0] if found else None), float(loss)  # type: ignore[arg-type]
 
@@ -38,12 +39,16 @@ def compute_gradient_norm(module: LightningModule, batch: ImageBatch, batch_idx:
 
 def gradient_norm(module: LightningModule) -> float:
     """The norm of all gradients together; not finite where one of them is not."""
+    norm, _ = gradient_norm_and(module, torch.ones((), device=module.device))
+    return norm
+
+
+def gradient_norm_and(module: LightningModule, flag: Tensor) -> tuple[float, bool]:
+    """Reads the norm of all gradients together and a flag, which lies where they do; the device is waited for once."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    if not gradients:
-        return 0.0
-    norms = torch._foreach_norm(gradients)  # one kernel, and one wait for the device
-    parts = torch.stack([norm.float() for norm in norms]).tolist()
-    return math.nan if any(math.isnan(part) for part in parts) else math.hypot(*parts)
+    norms = torch._foreach_norm(gradients) if gradients else []  # one kernel
+    *parts, is_set = torch.stack([norm.float() for norm in (*norms, flag)]).tolist()
+    return math.nan if any(math.isnan(part) for part in parts) else math.hypot(*parts), bool(is_set)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from unmask.callbacks.first_nonfinite import find_first_nonfinite, gradient_norm
+from unmask.callbacks.first_nonfinite import find_first_nonfinite, gradient_norm_and
 from unmask.callbacks.step_seeding import StepSeeding
 from unmask.callbacks.stopping import NumbersFailed
 from unmask.callbacks.trainer_state import logging_interval, require_positive
@@ -106,9 +106,12 @@ class NonfiniteGuard(Callback):
         self._is_loss_finite = is_finite if before is None else before & is_finite
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        is_loss_bad = self._is_loss_finite is not None and not bool(self._is_loss_finite)
+        flag = self._is_loss_finite
+        norm, is_loss_finite = gradient_norm_and(
+            pl_module, torch.ones((), device=pl_module.device) if flag is None else flag
+        )
+        is_loss_bad = not is_loss_finite
         self._is_loss_finite = None
-        norm = gradient_norm(pl_module)
         median = self._usual_norm()
         is_spike = norm > (self.spike_factor or math.inf) * (median or math.inf)  # no median, or 0: nothing to compare
         is_bad = is_loss_bad or is_spike or not math.isfinite(norm)

@@ -36,12 +36,14 @@ class SettingsCard(Callback):
         learning_rate: How the peak came about, such as "= base_lr 0.00015 x 64 / 256 (linear scaling)".
         seed: Of the run.
         limits_batch: What an explanation of the batch ends with where `images_per_device` decided it; may be empty.
+        waiting: How threads of the CPU wait for each other; may be empty.
     """
 
-    def __init__(self, *, learning_rate: str, seed: int, limits_batch: str = "") -> None:
+    def __init__(self, *, learning_rate: str, seed: int, limits_batch: str = "", waiting: str = "") -> None:
         self.learning_rate = learning_rate
         self.seed = seed
         self.limits_batch = limits_batch
+        self.waiting = waiting
         self._steps_seen = 0
         self._timed_from: float | None = None
 
@@ -81,8 +83,13 @@ class SettingsCard(Callback):
             "device": f"{trainer.num_devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}, "
             f"precision {trainer.precision}, seed {self.seed}",
             **_described("best.ckpt", _describe_best(trainer, method)),
+            **_described("threads", self._describe_threads(trainer)),
             "output": str(trainer.default_root_dir),
         }
+
+    def _describe_threads(self, trainer: Trainer) -> str | None:
+        computes_on_threads = self.waiting and trainer.strategy.root_device.type == "cpu"
+        return f"{torch.get_num_threads()}, {self.waiting}" if computes_on_threads else None
 
 
 def describe_batch(trainer: Trainer, global_batch_size: int) -> str:

@@ -1,5 +1,6 @@
 """Contrast: each query is to be told from the other images of the batch."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -49,7 +50,7 @@ def info_nce(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     unit_queries = F.normalize(queries.float(), dim=1, eps=_NORM_EPSILON)
     unit_keys = F.normalize(keys.detach().float(), dim=1, eps=_NORM_EPSILON)
-    with torch.autocast(queries.device.type, enabled=False):
+    with _in_full_precision(queries.device):
         logits = unit_queries @ unit_keys.T / temperature
     accuracy = (logits.detach().argmax(dim=1) == positives).float().mean()
     if extra_zero_logit:
@@ -70,3 +71,9 @@ def gather_keys(keys: Float[Tensor, "b d"]) -> tuple[Float[Tensor, "k d"], Int[T
     gathered = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, keys)
     return torch.cat(gathered), own + dist.get_rank() * len(keys)
+
+
+def _in_full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Switches autocast off where the device has it; the meta device, on which operations are counted, has none."""
+    has_autocast = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if has_autocast else nullcontext()

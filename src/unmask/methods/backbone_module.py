@@ -62,6 +62,11 @@ class BackboneModule(LightningModule, ABC):
         """What turns pooled features into logits; None where nothing is classified."""
         return None
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The transformer blocks of all its networks, which `trainer.compile` and the like apply to."""
+        return self.backbone.blocks
+
     def on_weights_loaded(self, names: Collection[str]) -> Sequence[str]:
         """Called when weights of a file, those named of the `state_dict`, have replaced the ones drawn.
 

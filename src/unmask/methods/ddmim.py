@@ -134,6 +134,11 @@ class DDMIM(Method):
         self._is_first_step = False
         self._masked_tokens(mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        teacher: MaskedBackbone | None = None if self.teacher is None else self.teacher["backbone"]
+        return (*super().blocks, *(() if teacher is None else teacher.blocks))
+
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
         views = self.views(images) if self.views is not None and self.training else whole_images(images)

@@ -1,12 +1,12 @@
 """MAE: masked autoencoders."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone, VisibleTokenBackbone
 from unmask.heads.mae_decoder import MAEDecoder
@@ -72,6 +72,10 @@ class MAE(Method):
         )
         backbone.initialize_as_mae()
         self.patch_mask(self.mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return (*super().blocks, *self.decoder.blocks)
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask

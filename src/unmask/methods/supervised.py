@@ -148,7 +148,8 @@ class Supervised(BackboneModule):
         timm mixes with the mirror, so the second half is reversed before and after.
         """
         count, half = len(images), (len(images) + 1) // 2
-        order = torch.cat([torch.arange(half), torch.arange(2 * half - 1, half - 1, -1)]).to(images.device)
+        first = torch.arange(half, device=images.device)
+        order = torch.cat([first, 2 * half - 1 - first])
         taken = order.clamp(max=count - 1)
         mixed, targets = self.mix(images[taken], labels[taken])
         return mixed[order][:count], targets[order][:count]  # the order is its own inverse

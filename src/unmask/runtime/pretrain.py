@@ -51,6 +51,7 @@ from unmask.runtime.run_folder import locked
 from unmask.runtime.run_record import describe_run, remember_places
 from unmask.runtime.secrets import redacted
 from unmask.runtime.setting_types import require_types
+from unmask.runtime.shared_cores import describe_waiting
 
 _EXIT_TIMEOUT = 15.0  # seconds
 _log = logging.getLogger("unmask")
@@ -127,7 +128,12 @@ def _pretrain(config: DictConfig) -> float | None:
     run_dir = Path(config.paths.run_dir)
     kept = RunSettings(settings=settings, fingerprints=fingerprints)
     watching = [RunStatus(folder=run_dir), ProcessWatch(folder=run_dir)]
-    card = SettingsCard(learning_rate=learning_rate, seed=config.seed, limits_batch=describe_limit(config))
+    card = SettingsCard(
+        learning_rate=learning_rate,
+        seed=config.seed,
+        limits_batch=describe_limit(config),
+        waiting=describe_waiting(),
+    )
     beside = [*build_probes(config, data), *build_entries(config.callbacks)]
     callbacks = [card, provenance, RestrictedState(), kept, *beside, *build_pruning(), *watching]
     trainer = build_trainer(config, callbacks=callbacks)
@@ -197,7 +203,10 @@ def _log_settings(
         logger.log_hyperparams({**settings, "facts": facts})
         if isinstance(logger, WandbLogger) and trainer.is_global_zero:
             logger.experiment.define_metric("val/loss", summary="min")
+            logger.experiment.define_metric("val/top1", summary="max")
             logger.experiment.define_metric("probe/*", summary="max")
+            logger.experiment.define_metric("system/images_per_s", summary="mean")
+            logger.experiment.define_metric("system/mfu", summary="mean")
 
 
 def _export(method: BackboneModule, run_dir: Path, *, is_labelled: bool) -> None:
