@@ -33,7 +33,7 @@ class StepOptions(Callback):
         backend: By which is compiled, a name of torch's.
 
     Raises:
-        ValueError: An option is neither true nor false; as training begins, the module has no blocks.
+        ValueError: As training begins, the module has no blocks.
     """
 
     def __init__(
@@ -44,13 +44,6 @@ class StepOptions(Callback):
         channels_last: bool = False,
         backend: str = "inductor",
     ) -> None:
-        for name, value in (
-            ("compile", compile),
-            ("activation_checkpointing", activation_checkpointing),
-            ("channels_last", channels_last),
-        ):
-            if not isinstance(value, bool):
-                raise ValueError(f"trainer.{name} must be true or false, got {value!r}")
         self.compile = compile
         self.activation_checkpointing = activation_checkpointing
         self.channels_last = channels_last

@@ -70,6 +70,9 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
     if "logger" not in arguments:
         arguments["logger"] = build_loggers(config) or False
     options = {name: config.trainer[name] for name in STEP_OPTIONS}
+    for name, value in options.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"trainer.{name} must be true or false, got {value!r}")
     if any(options.values()):
         arguments["callbacks"] = [*arguments["callbacks"], StepOptions(**options)]  # FLOPs are counted before
     given = config.trainer.accumulate_grad_batches
