@@ -157,7 +157,7 @@ def open_for_photos(checkpoint: Checkpoint) -> PhotoModel:
     return PhotoModel(module, checkpoint.class_names() if module.is_classifier else ())
 
 
-def as_picture(images: Images) -> UInt8[ndarray, "height width 3"]:
+def as_picture(images: Images) -> UInt8[ndarray, "rows cols 3"]:
     """The first of some images in 0..1, as bytes; small ones have their pixels enlarged by a whole factor."""
     scale = max(1, _SMALLEST_PICTURE // min(images.shape[2:]))
     return enlarged_bytes(images[0], scale)
