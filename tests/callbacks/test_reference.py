@@ -66,7 +66,6 @@ def test_a_run_is_comparable_with_another_seed_and_another_rate_but_not_with_oth
         "data.num_train",
         "global_batch_size",
         "method.norm_pix_loss",
-        "trainer.max_epochs",
     }
 
 

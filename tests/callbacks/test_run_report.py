@@ -73,7 +73,7 @@ def test_a_run_writes_its_page_every_epoch_with_the_readings_and_the_picture_of_
     assert "not ended" not in last  # it cannot know
     assert "train/loss" in first
     assert "val/loss" in first  # the validation of the same epoch
-    assert "at step 11," in last  # the last of twelve
+    assert "at step 12," in last  # of twelve
 
 
 def test_short_epochs_are_left_out_but_not_the_first_and_the_last(fit, monkeypatch):
@@ -111,8 +111,8 @@ def test_curves_are_thinned_by_means_and_told_in_words(make_run):
 
     told = re.search(r'aria-label="loss over optimizer steps: ([^"]*)"', page)[1]
     train, val = told.split("; ")
-    assert train == "train/loss 0.00025 at step 3,999, first 1, smallest 0.00025"
-    assert val == "val/loss 0.5 at step 4,000, first 0.5, smallest 0.5"
+    assert train == "train/loss 0.00025 at step 4,000, first 1, smallest 0.00025"  # steps done, as on the screen
+    assert val == "val/loss 0.5 at step 4,001, first 0.5, smallest 0.5"
     assert len(page) < 2_000_000
 
 
@@ -152,7 +152,7 @@ def test_losses_come_first_and_the_speed_last_and_rows_cut_short_are_left_out(ma
     with (folder / "csv/metrics.csv").open("a") as table:
         table.write(",0,0.125,,")
     run = read_run(folder)
-    assert [step for step, _ in run.series["train/loss"]] == [0, 1, 2]
+    assert [step for step, _ in run.series["train/loss"]] == [1, 2, 3]
     page = report_html([run])
     assert re.findall(r"<figure><strong>(.*?)</strong>", page) == ["loss", "system/images_per_s"]
     legends = re.findall(r">(- -|&mdash;)</span> (\S+)", page)
@@ -165,6 +165,43 @@ def test_a_run_that_goes_on_has_not_ended(make_run, status, shown):
     (one / "status.json").write_text(json.dumps({"state": status, "step": 3}))
     assert f"<td>{shown}</td>" in report_html([read_run(one), read_run(other)])
     assert (f"<td>{shown}</td>" in report_html([read_run(one)])) is (status == "complete")
+
+
+def test_verdicts_warnings_and_the_time_of_a_step_are_shown(make_run):
+    folder = make_run()
+    (folder / "verdicts.csv").write_text("epoch,step,verdict,reason\n1,3,normal,fine\n2,6,slow,<as ever>\n")
+    (folder / "run.log").write_text(
+        "2026-11-29 07:00:00 INFO nothing\n2026-11-29 07:00:01 WARNING twice\n2026-11-29 07:00:02 WARNING twice\n"
+        "2026-11-29 07:00:03 WARNING verdict  slow: <as ever>\n2026-11-29 07:00:04 ERROR a full disk\n"
+    )
+    content = {"batches": 3, "parts": {"backbone": 0.03, "loss": 0.01}, "bottleneck": "bottleneck: the network"}
+    (folder / "step_profile.json").write_text(json.dumps(content))
+    page = report_html([read_run(folder)])
+
+    assert "<strong>slow after epoch 2: &lt;as ever&gt;</strong>" in page
+    assert "<summary>all 2</summary>" in page
+    assert "<ul><li>twice</li><li>a full disk</li></ul>" in page
+    assert "bottleneck: the network" in page
+    assert "<td>backbone</td><td>30.00</td><td>75.0%</td>" in page
+    assert "Verdict" not in report_html([read_run(make_run("before"))])  # a run of an older version
+
+
+def test_evaluations_among_the_folders_are_left_out_and_named(make_run, tmp_path, monkeypatch, caplog):
+    from unmask.runtime.report import report  # noqa: PLC0415
+
+    caplog.set_level("INFO", logger="unmask")
+    monkeypatch.chdir(tmp_path)
+    for name in ("measured", "measuring"):
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra/hydra.yaml").write_text("hydra: {job: {name: eval}}")
+        (tmp_path / name / ".hydra/overrides.yaml").write_text("[eval=knn]")
+    (tmp_path / "measured/report.json").write_text("{}")
+    make_run("one"), make_run("two")
+    report(["measured", "one", "two", "measuring"])
+    assert "<h1>2 runs</h1>" in Path("comparison.html").read_text()
+    assert "left out, since they hold evaluations: measured, measuring" in caplog.messages
+    with pytest.raises(ValueError, match=r"measured is the folder of an evaluation; its report\.md"):
+        report(["measured"])
 
 
 def test_names_and_settings_are_shown_as_text(make_run):
@@ -186,7 +223,7 @@ def test_runs_are_compared_by_their_curves_and_the_settings_in_which_they_differ
     cells = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row) for row in rows]
     by_name = {row[0].rpartition("/")[2]: row[1:] for row in cells}
     assert by_name["other"][0] == "failed: no memory"
-    assert (by_name["one"][3], by_name["other"][3]) == ("0.5", "0.25")
+    assert (by_name["one"][4], by_name["other"][4]) == ("0.5", "0.25")
     assert by_name["seed"] == ["1", "2"]
     assert by_name["base_lr"] == ["0.1", "-"]
     assert "method" not in by_name  # alike

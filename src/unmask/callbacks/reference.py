@@ -25,8 +25,16 @@ _OF_MEAN = 0.1
 _OF_CURVE = 0.03  # from the least to the greatest mean of the curve: so wide also where the runs happen to agree
 
 # Settings that make runs comparable, and those among them that another good run may have otherwise.
-_COMPARED = ("augmentation.", "data.", "global_batch_size", "image_size", "method.", "model.", "trainer.max_")
-_FREE = ("data.num_workers", "data.worker_timeout", "data.verify", "method.optimizer.", "method.schedule.")
+_COMPARED = ("data.", "global_batch_size", "method.")
+_FREE = (
+    "data.max_bad_fraction",
+    "data.num_test",
+    "data.num_workers",
+    "data.on_bad_image",
+    "data.worker_timeout",
+    "method.optimizer.",
+    "method.schedule.",
+)
 _SEED = "seed"  # what their names end in
 
 
@@ -78,12 +86,13 @@ class Reference:
     def difference(self, settings: Mapping[str, Any], *, num_steps: int | None) -> str | None:
         """Names the first setting in which a run differs from those of the reference; None where it is comparable.
 
-        The seed, the learning rate and the optimizer may be others: a wrong rate is what a reference is to show.
+        The seed, the learning rate and the optimizer may be others: a wrong rate is what a reference is to show. A
+        setting that the file does not name is newer than it.
         """
         own = compared_settings(settings)
-        for key in sorted({*self.settings, *own}, key=lambda name: (name.count("."), name)):
-            if self.settings.get(key) != own.get(key):
-                return f"{key} is {own.get(key)}, there {self.settings.get(key)}"
+        for key in sorted(self.settings, key=lambda name: (name.count("."), name)):
+            if self.settings[key] != own.get(key):
+                return f"{key} is {own.get(key)}, there {self.settings[key]}"
         return None if num_steps == self.num_steps else f"{num_steps} optimizer steps, there {self.num_steps}"
 
 

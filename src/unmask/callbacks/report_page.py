@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from PIL import Image
 
 from unmask.atomic_write import atomic_write
 from unmask.callbacks.run_status import read_status
+from unmask.callbacks.step_profile import read_profile
+from unmask.callbacks.verdict import read_verdicts
 
 REPORT_NAME = "report.html"
 _GENERATOR = '<meta name="generator" content="unmask">'  # marks a file that may be written again
@@ -26,6 +29,8 @@ _FEW_POINTS = 60  # up to here each point is marked
 _PANEL_WIDTH, _JPEG_QUALITY = 900, 80  # pixels; of 100
 _MOST_PANELS, _MOST_PANEL_BYTES = 24, 2_000_000  # so that the page, with 1.3 MB of script, stays below 5 MB
 _PLOT_HEIGHT = 260  # pixels
+_MOST_VERDICTS, _MOST_WARNINGS = 200, 50
+_WARNING = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?:WARNING|ERROR) (.*)")  # as conf/hydra formats run.log
 
 _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1a1a1a;margin:0 auto;padding:1rem}
@@ -47,7 +52,7 @@ for(const panels of document.querySelectorAll('.panels')){
 """
 
 Series = list[tuple[int, float]]
-"""(optimizer step, value), in the order of the steps."""
+"""(optimizer steps done, value), in the order of the steps."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,9 @@ class RunFiles:
         overrides: The settings typed; None where Hydra kept none.
         state: Of `status.json`, unless the run goes on.
         reason: Likewise, why it ended early.
+        verdicts: Lines of `verdicts.csv`.
+        warnings: Of `run.log`, each once.
+        profile: Of `step_profile.json`; None where there is none.
     """
 
     folder: Path
@@ -69,6 +77,9 @@ class RunFiles:
     overrides: Sequence[str] | None
     state: str | None
     reason: str | None
+    verdicts: Sequence[Mapping[str, str]]
+    warnings: Sequence[str]
+    profile: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,20 @@ def read_run(folder: Path) -> RunFiles:
         overrides=_read_overrides(folder / ".hydra" / "overrides.yaml"),
         state=str(status["state"]) if reached else None,
         reason=str(status["reason"]) if reached and status.get("reason") else None,
+        verdicts=read_verdicts(folder),
+        warnings=_read_warnings(folder / "run.log"),
+        profile=read_profile(folder),
     )
+
+
+def is_evaluation(folder: Path) -> bool:
+    """Whether a folder is that of `eval.py`, whole or in the making, which has no curves of its own."""
+    if (folder / "report.json").is_file():
+        return True
+    job = folder / ".hydra" / "hydra.yaml"
+    content = yaml.safe_load(job.read_text(encoding="utf-8")) if job.is_file() else None
+    named = content.get("hydra", {}).get("job", {}) if isinstance(content, dict) else {}
+    return bool(named.get("name") == "eval")
 
 
 def write_report(path: Path, runs: Sequence[RunFiles]) -> None:
@@ -150,9 +174,12 @@ def report_html(runs: Sequence[RunFiles]) -> str:
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         _overview(runs, names),
+        *(_verdicts(run, name, is_alone=len(runs) == 1) for run, name in zip(runs, names, strict=True)),
         "<h2>Readings</h2>",
         plots or "<p>The run kept no readings; logger=csv does.</p>",
         *(_panels(run, name, is_alone=len(runs) == 1) for run, name in zip(runs, names, strict=True)),
+        *(_profile(run, name, is_alone=len(runs) == 1) for run, name in zip(runs, names, strict=True)),
+        *(_warnings(run, name, is_alone=len(runs) == 1) for run, name in zip(runs, names, strict=True)),
         _settings(runs, names),
     ]
     return html_page(title, f"{''.join(parts)}<script>{_SLIDER}</script>", scripts)
@@ -169,7 +196,7 @@ def _names(runs: Sequence[RunFiles]) -> list[str]:
 
 
 def _overview(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
-    rows = [["run", "state", "step", "loss", "smallest val/loss", "images/s"]]
+    rows = [["run", "state", "verdict", "steps", "loss", "smallest val/loss", "images/s"]]
     for run, name in zip(runs, names, strict=True):
         val = [value for _, value in run.series.get("val/loss", []) if math.isfinite(value)]
         state = "not ended" if run.state is None else run.state
@@ -177,7 +204,8 @@ def _overview(runs: Sequence[RunFiles], names: Sequence[str]) -> str:
             [
                 name,
                 state if run.reason is None else f"{state}: {run.reason}",
-                str(max((series[-1][0] for series in run.series.values()), default="-")),
+                run.verdicts[-1]["verdict"] if run.verdicts else "-",
+                f"{steps:,}" if (steps := max((series[-1][0] for series in run.series.values()), default=0)) else "-",
                 _last(run.series.get("train/loss")),
                 f"{min(val):.4g}" if val else "-",
                 _last(run.series.get("system/images_per_s")),
@@ -263,6 +291,46 @@ def _described(curve: _Curve) -> str:
     return f"{now}, first {values[0]:.4g}, smallest {min(values):.4g}"
 
 
+def _verdicts(run: RunFiles, name: str, *, is_alone: bool) -> str:
+    """The last verdict in full, and the lines before it where a reader opens them."""
+    if not run.verdicts:
+        return ""
+    last = run.verdicts[-1]
+    said = f"{last['verdict']} after epoch {last['epoch']}: {last['reason']}"
+    rows = [[line[key] for key in ("epoch", "step", "verdict", "reason")] for line in reversed(run.verdicts)]
+    kept = rows[:_MOST_VERDICTS]
+    shown = f"all {len(rows)}" if len(kept) == len(rows) else f"the last {len(kept)} of {len(rows)}"
+    return (
+        f"{_heading('Verdict', name, is_alone=is_alone)}<p><strong>{html.escape(said)}</strong></p>"
+        f"<details><summary>{shown}</summary>{_table([['epoch', 'steps', 'verdict', 'why'], *kept])}</details>"
+    )
+
+
+def _profile(run: RunFiles, name: str, *, is_alone: bool) -> str:
+    if run.profile is None:
+        return ""
+    parts: Mapping[str, float] = run.profile["parts"]
+    total = sum(parts.values()) or 1.0
+    rows = [[part, f"{1000 * seconds:.2f}", f"{seconds / total:.1%}"] for part, seconds in parts.items()]
+    return (
+        f"{_heading('Time of a step', name, is_alone=is_alone)}<p>{html.escape(run.profile['bottleneck'])}</p>"
+        f"{_table([['part', 'ms a batch', 'of the time'], *rows])}"
+    )
+
+
+def _warnings(run: RunFiles, name: str, *, is_alone: bool) -> str:
+    if not run.warnings:
+        return ""
+    items = "".join(f"<li>{html.escape(warning)}</li>" for warning in run.warnings[-_MOST_WARNINGS:])
+    left_out = len(run.warnings) - _MOST_WARNINGS
+    before = f"<p>{left_out:,} earlier ones stand in run.log.</p>" if left_out > 0 else ""
+    return f"{_heading('Warnings', name, is_alone=is_alone)}{before}<ul>{items}</ul>"
+
+
+def _heading(text: str, name: str, *, is_alone: bool) -> str:
+    return f"<h2>{html.escape(text if is_alone else f'{text} of {name}')}</h2>"
+
+
 def _panels(run: RunFiles, name: str, *, is_alone: bool) -> str:
     pictures = _encoded(run.panels)
     if not pictures:
@@ -274,10 +342,9 @@ def _panels(run: RunFiles, name: str, *, is_alone: bool) -> str:
         f'network filled in, after epoch {epoch}"><figcaption>epoch {epoch}</figcaption></figure>'
         for epoch, picture in pictures.items()
     )
-    heading = "Reconstructions" if is_alone else f"Reconstructions of {name}"
     last = len(epochs) - 1
     return (
-        f'<h2>{html.escape(heading)}</h2><div class="panels"><label>epoch '
+        f'{_heading("Reconstructions", name, is_alone=is_alone)}<div class="panels"><label>epoch '
         f'<input type="range" min="0" max="{last}" value="{last}" step="1"></label>{figures}</div>'
     )
 
@@ -341,8 +408,20 @@ def _read_series(path: Path) -> dict[str, Series]:
             step = row.get("step") or ""
             for name, text in row.items():
                 if name not in (None, "step", "epoch") and text and step.isdigit():
-                    found.setdefault(name, []).append((int(step), float(text)))
+                    found.setdefault(name, []).append((int(step) + 1, float(text)))  # loggers count from 0
     return found
+
+
+def _read_warnings(path: Path) -> list[str]:
+    """The lines of a log that were written as warnings or errors, each once, without those of the verdict."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        said = _WARNING.fullmatch(line)
+        if said and not said[1].startswith("verdict  "):
+            found.append(said[1])
+    return list(dict.fromkeys(found))
 
 
 def _read_overrides(path: Path) -> list[str] | None:

@@ -1,0 +1,66 @@
+"""References: the one that is shipped, and the command that makes one."""
+
+# ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
+
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+CONF = Path(__file__).parents[2] / "conf"
+SHIPPED = sorted((CONF / "experiment").glob("*.reference.json"))
+TINY = ["model.embed_dim=24", "model.depth=2", "data.num_train=16", "data.num_val=4", "data.num_test=4"]
+DECODER = ["method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"]
+RUN = ["method=mae", *TINY, *DECODER, "global_batch_size=8", "trainer=cpu", "trainer.max_epochs=2", "logger=csv"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_what_is_shipped_was_made_with_the_settings_of_its_experiment(path: Path) -> None:
+    from unmask.callbacks.reference import read_reference
+    from unmask.runtime.builders import resolve_config
+    from unmask.runtime.config import compose_config
+    from unmask.runtime.resume import settings_of_run
+
+    good = read_reference(path)
+    config = compose_config("run", [f"experiment={good.name}", "paths.run_dir=x"])
+    assert good.difference(settings_of_run(resolve_config(config)), num_steps=good.num_steps) is None
+    assert good.num_runs >= 3
+    assert good.band("train/loss_epoch", good.num_steps) is not None
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    from unmask.runtime import cli
+
+    monkeypatch.setattr("sys.argv", ["run.py", *RUN, *overrides])
+    GlobalHydra.instance().clear()
+    cli.run()
+
+
+def test_a_user_makes_a_reference_of_runs_and_compares_others_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from unmask.runtime import cli
+
+    monkeypatch.chdir(tmp_path)
+    run(monkeypatch, "seed=1", "hydra.run.dir=one")
+    assert "; no reference for this recipe" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["reference", "one", "out=mine.json"])
+    cli.reference()
+
+    run(monkeypatch, "seed=2", "reference=mine.json", "hydra.run.dir=two")
+    assert "(reference " in capsys.readouterr().out
+    run(monkeypatch, "method.mask_generator.ratio=0.5", "reference=mine.json", "hydra.run.dir=three")
+    said = "; no reference for these settings: method.mask_generator.ratio is 0.5, there 0.75 (mine)"
+    assert said in capsys.readouterr().out
+
+    for arguments, sentence in (
+        (["one", "three", "out=other.json"], "three and one are not of one recipe: method.mask_generator.ratio is 0.5"),
+        (["one", "out=mine.json"], "mine.json exists; name another file"),
+        (["one"], "name finished runs and one file"),
+        (["nowhere", "out=other.json"], "nowhere holds no csv/metrics.csv"),
+    ):
+        monkeypatch.setattr("sys.argv", ["reference", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.reference()
+        assert stopped.value.code == 2
+        assert sentence in capsys.readouterr().err
