@@ -40,13 +40,15 @@ def epochs(*losses, probe=""):
 
 
 def test_the_band_holds_four_deviations_of_the_runs(make_table, tmp_path):
-    tables = [make_table(number, epochs(2.0, loss, probe=30)) for number, loss in enumerate((0.8, 1.0, 1.2))]
+    tables = [make_table(number, epochs(2.0, loss, loss, probe=30)) for number, loss in enumerate((0.8, 1.0, 1.2))]
     write_reference(tmp_path / "good.reference.json", tables, settings=SETTINGS)
     good = read_reference(tmp_path / "good.reference.json")
 
-    assert (good.name, good.num_runs, good.num_steps) == ("good", 3, 20)
-    assert good.band("train/loss_epoch", 20) == pytest.approx(Band(1.0 - 4 * 0.2, 1.0 + 4 * 0.2))
+    assert (good.name, good.num_runs, good.num_steps) == ("good", 3, 30)
+    assert good.band("train/loss_epoch", 30) == pytest.approx(Band(1.0 - 4 * 0.2, 1.0 + 4 * 0.2))
     assert good.band("train/loss_epoch", 10) == pytest.approx(Band(1.8, 2.2))  # alike: a tenth of the value
+    between = good.band("train/loss_epoch", 20)  # and what they showed after 15 steps: a mean of 1.5, deviation 0.1
+    assert between == pytest.approx(Band(0.2, 1.9))
     assert good.band("probe/own/knn_top1", 20) == pytest.approx(Band(27.0, 33.0))
     assert good.band("train/loss", 20) is None  # of single steps: not kept
 

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     monkeypatch.setattr("sys.argv", ["run.py", *RUN, *overrides])
     GlobalHydra.instance().clear()
     cli.run()
+    logging.shutdown()  # closes run.log
 
 
 def test_a_user_makes_a_reference_of_runs_and_compares_others_with_it(

@@ -22,6 +22,7 @@ PROBE = "probe/"
 # Half of a band is the largest of these; ours.
 _DEVIATIONS = 4.0  # of the runs at that epoch: of three, the deviation itself is uncertain
 _OF_MEAN = 0.1
+_PACE = 0.75  # of the steps: how far back a good run may be; ours
 _OF_CURVE = 0.03  # from the least to the greatest mean of the curve: so wide also where the runs happen to agree
 
 # Settings that make runs comparable, and those among them that another good run may have otherwise.
@@ -70,7 +71,10 @@ class Reference:
     curves: Mapping[str, Sequence[_Point]]
 
     def band(self, name: str, step: int) -> Band | None:
-        """What the runs showed after that many optimizer steps; between two epochs, on the line between them.
+        """What the runs showed after that many optimizer steps, or after three quarters of them.
+
+        Good runs may lie a good part of their steps apart before their curves meet, more than the deviations of a few
+        seeds tell. Between two epochs the values are those on the line between them.
 
         Returns:
             None where they kept no such reading, or none so early.
@@ -78,10 +82,8 @@ class Reference:
         curve = self.curves.get(name, ())
         if not curve or step < curve[0].step:
             return None
-        means = [point.mean for point in curve]
-        mean, std = _between(curve, step)
-        half = max(_DEVIATIONS * std, _OF_MEAN * abs(mean), _OF_CURVE * (max(means) - min(means)))
-        return Band(mean - half, mean + half)
+        now, earlier = _band(curve, step), _band(curve, max(curve[0].step, round(_PACE * step)))
+        return Band(min(now.low, earlier.low), max(now.high, earlier.high))
 
     def difference(self, settings: Mapping[str, Any], *, num_steps: int | None) -> str | None:
         """Names the first setting in which a run differs from those of the reference; None where it is comparable.
@@ -157,6 +159,13 @@ def write_reference(path: Path, tables: Sequence[Path], *, settings: Mapping[str
     }
     with atomic_write(path) as partial:
         partial.write_text(_as_json(content), encoding="utf-8")
+
+
+def _band(curve: Sequence[_Point], step: int) -> Band:
+    means = [point.mean for point in curve]
+    mean, std = _between(curve, step)
+    half = max(_DEVIATIONS * std, _OF_MEAN * abs(mean), _OF_CURVE * (max(means) - min(means)))
+    return Band(mean - half, mean + half)
 
 
 def _between(curve: Sequence[_Point], step: int) -> tuple[float, float]:
