@@ -315,3 +315,42 @@ def test_a_head_that_does_not_belong_is_left_out_with_the_reason(
     assert "\nhead: " not in caplog.text
     patches = dict(module.backbone.named_parameters())["vit.patch_embed.proj.weight"]
     assert torch.equal(patches, taught.model.patch_embed.proj.weight)
+
+
+OWN = Path(__file__).parent.parent / "format_1" / "last.ckpt"  # of images of ten classes
+
+
+def started_from_own(path: Path, heads: dict[str, torch.Tensor], order: list[int] | None = None) -> Any:
+    """Supervised training from a checkpoint of this program that holds these heads, its classes in another order."""
+    content = torch.load(OWN, weights_only=True)
+    kept = {name: weight for name, weight in content["state_dict"].items() if name.startswith("backbone.")}
+    content["state_dict"] = kept | heads
+    names = content["unmask"]["record"]["class_names"]
+    content["unmask"]["record"]["class_names"] = [names[k] for k in order] if order else ["thing"] * 10
+    torch.save(content, path)
+    sizes = ["image_size=16", "model.patch_size=2", "model.embed_dim=8", "model.depth=1", "model.num_heads=2"]
+    return unmask.build_method(["method=supervised", "model=vit_mini", *sizes, f"method.init_from={path}"])
+
+
+@pytest.mark.parametrize("order", [list(range(10)), [9, *range(9)]])
+def test_a_head_of_this_program_is_put_in_the_order_of_the_data(tmp_path: Path, order: list[int]) -> None:
+    head = {"head.linear.weight": torch.randn(10, 8), "head.linear.bias": torch.randn(10)}
+    module = started_from_own(tmp_path / "own.ckpt", head, order)
+    own = module.state_dict()
+    for name, weight in head.items():
+        assert torch.equal(own[name][order], weight)
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        ({"head.linear.weight": (10, 8), "head.linear.bias": (10,)}, "a classifier of other classes than the data's"),
+        ({"head.project.weight": (192, 8, 1, 1)}, "the configured method has no such head (head.project.weight)"),
+    ],
+)
+def test_a_head_of_this_program_for_something_else_is_left_out(
+    tmp_path: Path, head: dict[str, tuple[int, ...]], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="unmask"):
+        started_from_own(tmp_path / "own.ckpt", {name: torch.randn(shape) for name, shape in head.items()})
+    assert reason in caplog.text

@@ -71,7 +71,7 @@ def _with_classifier(
     if classifier is not None:
         outputs = Outputs(classifier.num_outputs, classifier.num_unused, classifier.class_names)
         heads: Mapping[str, Tensor] = {f"{_HEAD}{name}": weight for name, weight in classifier.weights.items()}
-    elif run is not None and any(name.startswith(_HEAD) for name in conversion.heads):
+    elif run is not None and _own_head(method) & conversion.heads.keys():
         outputs = Outputs(run.num_classes, class_names=run.class_names)
         heads = conversion.heads
     else:
@@ -88,6 +88,10 @@ def _with_classifier(
     left_out = {name: why for name, why in conversion.left_out.items() if name not in names}
     ordered = _ordered(heads, order, num_outputs=outputs.num, num_classes=len(class_names))
     return replace(conversion, heads=ordered, left_out=left_out), [f"head: {order.finding}"]
+
+
+def _own_head(method: BackboneModule) -> set[str]:
+    return {name for name in method.state_dict() if name.startswith(_HEAD)}
 
 
 def _other_features(classifier: Classifier, settings: Mapping[str, Any], method: BackboneModule) -> str:
