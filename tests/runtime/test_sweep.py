@@ -28,11 +28,15 @@ class Fault(Callback):
         if self.kind == "orphan" and trainer.current_epoch == 1 and Path("armed").exists():
             Path("armed").unlink()
             os.kill(os.getppid(), signal.SIGKILL)
+        if self.kind == "requeue" and trainer.current_epoch == 1 and Path("armed").exists():
+            Path("armed").unlink()
+            os.kill(os.getppid(), signal.SIGUSR2)  # as SLURM does before the time is over
 
     def on_train_start(self, trainer, pl_module):
         {
             "none": lambda: None,
             "orphan": lambda: None,
+            "requeue": lambda: None,
             "exit": lambda: sys.exit("enough"),
             "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
             "numbers": lambda: next(pl_module.parameters()).data.fill_(float("nan")),
@@ -191,3 +195,32 @@ def test_a_study_killed_with_its_run_goes_on_and_a_run_that_promises_less_is_pru
     assert status(tmp_path, 0)["epoch"] == 40
     assert len(rows(tmp_path)) == 2
     assert (tmp_path / "out" / "sweep.html").stat().st_size < 5_000_000
+
+
+@pytest.mark.slow
+def test_a_job_of_submitit_that_is_preempted_saves_is_queued_again_and_goes_on(tmp_path: Path) -> None:
+    fault = "+callbacks.fault={_target_:fault.Fault,kind:requeue}"
+    (tmp_path / "armed").touch()
+    queue = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=30"]
+    done = sweep(tmp_path, *TINY[:-1], "trainer.max_epochs=40", fault, "seed=3", *queue)
+
+    assert done.returncode == 0, done.stderr
+    (job,) = rows(tmp_path)
+    assert (job["state"], job["exit_code"]) == ("complete", "0")
+    log = (tmp_path / "out" / "0" / "run.log").read_text()
+    assert "resumed from" in log
+    assert log.count("epoch 40/40") == 1
+    assert log.count("epoch 1/40") == 1
+
+
+def test_a_job_that_slurm_started_is_no_part_of_a_larger_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.fabric.plugins.environments import SLURMEnvironment  # noqa: PLC0415
+
+    from unmask.runtime.job_process import own_processes  # noqa: PLC0415
+
+    assert own_processes({}) == {}
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert SLURMEnvironment.detect()
+    for name, value in own_processes(os.environ).items():
+        monkeypatch.setenv(name, value)
+    assert not SLURMEnvironment.detect()

@@ -55,7 +55,7 @@ class JobProcess:
         self._began = time.monotonic()
         write_outcome(path, replace(job, state="running", exit_code=None, sentence=None))
         command = [sys.executable, "-m", "unmask.job", job.folder, *continued]
-        added = {**(environment or {}), OUTCOME_SWITCH: str(path)}
+        added = {**(environment or {}), **own_processes(os.environ), OUTCOME_SWITCH: str(path)}
         output = None if has_terminal else (self.folder / OUTPUT_NAME).open("ab")
         try:
             self.process = subprocess.Popen(
@@ -74,6 +74,14 @@ class JobProcess:
         write_outcome(self.path, job)
         _complete_status(self.folder, job)
         return job
+
+
+def own_processes(environment: Mapping[str, str]) -> dict[str, str]:
+    """What makes Lightning start the processes of a job's devices itself where SLURM has started one for the job.
+
+    Otherwise it would take each task of SLURM for a device of one run. The name is the one by which it is asked to.
+    """
+    return {"SLURM_JOB_NAME": "interactive"} if "SLURM_NTASKS" in environment else {}
 
 
 def thaw(run_dir: Path, arguments: Sequence[str]) -> DictConfig:
