@@ -30,6 +30,7 @@ def _run(rank: int, world_size: int, port: int, runs: Sequence[tuple[str, list[s
     from lightning import Callback, Trainer, seed_everything
 
     from unmask.callbacks.mean_loss import MeanLoss
+    from unmask.callbacks.online_probe import OnlineProbe
     from unmask.callbacks.step_seeding import StepSeeding
     from unmask.runtime.builders import build, build_module
     from unmask.runtime.config import compose_config
@@ -59,6 +60,7 @@ def _run(rank: int, world_size: int, port: int, runs: Sequence[tuple[str, list[s
         module = build_module(config.method, data)
         before = {key: weight.clone() for key, weight in module.state_dict().items()}
         recorder = Recorder()
+        probe = OnlineProbe(name="own", data=build(config.data), k=5, max_time_fraction=1.0)
         trainer = Trainer(
             accelerator="cpu",
             devices=world_size,
@@ -68,7 +70,7 @@ def _run(rank: int, world_size: int, port: int, runs: Sequence[tuple[str, list[s
             limit_val_batches=0,
             accumulate_grad_batches=accumulated,
             use_distributed_sampler=False,
-            callbacks=[StepSeeding(seed=0), recorder],
+            callbacks=[StepSeeding(seed=0), recorder, probe],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -80,7 +82,8 @@ def _run(rank: int, world_size: int, port: int, runs: Sequence[tuple[str, list[s
         judged |= trainer.callback_metrics
         trainer.fit(module, datamodule=data)
         if rank == 0:
-            found = {"judged": judged, "logged": recorder.logged, "mean": recorder.mean}
+            probed = {key: value.item() for key, value in trainer.callback_metrics.items() if key.startswith("probe/")}
+            found = {"judged": judged, "logged": recorder.logged, "mean": recorder.mean, "probed": probed}
             torch.save(found | {"before": before, "after": module.state_dict()}, folder / f"{name}.pt")
 
 
@@ -121,6 +124,14 @@ def test_the_losses_of_a_split_count_each_image_once(runs: Any, method: str) -> 
     assert compared
     for name in compared:
         assert two["judged"][name].item() == pytest.approx(one["judged"][name].item(), rel=1e-6, abs=1e-6), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_probe_finds_the_same(runs: Any, method: str) -> None:
+    one, two = (found["probed"] for found in runs[method])
+    assert set(one) == {"probe/own/knn_top1", "probe/own/logistic_top1"}
+    for name, value in one.items():
+        assert two[name] == pytest.approx(value, abs=100 / 17 + 0.1), name  # rounding may turn one of the 17 images
 
 
 @pytest.mark.parametrize("name", [*METHODS, "mae accumulated", "ddmim views"])

@@ -87,3 +87,12 @@ def test_an_old_habit_names_the_setting_of_today_which_composes(typed: str, name
 )
 def test_the_nearest_names_stand_once_each_the_nearest_first(typed: str, nearest: list[str]) -> None:
     assert f"; nearest: {', '.join(nearest)}. A new key" in sentence_of([typed])
+
+
+def test_a_launcher_that_is_not_installed_names_what_is_here() -> None:
+    from unmask.runtime.mistakes import one_sentence
+
+    unknown = sentence_of(["hydra/launcher=locla"])
+    assert "hydra/launcher=locla does not exist; nearest: local" in unknown
+    absent = HydraException("Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tlocal")
+    assert "use hydra/launcher=local hydra.launcher.n_jobs=2" in one_sentence(absent, (), ())

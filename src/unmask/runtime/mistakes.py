@@ -45,6 +45,8 @@ _WHOLE_ELSEWHERE = {  # settings that are written in another way altogether
     "trainer=ddp_sim": "strategy=ddp trainer=cpu trainer.devices=2",
     "trainer=fsdp": "strategy=fsdp trainer.devices=2",
     "trainer=mps": "trainer.accelerator=mps",
+    "hydra/launcher=joblib": "hydra/launcher=local hydra.launcher.n_jobs=2, or install hydra-joblib-launcher",
+    "hydra/launcher=submitit_slurm": "pip install 'unmask[cluster]' first, which brings it",
     "debug=fdr": "debug=fast",
     "debug=default": "debug=fast",
     "debug=profiler": "debug=profile",
