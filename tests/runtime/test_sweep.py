@@ -143,7 +143,7 @@ def test_a_sweep_goes_on_from_frozen_configurations_and_runs_again_what_has_not_
     text = "# @package _global_\ntrainer: {max_epochs: 1}\n"
     own.write_text(text)
     fault = "+callbacks.fault={_target_:fault.Fault,kind:none}"
-    command = ["--config-dir", "conf", "experiment=mine", *TINY[:-1], fault]
+    command = ["--config-dir", "conf", "experiment=mine", *TINY[:-1], fault, "callbacks.fault.note=${name}${seed}"]
 
     first = sweep(tmp_path, *command, "callbacks.fault.kind=spoil,wait")
     assert first.returncode == 5, first.stderr
@@ -163,6 +163,7 @@ def test_a_sweep_goes_on_from_frozen_configurations_and_runs_again_what_has_not_
     assert continued.returncode == 0, continued.stderr
     assert "1 job(s) ended well" in continued.stdout
     assert weights.stat().st_mtime_ns == written
+    assert rows(tmp_path)[0]["overrides"].count("'callbacks.fault.note=${name}${seed}'") == 1  # as it was typed
     kinds = [(job["number"], job["callbacks.fault.kind"], job["state"]) for job in rows(tmp_path)]
     assert kinds == [("0", "spoil", "complete"), ("1", "wait", "complete"), ("2", "none", "complete")]
     for job in (1, 2):  # two at once write apart

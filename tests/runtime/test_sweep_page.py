@@ -64,6 +64,18 @@ def test_the_page_links_each_run_escapes_what_was_typed_and_needs_nothing_else(t
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", markup)
 
 
+def test_a_page_shows_what_tells_jobs_apart_each_once(tmp_path: Path) -> None:
+    own = {"train/loss": 2.0, "train/lr": 0.1, "system/images_per_s": 9.0, "val/pixel_mse": 1.0}
+    jobs = [job(0, ["base_lr=0.004430375245218269"], 1.0), job(1, ["base_lr=0.1"], 2.0)]
+    jobs[0].metrics.update(own)
+    jobs[1].metrics.update({**own, "val/pixel_mse": 2.0})
+    page = sweep_html(jobs, folder=tmp_path)
+    head = re.findall(r'<th scope="col">([^<]*)</th>', page)
+    assert head == ["job", "state", "base_lr", "train/loss", "val/loss", "probe/own/knn_top1", "seconds", "why"]
+    assert "<td>0.00443</td>" in page
+    assert re.findall(r"\[0,.base_lr.\]|.val/loss.\],\[3", page)  # the axes of the plot have names
+
+
 def test_a_sweep_without_results_has_a_page(tmp_path: Path) -> None:
     assert "0 of 1 jobs complete. 1 failed" in sweep_html(JOBS[3:], folder=tmp_path)
 

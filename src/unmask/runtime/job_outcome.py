@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import OmegaConf
 
 from unmask.atomic_write import atomic_write
 
@@ -56,6 +58,12 @@ class JobOutcome:
         """The overrides by their keys."""
         pairs = (override.lstrip("+").partition("=") for override in self.overrides)
         return {key: value for key, _, value in pairs}
+
+
+def typed_overrides(hydra: Any) -> list[str]:
+    """A job's own overrides as they were typed: what they refer to differs from job to job, or is secret."""
+    typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return [str(override) for override in typed]
 
 
 def outcome_path(sweep_dir: Path, number: int) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from unmask.callbacks.stopping import EXIT_AT_ONCE, EXIT_PREEMPTED, StopSignals
 from unmask.runtime.job_cores import CORES_SWITCH
@@ -23,6 +23,7 @@ from unmask.runtime.job_outcome import (
     read_outcome,
     read_outcomes,
     same_job,
+    typed_overrides,
     write_outcome,
 )
 from unmask.runtime.job_process import JobProcess, returned
@@ -134,7 +135,7 @@ def _freeze(
 ) -> tuple[int, dict[str, str]]:
     """Composes a job and lets Hydra keep its configuration in its folder; returns its number and its environment."""
     composed = hydra_context.config_loader.load_sweep_config(config, overrides)
-    task: Any = OmegaConf.to_container(composed.hydra.overrides.task, resolve=False)
+    task = typed_overrides(composed.hydra)
     known = read_outcomes(sweep_dir)
     same = same_job(known, task)
     if same is not None:
@@ -152,7 +153,7 @@ def _freeze(
         environment.update({str(name): str(value) for name, value in hydra.job.env_set.items()})
         path = outcome_path(sweep_dir, number)
         folder = hydra.runtime.output_dir
-        begun = JobOutcome(number, list(hydra.overrides.task), folder) if same is None else same
+        begun = JobOutcome(number, task, folder) if same is None else same
         write_outcome(path, replace(begun, state="waiting", sentence=None))
 
     frozen = run_job(

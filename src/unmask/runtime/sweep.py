@@ -26,6 +26,7 @@ from unmask.runtime.job_outcome import (
     read_outcome,
     read_outcomes,
     same_job,
+    typed_overrides,
     write_outcome,
 )
 from unmask.runtime.job_process import JobProcess, returned
@@ -100,7 +101,7 @@ def run_job() -> dict[str, Any]:
     hydra = HydraConfig.get()
     sweep_dir = Path(get_original_cwd(), hydra.sweep.dir).absolute()
     path = outcome_path(sweep_dir, hydra.job.num)
-    overrides = list(hydra.overrides.task)
+    overrides = typed_overrides(hydra)
     if path.exists():  # of a sweep that is continued
         known = read_outcome(path)
         if same_job([known], overrides) is None:
@@ -125,7 +126,8 @@ def stop_sweep(sweep_dir: Path) -> None:
     """Ends a sweep whose job was asked to stop, with what is there so far and how to go on."""
     jobs = summarize(sweep_dir)
     begun = [job.number for job in jobs if job.state != "waiting"]
-    sys.stderr.write(f"the sweep ends with job {max(begun, default=0)}; later jobs were not begun\n")
+    later = "; later jobs were not begun" if len(begun) < len(jobs) else ""
+    sys.stderr.write(f"the sweep ends with job {max(begun, default=0)}{later}\n")
     if any(word.startswith("resume=") for word in _words_of_sweep()) or _is_pretraining():
         sys.stderr.write(f"go on with:\n  {_command_to_go_on(sweep_dir)}\n")
     sys.exit(EXIT_PREEMPTED)

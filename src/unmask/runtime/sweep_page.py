@@ -14,7 +14,7 @@ from unmask.runtime.sweep_table import SeedAverage, Spread, average_over_seeds, 
 
 PAGE_NAME = "sweep.html"
 _VALUE = "value"
-_MOST_AXES = 10  # that fit beside each other
+_MOST_SETTINGS, _MOST_METRICS = 6, 4  # axes that fit beside each other
 _MOST_NAMES = 12  # of settings that are no numbers, written along an axis
 _HEIGHT = 420  # pixels
 _NO_DEVIATION = 0.0
@@ -38,10 +38,11 @@ def sweep_html(jobs: Sequence[JobOutcome], *, folder: Path) -> str:
     """
     settings = differing_settings(jobs)
     says_more = any(job.value is not None and job.value not in job.metrics.values() for job in jobs)
-    measured = [*([_VALUE] if says_more else []), *metrics_of(jobs)]
+    measured = [*([_VALUE] if says_more else []), *_telling(jobs)]
     averages = average_over_seeds(jobs)
     num_complete = sum(job.state == "complete" for job in jobs)
-    scripts, plots = _plots(jobs, [*settings, *measured], averages)
+    axes = [*settings[:_MOST_SETTINGS], *measured[-_MOST_METRICS:]]
+    scripts, plots = _plots(jobs, axes, averages)
     title = f"Sweep {folder.name}"
     body = [
         f"<h1>{html.escape(title)}</h1>",
@@ -52,6 +53,15 @@ def sweep_html(jobs: Sequence[JobOutcome], *, folder: Path) -> str:
         _jobs_table(jobs, settings, measured, folder),
     ]
     return html_page(title, "".join(body), scripts)
+
+
+def _telling(jobs: Sequence[JobOutcome]) -> list[str]:
+    """The metrics that say how good a job is, each once: the training loss, what was validated, and probes last."""
+    told: dict[tuple[float | None, ...], str] = {}
+    for name in sorted(metrics_of(jobs), key=lambda name: (name.startswith("probe/"), name)):
+        if name == "train/loss" or not name.startswith(("train/", "system/")):
+            told.setdefault(tuple(job.metrics.get(name) for job in jobs), name)
+    return list(told.values())
 
 
 def _others(jobs: Sequence[JobOutcome]) -> str:
@@ -67,7 +77,7 @@ def _plots(
     figures: dict[str, tuple[Any, str]] = {}
     drawn = [job for job in jobs if job.value is not None or job.metrics]
     if drawn and len(names) > 1:
-        axes = {name: _axis(name, drawn) for name in names[-_MOST_AXES:]}
+        axes = {name: _axis(name, drawn) for name in names}
         said = f"{len(drawn)} jobs as lines over {', '.join(axes)}; the table below holds the same"
         figures["Settings and what came of them"] = _parallel_coordinates(drawn, axes), said
     told = [average for average in averages if average.value is not None]
@@ -163,7 +173,7 @@ def _parallel_coordinates(jobs: Sequence[JobOutcome], axes: Mapping[str, _Axis])
     figure.toolbar.logo = None
     figure.yaxis.visible = figure.ygrid.visible = False
     figure.xaxis.ticker = list(range(len(axes)))
-    figure.xaxis.major_label_overrides = {str(position): name for position, name in enumerate(axes)}
+    figure.xaxis.major_label_overrides = dict(enumerate(axes))
     figure.multi_line("xs", "ys", color="color", line_width=3, alpha=0.8, source=plotting.ColumnDataSource(rows))
     for position, axis in enumerate(axes.values()):
         figure.line([position, position], [0, 1], color="#1a1a1a")
@@ -233,11 +243,15 @@ def _spread_text(spread: Spread | None) -> str:
 
 
 def _text(told: str | float | None) -> str:
-    return "-" if told is None else f"{told:.4g}" if isinstance(told, float) else told
+    if told is None:
+        return "-"
+    number = _number(told) if isinstance(told, float) or "." in told else None
+    return str(told) if number is None else f"{number:.4g}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose cells are HTML already; its head is not."""
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table></div>'
+    table = f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>"
+    return f'<div class="wide" style="white-space:nowrap">{table}</div>'
