@@ -155,6 +155,23 @@ def test_images_are_divided_by_255_and_normalised_channel_by_channel() -> None:
     assert torch.equal(finished.index, torch.arange(4))
 
 
+@pytest.mark.parametrize("rand_augment", [None, "rand-m9-mstd0.5-inc1"])
+def test_images_in_memory_are_distorted_anew_in_each_epoch_and_by_each_seed(rand_augment: str | None) -> None:
+    augmentation = Augmentation(random_erasing_prob=0.0 if rand_augment else 1.0, rand_augment=rand_augment)
+    whole = torch.tensor([[0, 0, 20, 24, 0]]).expand(12, 5)
+    images = torch.randint(256, (12, 3, 20, 24), dtype=torch.uint8)
+
+    def served(epoch: int, seed: int) -> Tensor:
+        data = Memory(images, **settings(augmentation=augmentation, seed=seed))
+        batch = RawBatch(images, torch.zeros(12).long(), torch.arange(12), torch.full((12,), epoch), crop=whole)
+        return data.to_model_input(batch, augmented=True).image
+
+    first = served(0, 0)
+    assert torch.equal(first, served(0, 0))
+    for other in (served(1, 0), served(0, 1)):
+        assert (first != other).flatten(1).any(dim=1).sum() > 6  # RandAugment may draw what changes nothing
+
+
 @pytest.mark.parametrize("crop_pct", [1.0, 0.8])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_evaluation_sees_the_centred_crop_of_the_given_fraction(crop_pct: float, interpolation) -> None:
