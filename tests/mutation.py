@@ -40,6 +40,7 @@ MEETINGS = {
     "heads/classifier_head.py": ["tests/heads"],
     "heads/batch_norm.py": ["tests/heads"],
     "data/sampler.py": ["tests/data/test_sampler.py", "tests/data/test_datamodule.py"],
+    "data/position.py": ["tests/data/test_datamodule.py"],
     "data/worker_signals.py": ["tests/data/test_loader.py"],
     "data/loaded_splits.py": ["tests/data/test_datamodule.py", "tests/data/test_dataset.py"],
     "data/model_input.py": ["tests/data/test_datamodule.py", "tests/data/test_precomputed_crops.py"],

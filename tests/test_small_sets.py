@@ -29,6 +29,12 @@ def test_batch_and_length_of_known_sets(num_images: int, batch_size: int, epochs
     assert epochs_for(num_images, batch_size) == epochs
 
 
+def test_a_run_of_no_step_is_one_and_no_limit_is_none() -> None:
+    assert steps_of(100, 10, max_epochs=3, max_steps=0) == 0
+    assert steps_of(100, 10, max_epochs=3, max_steps=-1) == 30
+    assert steps_of(100, 10, max_epochs=-1, max_steps=None) is None
+
+
 def test_the_rule_holds_below_the_number_that_is_stated_and_for_counted_sets_alone() -> None:
     assert is_small(SMALL - 1)
     assert not is_small(SMALL)
