@@ -49,6 +49,13 @@ def test_almost_all_of_a_large_set_can_be_held_out(total: int, count: int) -> No
     assert (len(kept), len(held_out)) == (total - count, count)
 
 
+def test_two_samples_can_be_divided_and_one_cannot() -> None:
+    kept, held_out = hold_out(torch.zeros(2, dtype=torch.long), 1, seed=0)
+    assert sorted([*kept.tolist(), *held_out.tolist()]) == [0, 1]
+    with pytest.raises(ValueError, match=r"cannot hold out a part of 1 image.s.; at least 2 are needed"):
+        hold_out(torch.zeros(1, dtype=torch.long), 1, seed=0)
+
+
 @pytest.mark.parametrize("count", [0, 10, 11, -1])
 def test_both_sides_keep_a_sample(count: int) -> None:
     with pytest.raises(ValueError, match=f"cannot hold out {count} of 10 images; choose between 1 and 9"):
