@@ -204,6 +204,22 @@ def test_evaluations_among_the_folders_are_left_out_and_named(make_run, tmp_path
         report(["measured"])
 
 
+def test_features_and_neighbors_stand_behind_sliders_of_their_own_and_leave_the_page_small(make_run):
+    folder = make_run(panels=range(1, 40))
+    for kind in ("features", "neighbors"):
+        (folder / kind).mkdir()
+        for epoch in range(1, 40):
+            noise = np.random.default_rng(epoch).integers(0, 255, (230, 690, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(folder / kind / f"epoch_{epoch:04d}.png")
+    page = report_html([read_run(folder)])
+
+    assert page.count('<div class="panels">') == 3
+    assert [page.count(f'{said}; after epoch 39"') for said in ("filled in", "alike features", "nearest first")] == [
+        1
+    ] * 3
+    assert len(page) < 5_000_000
+
+
 def test_names_and_settings_are_shown_as_text(make_run):
     page = report_html([read_run(make_run("<b>bold", overrides=["name=<script>alert(1)</script>", "note='a b'"]))])
 

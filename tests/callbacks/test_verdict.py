@@ -118,8 +118,9 @@ def test_a_frozen_encoder_a_tenfold_rate_and_another_seed_are_told_apart(train, 
     assert tenfold[-1] != "normal"
 
     caplog.clear()
-    _, alone = train("alone", FrozenBackbone(), seed=4)
+    alone_run, alone = train("alone", FrozenBackbone(), seed=4)
     assert alone[-1] == "slow"  # also without a reference
+    assert read_verdicts(alone_run)[-1]["reason"].endswith("; no reference for this recipe")
     lines = [line for line in caplog.messages if line.startswith("verdict  ")]
     assert len(lines) == EPOCHS
     assert all(line.endswith("; no reference for this recipe") for line in lines)

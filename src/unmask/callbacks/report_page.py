@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 
 from unmask.atomic_write import atomic_write
+from unmask.callbacks.feature_pictures import FEATURES_FOLDER, NEIGHBORS_FOLDER
 from unmask.callbacks.run_status import read_status
 from unmask.callbacks.step_profile import read_profile
 from unmask.callbacks.verdict import read_verdicts
@@ -27,6 +28,7 @@ _COLORS = ("#2b6cb0", "#dd6b20", "#2f855a", "#805ad5", "#c53030", "#00838f", "#6
 _MOST_POINTS = 1000  # of a curve
 _FEW_POINTS = 60  # up to here each point is marked
 _PANEL_WIDTH, _JPEG_QUALITY = 900, 80  # pixels; of 100
+_MOST_FEATURE_BYTES = 600_000  # of each of two kinds of pictures
 _MOST_PANELS, _MOST_PANEL_BYTES = 24, 2_000_000  # so that the page, with 1.3 MB of script, stays below 5 MB
 _PLOT_HEIGHT = 260  # pixels
 _MOST_VERDICTS, _MOST_WARNINGS = 200, 50
@@ -62,7 +64,7 @@ class RunFiles:
     Attributes:
         folder: The run's.
         series: Readings by the name they were logged under; empty where the run kept no `csv/metrics.csv`.
-        panels: Pictures of reconstructions by the epochs done.
+        panels: Pictures of reconstructions by the epochs done; likewise `features` and `neighbors`.
         overrides: The settings typed; None where Hydra kept none.
         state: Of `status.json`, unless the run goes on.
         reason: Likewise, why it ended early.
@@ -74,6 +76,8 @@ class RunFiles:
     folder: Path
     series: Mapping[str, Series]
     panels: Mapping[int, Path]
+    features: Mapping[int, Path]
+    neighbors: Mapping[int, Path]
     overrides: Sequence[str] | None
     state: str | None
     reason: str | None
@@ -97,14 +101,16 @@ def read_run(folder: Path) -> RunFiles:
         ValueError: It is the folder of no run.
     """
     status = read_status(folder) or {}
-    metrics, panels = folder / "csv" / "metrics.csv", folder / "panels"
+    metrics = folder / "csv" / "metrics.csv"
     if not status and not metrics.is_file() and not (folder / ".hydra").is_dir():
         raise ValueError(f"{folder} is the folder of no run; name one that holds csv/metrics.csv, as runs/... does")
     reached = status.get("state") not in (None, "running")
     return RunFiles(
         folder=folder,
         series=_read_series(metrics) if metrics.is_file() else {},
-        panels={int(path.stem.rpartition("_")[2]): path for path in sorted(panels.glob("epoch_*.png"))},
+        panels=_by_epoch(folder / "panels"),
+        features=_by_epoch(folder / FEATURES_FOLDER),
+        neighbors=_by_epoch(folder / NEIGHBORS_FOLDER),
         overrides=_read_overrides(folder / ".hydra" / "overrides.yaml"),
         state=str(status["state"]) if reached else None,
         reason=str(status["reason"]) if reached and status.get("reason") else None,
@@ -331,30 +337,62 @@ def _heading(text: str, name: str, *, is_alone: bool) -> str:
     return f"<h2>{html.escape(text if is_alone else f'{text} of {name}')}</h2>"
 
 
+def _by_epoch(folder: Path) -> dict[int, Path]:
+    return {int(path.stem.rpartition("_")[2]): path for path in sorted(folder.glob("epoch_*.png"))}
+
+
 def _panels(run: RunFiles, name: str, *, is_alone: bool) -> str:
-    pictures = _encoded(run.panels)
+    return "".join(
+        _slider(pictures, _heading(title, name, is_alone=is_alone), shown=shown, most_bytes=most_bytes)
+        for title, pictures, shown, most_bytes in (
+            (
+                "Reconstructions",
+                run.panels,
+                "Held-out images, what was masked of them, and what the network filled in",
+                _MOST_PANEL_BYTES,
+            ),
+            (
+                "Features of patches",
+                run.features,
+                "Held-out images and, below each, the first three principal components of its patches' features as "
+                "red, green and blue: patches of alike color have alike features",
+                _MOST_FEATURE_BYTES,
+            ),
+            (
+                "Nearest neighbors",
+                run.neighbors,
+                "In each row a held-out image and, to its right, those of most alike features, the nearest first",
+                _MOST_FEATURE_BYTES,
+            ),
+        )
+    )
+
+
+def _slider(found: Mapping[int, Path], heading: str, *, shown: str, most_bytes: int) -> str:
+    """Pictures behind a slider over the epochs; nothing where there are none."""
+    pictures = _encoded(found, most_bytes=most_bytes)
     if not pictures:
         return ""
     epochs = list(pictures)
     figures = "".join(
         f'<figure data-name="epoch {epoch}"{" hidden" if epoch != epochs[-1] else ""}>'
-        f'<img src="data:image/jpeg;base64,{picture}" alt="Held-out images, what was masked of them, and what the '
-        f'network filled in, after epoch {epoch}"><figcaption>epoch {epoch}</figcaption></figure>'
+        f'<img src="data:image/jpeg;base64,{picture}" alt="{html.escape(shown)}; after epoch {epoch}">'
+        f"<figcaption>epoch {epoch}</figcaption></figure>"
         for epoch, picture in pictures.items()
     )
     last = len(epochs) - 1
     return (
-        f'{_heading("Reconstructions", name, is_alone=is_alone)}<div class="panels"><label>epoch '
+        f'{heading}<p class="small">{html.escape(shown)}.</p><div class="panels"><label>epoch '
         f'<input type="range" min="0" max="{last}" value="{last}" step="1"></label>{figures}</div>'
     )
 
 
-def _encoded(panels: Mapping[int, Path]) -> dict[int, str]:
+def _encoded(panels: Mapping[int, Path], *, most_bytes: int) -> dict[int, str]:
     """Pictures as JPEG in base64, evenly spread over the epochs, the last one always; as many as the page can carry."""
     epochs = _spread(sorted(panels), _MOST_PANELS)
     encoded = {epoch: _jpeg(panels[epoch]) for epoch in epochs}
     total = sum(map(len, encoded.values()))
-    kept = epochs if total <= _MOST_PANEL_BYTES else _spread(epochs, max(1, len(epochs) * _MOST_PANEL_BYTES // total))
+    kept = epochs if total <= most_bytes else _spread(epochs, max(1, len(epochs) * most_bytes // total))
     return {epoch: encoded[epoch] for epoch in kept}
 
 

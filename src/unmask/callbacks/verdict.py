@@ -112,6 +112,7 @@ class RunVerdict(Callback):
             compares_losses=not module.has_moving_targets,
             needs_rank=not module.is_classifier,
         )
+        judgement = judgement._replace(reason=f"{judgement.reason}{self._beside}")
         self._lines.append((trainer.current_epoch + 1, trainer.global_step, judgement))
         logged = {name: value for name, value in values.items() if name not in trainer.callback_metrics}
         for logger in trainer.loggers:
@@ -191,7 +192,7 @@ class RunVerdict(Callback):
 
     def _tell(self, judgement: Judgement) -> None:
         level = logging.INFO if judgement.verdict is Verdict.NORMAL else logging.WARNING
-        _log.log(level, f"verdict  {judgement.verdict.name.lower()}: {judgement.reason}{self._beside}")
+        _log.log(level, f"verdict  {judgement.verdict.name.lower()}: {judgement.reason}")
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
