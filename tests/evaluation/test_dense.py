@@ -147,7 +147,7 @@ def _labelled_cells(maps, masks):
 def test_the_protocol_counts_patches_and_says_what_was_chosen_where(data, make_trainer):
     report = Dense(head=HEAD, k=3, max_patches=40).evaluate(CellColors(), data, make_trainer)
     assert report.protocol == (
-        "dense: patches of CellColours's last feature map (3, stride 4 px), L-BFGS logistic regression on standardised "
+        "dense: patches of CellColors's last feature map (3, stride 4 px), L-BFGS logistic regression on standardised "
         "features with inverse strength of 0.01, 1 by hits on val patches (40), and cosine k-NN with k=3, temperature "
         "0.07, train (8 images, 40 patches), test (6), 3 classes, 16x16 px, centre crop 1"
     )
