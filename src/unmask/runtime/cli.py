@@ -129,6 +129,9 @@ def job() -> None:
     from unmask.runtime.job_cores import use_cores
 
     use_cores()  # before anything counts them
+    from unmask.runtime.shared_cores import choose_waiting
+
+    choose_waiting()  # before torch is imported
     from unmask.runtime.job_process import stop_with_sweep, thaw
     from unmask.runtime.memory import keep_freed_memory
     from unmask.runtime.resolvers import register_resolvers
