@@ -122,6 +122,43 @@ def test_a_resumed_run_is_the_uninterrupted_one(cell: Cell, tmp_path: Path) -> N
     require_equal(cell, write_data(cell.data, tmp_path), tmp_path)
 
 
+class OutOfTime(Callback):
+    """Ends a run behind a batch as `trainer.max_time` does, and saves as its epoch ends there."""
+
+    def __init__(self, epoch: int, batch: int, path: Path) -> None:
+        self.batch, self.path = (epoch, batch), path
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = (trainer.current_epoch, batch_idx) == self.batch
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Any) -> None:
+        if trainer.should_stop:
+            trainer.save_checkpoint(self.path.with_suffix(".ckpt"))
+            write_record(trainer, module, self.path, is_whole=False)
+
+
+@pytest.mark.parametrize(
+    ("cell", "epoch", "batch"),
+    [
+        (Cell(), 1, 1),
+        (Cell(data="memory", settings=("no validation",)), 0, 0),
+        (Cell("ddmim", "memory", accumulated=2), 1, 1),
+    ],
+)
+def test_a_run_that_its_time_ended_goes_on_within_the_epoch(cell: Cell, epoch: int, batch: int, tmp_path: Path) -> None:
+    data = write_data(cell.data, tmp_path)
+    train(cell, data, Finish(tmp_path / "whole"))
+    train(cell, data, OutOfTime(epoch, batch, tmp_path / "first"))
+    train(cell, data, Finish(tmp_path / "second"), ckpt_path=tmp_path / "first.ckpt")
+    whole, first, second = (
+        torch.load(tmp_path / f"{name}.0", weights_only=True) for name in ("whole", "first", "second")
+    )
+    assert not first["batches"].keys() & second["batches"].keys()
+    assert first["batches"] | second["batches"] == whole["batches"]
+    for part in ("weights", "optimizer", "schedule", "step"):
+        _require_same(whole[part], second[part], part)
+
+
 def test_each_epoch_has_its_own_order_crops_and_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from unmask.masking.random import RandomMaskGenerator
 
@@ -297,7 +334,7 @@ def _require_same(expected: Any, found: Any, name: str) -> None:
         assert expected == found, name
 
 
-def train(cell: Cell, data: list[str], last: Finish | Interrupt, ckpt_path: Path | None = None) -> None:
+def train(cell: Cell, data: list[str], last: Finish | Interrupt | OutOfTime, ckpt_path: Path | None = None) -> None:
     from lightning import seed_everything
 
     from unmask.callbacks.exact_resume import ExactResume

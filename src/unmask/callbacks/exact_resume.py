@@ -15,7 +15,8 @@ class ExactResume(Callback):
     Written before or within a validation: the resumed run validates from the first batch, where Lightning leaves the
     validation out. Written on the last batch of an epoch without a validation: the next epoch begins as any other,
     where Lightning forgets to count it. Written at the end of an epoch in a run with `max_steps`: the next epoch is
-    trained, where Lightning takes it for done.
+    trained, where Lightning takes it for done. Written as an epoch ends early, by `max_time` or `max_steps`: its rest
+    is trained, where Lightning goes on with the next one.
 
     It should be the first callback, so that the others find the epoch counted right when a resumed training starts.
     """
@@ -34,6 +35,9 @@ class ExactResume(Callback):
             progress["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
             for counters in _both(progress["epoch_progress"]):
                 counters["processed"] += 1
+        elif _ends_early(progress, trainer):
+            for counters in _both(progress["epoch_progress"]):
+                counters["processed"] -= 1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         loop = trainer.fit_loop
@@ -41,6 +45,12 @@ class ExactResume(Callback):
             loop.epoch_progress.increment_completed()
             loop.epoch_loop.restarting = False
             loop.reset_restart_stage()
+
+
+def _ends_early(progress: dict[str, Any], trainer: Trainer) -> bool:
+    """Whether an epoch counts as processed of which batches are left."""
+    epochs, batches = progress["epoch_progress"]["current"], progress["epoch_loop.batch_progress"]["current"]
+    return bool(epochs["processed"] == epochs["completed"] + 1 and batches["ready"] < trainer.num_training_batches)
 
 
 def _is_validation_due(trainer: Trainer) -> bool:
