@@ -174,7 +174,7 @@ def test_a_sweep_goes_on_from_frozen_configurations_and_runs_again_what_has_not_
 @pytest.mark.slow
 def test_a_study_killed_with_its_run_goes_on_and_a_run_that_promises_less_is_pruned(tmp_path: Path) -> None:
     fault = "+callbacks.fault={_target_:fault.Fault,kind:orphan}"
-    pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.MedianPruner,n_startup_trials:1}"
+    pruner = "hydra.sweeper.pruner={_target_:optuna.pruners.ThresholdPruner,upper:1.5,n_warmup_steps:15}"
     command = [*TINY[:-1], "trainer.max_epochs=40", fault, "sweep=optuna", "optimizer.lr=choice(1e-3,1e-9)", pruner]
     command += ["hydra.sweeper.sampler={_target_:optuna.samplers.BruteForceSampler,seed:0}", "hydra.sweeper.n_trials=2"]
     (tmp_path / "armed").touch()
@@ -188,13 +188,13 @@ def test_a_study_killed_with_its_run_goes_on_and_a_run_that_promises_less_is_pru
     trials = optuna.load_study(study_name="sweep", storage=storage).get_trials()
     states = optuna.trial.TrialState
     assert trials[0].state == states.FAIL
-    assert {trial.params["optimizer.lr"]: trial.state for trial in trials[1:]} == {
-        "0.001": states.COMPLETE,
-        "1e-09": states.PRUNED if trials[0].params["optimizer.lr"] == "0.001" else states.COMPLETE,
-    }
-    assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir()) == ["0", "1", "jobs"]
-    assert status(tmp_path, 0)["epoch"] == 40
-    assert len(rows(tmp_path)) == 2
+    ends = {trial.params["optimizer.lr"]: trial.state for trial in trials[1:]}
+    assert ends == {"0.001": states.COMPLETE, "1e-09": states.PRUNED}
+    found = {job["optimizer.lr"]: (job["number"], job["state"], job["exit_code"]) for job in rows(tmp_path)}
+    assert {end[1:] for end in found.values()} == {("complete", "0"), ("pruned", "6")}
+    assert {end[0] for end in found.values()} == {"0", "2"}  # the second trial took up the folder of the first
+    assert status(tmp_path, int(found["1e-09"][0]))["state"] == "pruned"
+    assert status(tmp_path, int(found["0.001"][0]))["epoch"] == 40
     assert (tmp_path / "out" / "sweep.html").stat().st_size < 5_000_000
 
 

@@ -70,7 +70,11 @@ class JobProcess:
         code = self.process.poll()
         if code is None:
             return None
-        job = replace(_outcome(read_outcome(self.path), code), seconds=round(time.monotonic() - self._began, 1))
+        reported = read_outcome(self.path)
+        if reported.sentence is None:  # the process that knew more may have been ended by another of its run
+            reason = (read_status(self.folder) or {}).get("reason")
+            reported = replace(reported, sentence=None if reason is None else str(reason))
+        job = replace(_outcome(reported, code), seconds=round(time.monotonic() - self._began, 1))
         write_outcome(self.path, job)
         _complete_status(self.folder, job)
         return job

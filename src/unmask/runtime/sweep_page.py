@@ -57,11 +57,16 @@ def sweep_html(jobs: Sequence[JobOutcome], *, folder: Path) -> str:
 
 def _telling(jobs: Sequence[JobOutcome]) -> list[str]:
     """The metrics that say how good a job is, each once: the training loss, what was validated, and probes last."""
-    told: dict[tuple[float | None, ...], str] = {}
+    told: list[str] = []
     for name in sorted(metrics_of(jobs), key=lambda name: (name.startswith("probe/"), name)):
-        if name == "train/loss" or not name.startswith(("train/", "system/")):
-            told.setdefault(tuple(job.metrics.get(name) for job in jobs), name)
-    return list(told.values())
+        is_judged = name == "train/loss" or not name.startswith(("train/", "system/"))
+        if is_judged and not any(_says_the_same(jobs, name, other) for other in told):
+            told.append(name)
+    return told
+
+
+def _says_the_same(jobs: Sequence[JobOutcome], name: str, other: str) -> bool:
+    return all(job.metrics.get(name) in (None, job.metrics.get(other)) for job in jobs)
 
 
 def _others(jobs: Sequence[JobOutcome]) -> str:
