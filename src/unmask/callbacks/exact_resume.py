@@ -49,8 +49,9 @@ class ExactResume(Callback):
 
 def _ends_early(progress: dict[str, Any], trainer: Trainer) -> bool:
     """Whether an epoch counts as processed of which batches are left."""
-    epochs, batches = progress["epoch_progress"]["current"], progress["epoch_loop.batch_progress"]["current"]
-    return bool(epochs["processed"] == epochs["completed"] + 1 and batches["ready"] < trainer.num_training_batches)
+    epochs, batches = progress["epoch_progress"]["current"], progress["epoch_loop.batch_progress"]
+    are_left = not batches["is_last_batch"] and batches["current"]["ready"] < trainer.num_training_batches
+    return bool(epochs["processed"] == epochs["completed"] + 1 and are_left)
 
 
 def _is_validation_due(trainer: Trainer) -> bool:
