@@ -5,11 +5,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from unmask.data.augmentation.crops import CenterCrop
 from unmask.data.augmentation.transforms import Augmentation
-from unmask.data.bad_images import BAD_IMAGES_NAME
-from unmask.data.dataset import RawBatch
+from unmask.data.bad_images import BAD_IMAGES_NAME, ReplaceBadImage
+from unmask.data.dataset import InMemoryDataset, RawBatch, SampleKey
 from unmask.data.sources.folder import ImageFolder
 
 COUNT = 30
@@ -191,3 +193,17 @@ def test_evaluation_replaces_nothing(folder: Path, make_data: Callable[..., Imag
 def test_a_share_out_of_range_is_refused(make_data: Callable[..., ImageFolder]) -> None:
     with pytest.raises(ValueError, match=r"max_bad_fraction must be a fraction in 0..1, got 2"):
         make_data(max_bad_fraction=2)
+
+
+def test_replacements_are_others_in_each_epoch_for_each_image_and_by_each_seed() -> None:
+    images = InMemoryDataset(torch.zeros(1000, 3, 2, 2, dtype=torch.uint8), torch.zeros(1000).long(), ())
+    crop = CenterCrop(size=(2, 2), crop_pct=1.0)
+
+    def replacements(epoch: int, index: int, seed: int) -> list[int]:
+        first, *others = ReplaceBadImage(images, crop, seed=seed)._candidates(SampleKey(epoch, index))
+        assert first == SampleKey(epoch, index)
+        return [key.index for key in others]
+
+    drawn = replacements(0, 3, 0)
+    assert drawn == replacements(0, 3, 0)
+    assert drawn not in (replacements(1, 3, 0), replacements(0, 4, 0), replacements(0, 3, 1))

@@ -23,7 +23,7 @@ def exported(make_source, method: Any, folder: Path, **changes: Any) -> Path:
 def test_losses_are_ours_under_the_same_mask(
     make_method, make_source, ratio: float, is_normalized: bool, tmp_path: Path
 ) -> None:
-    method = make_method(*MAE, f"method.mask_generator.ratio={ratio}", f"method.norm_pix_loss={is_normalised}")
+    method = make_method(*MAE, f"method.mask_generator.ratio={ratio}", f"method.norm_pix_loss={is_normalized}")
     folder = exported(make_source, method, tmp_path / "export")
     model, loading = ViTMAEForPreTraining.from_pretrained(folder, output_loading_info=True)
     assert not loading["missing_keys"]
