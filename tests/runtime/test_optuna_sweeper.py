@@ -152,3 +152,9 @@ def test_a_pruned_trial_is_one_and_counts(tmp_path: Path) -> None:
     search(tmp_path, Jobs(0.5, {"state": "pruned", "value": None, "metrics": {}}), n_trials=2)
     assert states(tmp_path) == ["COMPLETE", "PRUNED"]
     search(tmp_path, Jobs(), n_trials=2, resume="auto")  # there is nothing left to do
+
+
+def test_a_sampler_that_has_tried_everything_ends_the_study(tmp_path: Path) -> None:
+    sampler = {"_target_": "optuna.samplers.BruteForceSampler", "seed": 0}
+    search(tmp_path, Jobs(0.5, 0.4), space=["model=vit_mini,beit_mini"], sampler=sampler, n_trials=5)
+    assert states(tmp_path) == ["COMPLETE", "COMPLETE"]

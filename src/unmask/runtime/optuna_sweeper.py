@@ -79,7 +79,9 @@ def run_study(
         described = {"storage": url, "study": study_name, "metric": _monitored(wanted), "pruner": _plain(pruner)}
         os.environ[STUDY_SWITCH] = json.dumps(described)
     _take_up_interrupted(optuna, study, sweep_dir)
-    while (missing := n_trials - _num_counted(study)) > 0:
+    exhausted: list[bool] = []
+    study.stop = lambda: exhausted.append(True)  # of samplers that have tried everything; Optuna's own needs its loop
+    while not exhausted and (missing := n_trials - _num_counted(study)) > 0:
         trials = [study.ask(space) for _ in range(min(n_jobs, missing))]
         for trial in trials:
             trial.set_user_attr(_FOLDER, str(sweep_dir))
