@@ -155,6 +155,7 @@ def test_a_pruned_trial_is_one_and_counts(tmp_path: Path) -> None:
 
 
 def test_a_sampler_that_has_tried_everything_ends_the_study(tmp_path: Path) -> None:
-    sampler = {"_target_": "optuna.samplers.BruteForceSampler", "seed": 0}
+    grid = {"model": ["vit_mini", "beit_mini"]}
+    sampler = {"_target_": "optuna.samplers.GridSampler", "search_space": grid, "seed": 0}
     search(tmp_path, Jobs(0.5, 0.4), space=["model=vit_mini,beit_mini"], sampler=sampler, n_trials=5)
     assert states(tmp_path) == ["COMPLETE", "COMPLETE"]
