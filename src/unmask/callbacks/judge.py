@@ -18,7 +18,7 @@ from unmask.callbacks.reference import (
     Reference,
 )
 
-# All of these are ours, chosen so that no healthy run of any method that was tried is called otherwise.
+# All of these are ours; no healthy run that was tried (of every method, most of them short) is called otherwise.
 _RISE_OF_FALL, _RISE_OF_BEST = 0.5, 0.1  # of the loss, both: of what it had fallen; of its least value
 _EXPLODED = 10.0  # times its first value, of a loss that follows a moving target
 _GRADIENT_FACTOR, _FEWEST_EPOCHS = 10.0, 3  # times the median of the epochs before, of at least so many
