@@ -257,17 +257,17 @@ def pooled_slope(samples: Sequence[Sample], values: Sequence[float]) -> tuple[fl
     for (process, _), members in blocks.items():
         mean = statistics.fmean(x for x, _ in members), statistics.fmean(y for _, y in members)
         of_process.setdefault(process, []).append(mean)
-    centerd = []
+    centered = []
     for means in of_process.values():
         x0, y0 = statistics.fmean(x for x, _ in means), statistics.fmean(y for _, y in means)
-        centerd += [(x - x0, y - y0) for x, y in means]
-    spread = sum(x * x for x, _ in centerd)
-    freedom = len(centerd) - len(of_process) - 1
+        centered += [(x - x0, y - y0) for x, y in means]
+    spread = sum(x * x for x, _ in centered)
+    freedom = len(centered) - len(of_process) - 1
     if freedom < 1 or not spread:
-        return math.nan, math.nan, len(centerd)
-    slope = sum(x * y for x, y in centerd) / spread
-    error = math.sqrt(sum((y - slope * x) ** 2 for x, y in centerd) / freedom / spread)
-    return slope, float(student_t.ppf(0.975, freedom)) * error, len(centerd)
+        return math.nan, math.nan, len(centered)
+    slope = sum(x * y for x, y in centered) / spread
+    error = math.sqrt(sum((y - slope * x) ** 2 for x, y in centered) / freedom / spread)
+    return slope, float(student_t.ppf(0.975, freedom)) * error, len(centered)
 
 
 if __name__ == "__main__":

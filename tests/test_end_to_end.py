@@ -160,7 +160,7 @@ def test_two_processes_train_as_one(pretrained: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
     def validation_losses(run: Path) -> list[float]:
-        return [float(loss) for loss in re.findall(r"val/loss (\d+\.\d+)", (run / "run.log").read_text())]
+        return [float(loss) for loss in re.findall(r"\d  val/loss (\d+\.\d+)", (run / "run.log").read_text())]
 
     assert validation_losses(tmp_path / "run") == pytest.approx(validation_losses(pretrained), abs=2e-3)
     assert len(validation_losses(pretrained)) == 2

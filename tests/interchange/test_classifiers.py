@@ -59,9 +59,9 @@ class Network:
         return x @ self[f"{place}.weight"].T + (0.0 if bias is None else bias)
 
     def layer_norm(self, place: str, x: Tensor, eps: float) -> Tensor:
-        centerd = x - x.mean(-1, keepdim=True)
+        centered = x - x.mean(-1, keepdim=True)
         return (
-            centerd / (centerd.square().mean(-1, keepdim=True) + eps).sqrt() * self[f"{place}.weight"]
+            centered / (centered.square().mean(-1, keepdim=True) + eps).sqrt() * self[f"{place}.weight"]
             + self[f"{place}.bias"]
         )
 

@@ -428,9 +428,12 @@ def test_features_of_crops_are_compared_where_they_overlap(make_swin, images: Te
 
 def test_effective_rank_counts_the_directions() -> None:
     basis = torch.linalg.qr(torch.randn(64, 64)).Q
-    centerd = torch.cat([basis[:5], -basis[:5]])
-    assert effective_rank(centerd).item() == pytest.approx(5.0, rel=1e-4)
+    centered = torch.cat([basis[:5], -basis[:5]])
+    assert effective_rank(centered).item() == pytest.approx(5.0, rel=1e-4)
     assert effective_rank(torch.ones(10, 8)).item() == pytest.approx(1.0)
+    assert effective_rank(
+        torch.full((10, 8), torch.inf)
+    ).isnan()  # of a network that has exploded, which is said elsewhere
 
 
 def test_a_collapsed_stream_is_seen(method: DDMIM, images: Tensor) -> None:

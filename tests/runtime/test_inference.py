@@ -38,6 +38,7 @@ def crops_of(make_vit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(inference, "run", look)
         monkeypatch.setattr(inference, "load", load)
+        monkeypatch.setattr(inference, "reads_classifier", False)  # the file holds a backbone alone
         run_inference(config, inference, lambda config, backbone: build(config.data))
         return found[0], found[1]
 

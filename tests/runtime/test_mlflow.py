@@ -14,11 +14,12 @@ ROOT = Path(__file__).parents[2]
 
 def test_without_mlflow_the_sentence_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.loggers import mlflow
+    from lightning_utilities.core.imports import RequirementCache
 
     from unmask.runtime.builders import build_loggers
     from unmask.runtime.config import compose_config
 
-    monkeypatch.setattr(mlflow, "_MLFLOW_AVAILABLE", False)
+    monkeypatch.setattr(mlflow, "_MLFLOW_AVAILABLE", RequirementCache("mlflow>=99999"))
     config = compose_config(
         "run", ["logger=mlflow", "logger.csv=null", "logger.tensorboard=null", "name=x", "paths.run_dir=x"]
     )

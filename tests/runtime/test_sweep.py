@@ -142,7 +142,7 @@ def test_a_sweep_goes_on_from_frozen_configurations_and_runs_again_what_has_not_
     own.parent.mkdir(parents=True)
     text = "# @package _global_\ntrainer: {max_epochs: 1}\n"
     own.write_text(text)
-    fault = "+callbacks.fault={_target_:fault.Fault,kind:none}"
+    fault = "+callbacks.fault={_target_:fault.Fault,kind:none,note:null}"
     command = ["--config-dir", "conf", "experiment=mine", *TINY[:-1], fault, "callbacks.fault.note=${name}${seed}"]
 
     first = sweep(tmp_path, *command, "callbacks.fault.kind=spoil,wait")

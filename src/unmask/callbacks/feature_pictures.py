@@ -95,6 +95,8 @@ class FeaturePictures(Callback):
         step = len(self._images) // count
         drawn = torch.arange(count) * (step + (step >= count))  # one more: data may go round their classes in step
         maps, pooled = self._read(trainer, pl_module, drawn)
+        if not (torch.isfinite(maps).all() and torch.isfinite(pooled).all()):  # others say so; there is nothing to see
+            return
         colors = color_patches(maps, like=self._colors)
         self._colors = colors
         if not trainer.is_global_zero:

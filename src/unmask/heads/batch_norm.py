@@ -30,10 +30,10 @@ class FeatureNorm(nn.BatchNorm1d):
         """Normalises in training; all devices have equally many images."""
         count = len(features) * _num_devices()
         mean: Tensor = all_reduce(features.sum(dim=0)) / count
-        centerd = features - mean
-        variance: Tensor = all_reduce(centerd.square().sum(dim=0)) / count
+        centered = features - mean
+        variance: Tensor = all_reduce(centered.square().sum(dim=0)) / count
         self._track(mean.detach(), variance.detach() * count / (count - 1))
-        normalized = centerd * (variance + self.eps).rsqrt()
+        normalized = centered * (variance + self.eps).rsqrt()
         return normalized if self.weight is None else normalized * self.weight + self.bias
 
     @torch.no_grad()

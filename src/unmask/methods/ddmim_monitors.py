@@ -1,5 +1,7 @@
 """Figures that show whether DDMIM's two networks still tell images apart."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -31,10 +33,12 @@ def agreement_and_spread(student: Encoded, teacher: Encoded) -> dict[str, Float[
 
 
 def effective_rank(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Counts the directions features spread over, their mean removed; 1 where all are equal.
+    """Counts the directions features spread over, their mean removed; 1 where all are equal, NaN where one is not finite.
 
     It is exp of the entropy of the singular values, divided by their sum (Roy and Vetterli, 2007).
     """
+    if not torch.isfinite(features).all():
+        return features.new_full((), math.nan, dtype=torch.float32)
     values = torch.linalg.svdvals(features.float() - features.float().mean(dim=0))
     fractions = values / values.sum().clamp(min=1e-12)
     rank: Tensor = torch.special.entr(fractions).sum().exp()

@@ -104,7 +104,7 @@ def first_cut_of_one(attempts: Sequence[Sequence[float]], height: int, width: in
     return _whole_box(attempts[0][2:], cut, (height, width))
 
 
-def centerd(height: int, width: int, ratio: Sequence[float]) -> Box:
+def centered(height: int, width: int, ratio: Sequence[float]) -> Box:
     """The largest centred box whose width / height lies within `ratio`."""
     box_height, box_width = height, width
     if width / height < ratio[0]:

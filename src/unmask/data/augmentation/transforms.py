@@ -16,7 +16,7 @@ from unmask.data.augmentation.boxes import (
     Boxes,
     CropDraws,
     ImageDraws,
-    centerd,
+    centered,
     first_fitting,
     first_fitting_of_one,
     shape_attempts,
@@ -146,12 +146,12 @@ class Augmentation:
     def choose_boxes(self, attempts: Attempts, height: int, width: int) -> Boxes:
         """The crop of each image of a batch."""
         boxes, fits = first_fitting(attempts, height, width)
-        fallback = centerd(height, width, self.ratio)
+        fallback = centered(height, width, self.ratio)
         return Boxes(*(torch.where(fits, side, whole) for side, whole in zip(boxes, fallback, strict=True)))
 
     def choose_box(self, attempts: Sequence[Sequence[float]], height: int, width: int) -> Box:
         """The same of one image, for workers: a hundredth of the time of a batch of one."""
-        return first_fitting_of_one(attempts, height, width) or centerd(height, width, self.ratio)
+        return first_fitting_of_one(attempts, height, width) or centered(height, width, self.ratio)
 
 
 def resize_and_center_crop(
