@@ -79,7 +79,14 @@ def test_every_full_row_composes() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", ["train ddmim", "options accumulate", "scaler"])
+@pytest.mark.parametrize(
+    "row",
+    [
+        "options accumulate",
+        pytest.param("train ddmim", marks=pytest.mark.nightly),
+        pytest.param("scaler", marks=pytest.mark.nightly),
+    ],
+)
 def test_rows_hold_on_the_cpu(row: str) -> None:
     words = [sys.executable, str(BENCHMARKS / "gpu_check.py"), "--device", "cpu", "--tiny", "--row", row]
     done = subprocess.run(words, capture_output=True, text=True, timeout=500, check=True)

@@ -33,7 +33,7 @@ def agreement_and_spread(student: Encoded, teacher: Encoded) -> dict[str, Float[
 
 
 def effective_rank(features: Float[Tensor, "b d"]) -> Float[Tensor, ""]:
-    """Counts the directions features spread over, their mean removed; 1 where all are equal, NaN where one is not finite.
+    """Counts the directions features spread over, their mean removed; 1 where all are equal, NaN where not finite.
 
     It is exp of the entropy of the singular values, divided by their sum (Roy and Vetterli, 2007).
     """
