@@ -61,7 +61,7 @@ class JobOutcome:
 
 
 def typed_overrides(hydra: Any) -> list[str]:
-    """A job's own overrides as Hydra writes them, unresolved: what they refer to differs from job to job, or is secret."""
+    """A job's own overrides as Hydra writes them, not resolved: what they refer to differs by job, or is secret."""
     typed: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     return [str(override) for override in typed]
 
