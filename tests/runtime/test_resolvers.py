@@ -7,6 +7,8 @@ import torch
 from omegaconf import OmegaConf
 
 from unmask.backbones.timm_swin import TimmSwin
+from unmask.runtime import backbone_shape
+from unmask.runtime.config import compose_config
 from unmask.runtime.resolvers import (
     auto_precision,
     auto_workers,
@@ -172,3 +174,18 @@ def test_a_unit_of_masking_is_a_quarter_of_a_small_image_in_whole_patches(image_
 def test_patches_that_are_no_number_are_left_to_their_owner() -> None:
     assert fit_mask_patch(32, 32, [4, 8]) == 8
     assert fit_mask_patch(32, 224, None) == 32
+
+
+def test_rules_build_a_backbone_once_for_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    build = backbone_shape.build
+    monkeypatch.setattr(backbone_shape, "build", lambda settings: built.append(settings) or build(settings))
+    for depths, ratios in (("[1,1,3]", [0.5, 0.5, 0.0]), ("[1,3]", [0.5, 0.0])):
+        config = compose_config(
+            "run",
+            ["method=ddmim", "model=swinv2_mini", "image_size=32", f"model.depths={depths}", "model.num_heads=null"],
+        )
+        for _ in range(3):
+            assert list(config.method.mask_generator.ratios) == ratios
+            assert len(config.method.features.weights) == len(ratios)
+    assert [len(settings["depths"]) for settings in built] == [3, 2]

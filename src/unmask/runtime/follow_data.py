@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.data.datamodule import ImageDataModule
-from unmask.runtime.bare_backbone import bare_backbone
+from unmask.runtime.backbone_shape import backbone_shape
 from unmask.small_sets import is_small, steps_of
 
 FEW_STEPS = 500  # of a whole run; ours
@@ -53,7 +53,7 @@ def is_following(config: DictConfig, *, names_experiment: bool | None = None) ->
 def follow_training_images(config: DictConfig, data: ImageDataModule, *, names_experiment: bool | None = None) -> None:
     """Counts the training images of a run that follows them, and tells the data the batch that results."""
     if is_following(config, names_experiment=names_experiment):
-        tell_rules(config, num_train_images=data.num_train_images, backbone_width=bare_backbone(config.model).embed_dim)
+        tell_rules(config, num_train_images=data.num_train_images, backbone_width=backbone_shape(config.model).width)
         data.global_batch_size = config.global_batch_size
 
 

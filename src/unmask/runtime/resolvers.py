@@ -296,10 +296,10 @@ def _cpu_computes_in_bfloat16() -> bool:
 
 def _strides(model: Any) -> Sequence[Any]:
     """Strides of a backbone's stages, pixels; one that cannot be built, which is refused later, counts four stages."""
-    from unmask.runtime.bare_backbone import bare_backbone  # noqa: PLC0415  (`--help` registers the rules alone)
+    from unmask.runtime.backbone_shape import backbone_shape  # noqa: PLC0415  (`--help` registers the rules alone)
 
     try:
-        return [stage.stride for stage in bare_backbone(model).stages]
+        return backbone_shape(model).strides
     except (ValueError, InstantiationException):
         return _STRIDES_OF_SWIN
 
