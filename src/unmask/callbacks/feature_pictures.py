@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from unmask.atomic_write import atomic_write
+from unmask.callbacks.held_out_features import pooled_features
 from unmask.callbacks.panel import as_shown
 from unmask.callbacks.trainer_state import require_positive
 from unmask.eval_mode import eval_mode
@@ -23,7 +24,6 @@ FEATURES_FOLDER, NEIGHBORS_FOLDER = "features", "neighbors"
 _FEWEST_CELLS = 4  # along the shorter side of a map that is worth drawing
 _SIDE, _GAP = 112, 4  # pixels of an image, and between two
 _QUANTILE = 0.02  # of the values at either end, drawn as the extreme colors
-_IMAGES_AT_A_TIME = 16
 
 _log = logging.getLogger("unmask")
 
@@ -117,12 +117,8 @@ class FeaturePictures(Callback):
         backbone, plugin = module.exported_backbone, trainer.precision_plugin
         with eval_mode(backbone), torch.no_grad(), plugin.forward_context():
             maps = backbone.forward_features(plugin.convert_input(self._images[drawn].to(pl_module.device)))
-            pooled = [
-                backbone.forward_pooled(plugin.convert_input(images.to(pl_module.device)))
-                for images in self._images.split(_IMAGES_AT_A_TIME)
-            ]
         fine = [found for found in maps if min(found.shape[2:]) >= _FEWEST_CELLS]
-        return (fine[-1] if fine else maps[0]).float().cpu(), torch.cat(pooled).float().cpu()
+        return (fine[-1] if fine else maps[0]).float().cpu(), pooled_features(trainer, pl_module, self._images)
 
 
 def color_patches(

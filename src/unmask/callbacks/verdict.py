@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from unmask.atomic_write import atomic_write
+from unmask.callbacks.held_out_features import pooled_features
 from unmask.callbacks.judge import EpochReadings, Judgement, Verdict, judge
 from unmask.callbacks.mean_loss import MeanLoss
 from unmask.callbacks.online_probe import OnlineProbe
@@ -31,14 +32,13 @@ from unmask.callbacks.reference import (
 )
 from unmask.callbacks.run_settings import RunSettings
 from unmask.callbacks.trainer_state import ends_interval, logging_interval, require_positive, total_steps
-from unmask.eval_mode import eval_mode
 from unmask.methods.ddmim_monitors import effective_rank
 from unmask.types import Images
 
 VERDICTS_NAME = "verdicts.csv"
 _CODE = "verdict"  # as loggers name its number
 _OF_AN_EPOCH = 0.01  # of its images, so many are read to look at the features
-_FEWEST_IMAGES, _IMAGES_AT_A_TIME = 8, 16
+_FEWEST_IMAGES = 8
 _NORM_OF_A_STEP = "train/gradient_norm"
 
 _log = logging.getLogger("unmask")
@@ -88,7 +88,7 @@ class RunVerdict(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._first_features is None and self._images is not None:
-            self._first_features = self._features(trainer, pl_module)
+            self._first_features = pooled_features(trainer, pl_module, self._images)
             self._history.append(EpochReadings(trainer.global_step, self._describe(self._first_features)))
         self.reference, self._beside = self._comparable(trainer)
 
@@ -162,7 +162,7 @@ class RunVerdict(Callback):
         if VAL_LOSS in trainer.callback_metrics:
             values[VAL_LOSS] = float(trainer.callback_metrics[VAL_LOSS])
         if self._images is not None:
-            values |= self._describe(self._features(trainer, pl_module))
+            values |= self._describe(pooled_features(trainer, pl_module, self._images))
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, OnlineProbe):
                 values |= callback.found_at(trainer.global_step)
@@ -178,17 +178,6 @@ class RunVerdict(Callback):
         if first is not None and first.shape == features.shape:  # a run may be continued on other held-out images
             described[CHANGE] = float((features - first).norm() / first.norm())
         return described
-
-    def _features(self, trainer: Trainer, pl_module: LightningModule) -> Float[Tensor, "b d"]:
-        module: Any = pl_module
-        backbone = module.exported_backbone
-        assert self._images is not None
-        with eval_mode(backbone), torch.no_grad(), trainer.precision_plugin.forward_context():
-            parts = [
-                backbone.forward_pooled(trainer.precision_plugin.convert_input(images.to(pl_module.device)))
-                for images in self._images.split(_IMAGES_AT_A_TIME)
-            ]
-        return torch.cat(parts).float().cpu()
 
     def _tell(self, judgement: Judgement) -> None:
         level = logging.INFO if judgement.verdict is Verdict.NORMAL else logging.WARNING
