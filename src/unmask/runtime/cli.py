@@ -81,26 +81,23 @@ def report() -> None:
     """Writes a page: `python -m unmask.report RUN [RUN ...]`."""
     from unmask.runtime.report import report as write_report
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    if len(sys.argv) == 1 or sys.argv[1] in _ABOUT:
-        sys.exit("usage: python -m unmask.report RUN [RUN ...] [out=FILE]")
-    try:
-        write_report(sys.argv[1:])
-    except _user_errors() as error:
-        if os.environ.get(_TRACEBACK_SWITCH) == "1":
-            raise
-        sys.exit(_explain(error))
+    _command_on_runs("python -m unmask.report RUN [RUN ...] [out=FILE]", write_report)
 
 
 def reference() -> None:
     """Keeps the curves of good runs: `python -m unmask.reference RUN RUN RUN out=FILE`."""
     from unmask.runtime.reference import make_reference
 
+    _command_on_runs("python -m unmask.reference RUN [RUN ...] out=FILE", make_reference)
+
+
+def _command_on_runs(usage: str, act: Callable[[list[str]], object]) -> None:
+    """Hands the words of the command line on; none, or a question for help, is answered with the usage."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     if len(sys.argv) == 1 or sys.argv[1] in _ABOUT:
-        sys.exit("usage: python -m unmask.reference RUN [RUN ...] out=FILE")
+        sys.exit(f"usage: {usage}")
     try:
-        make_reference(sys.argv[1:])
+        act(sys.argv[1:])
     except _user_errors() as error:
         if os.environ.get(_TRACEBACK_SWITCH) == "1":
             raise
