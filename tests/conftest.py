@@ -127,6 +127,26 @@ def make_beit() -> Callable[..., nn.Module]:
     return make
 
 
+@pytest.fixture
+def make_hiera() -> Callable[..., nn.Module]:
+    """Hiera of 32 px: grids of 16 and 8 tokens, the last not pooled; 4 x 4 mask units of 8 px, of 4 patches each."""
+
+    def make(**changes: Any) -> nn.Module:
+        from unmask.backbones.timm_hiera import TimmHiera  # noqa: PLC0415
+
+        settings: dict[str, Any] = {
+            "name": "hiera_tiny_224",
+            "image_size": 32,
+            "patch_size": 2,
+            "embed_dim": 8,
+            "depths": (1, 1, 2),
+            "num_heads": 2,
+        }
+        return TimmHiera(**settings | changes)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def tiny_overrides() -> Callable[[str], list[str]]:
     """Shrinks a method and the model it brings, whatever they are, to what trains in moments: `["method=mae", ...]`.

@@ -8,6 +8,7 @@ from unmask.patches import (
     PatchSize,
     as_patch_size,
     patch_sides,
+    patches_of_units,
     patchify,
     require_whole_patches,
     unpatchify,
@@ -121,3 +122,19 @@ def test_the_sizes_named_for_images_that_do_not_fit_really_fit(height: int, widt
 def test_patchify_refuses_a_remainder_instead_of_dropping_it() -> None:
     with pytest.raises(ValueError, match="use 32x32 px images"):
         patchify(torch.zeros(1, 3, 32, 36), 16)
+
+
+def test_patches_of_units_are_listed_row_by_row_unit_after_unit() -> None:
+    """Units of 2 x 3 patches in a grid of 4 x 6."""
+    listed = patches_of_units(torch.tensor([[3, 0]]), grid=(4, 6), unit_size=(4, 6), patch_size=2)
+    assert listed.tolist() == [[15, 16, 17, 21, 22, 23, 0, 1, 2, 6, 7, 8]]
+    assert patches_of_units(torch.tensor([[3, 0]]), grid=(4, 6), unit_size=2, patch_size=2).tolist() == [[3, 0]]
+
+
+def test_a_mask_of_units_says_the_same_of_their_patches() -> None:
+    masked = torch.tensor([[[True, False], [False, False]]])
+    split = PatchMask(masked, 4, num_masked=1).split((2, 4))
+    assert split.masked.int().tolist() == [[[1, 0], [1, 0], [0, 0], [0, 0]]]
+    assert (split.patch_size, split.num_masked) == ((2, 4), 2)
+    with pytest.raises(ValueError, match="patches of 4 px are not a whole number of 8 px"):
+        PatchMask(masked, 4).split(8)

@@ -1,5 +1,6 @@
 """Patch geometry: the only place that knows the order of patches and of the pixels inside one."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -88,6 +89,20 @@ class PatchMask:
             masked = cells.select(axis + 1, 0) if coarse == "nearest" else torch.all(cells, dim=axis + 1)
         return masked
 
+    def split(self, patch_size: PatchSize) -> "PatchMask":
+        """Says of smaller patches what this mask says of its own.
+
+        Raises:
+            ValueError: A patch of this mask is not whole smaller ones.
+        """
+        if not are_whole_cells(self.patch_size, patch_size):
+            raise ValueError(
+                f"patches of {patch_text(self.patch_size)} px are not a whole number of {patch_text(patch_size)} px"
+            )
+        factor = math.prod(patch_sides(self.patch_size)) // math.prod(patch_sides(patch_size))
+        num_masked = None if self.num_masked is None else self.num_masked * factor
+        return PatchMask(self.at_stride(patch_size), patch_size, num_masked)
+
     def at_pixels(self) -> Bool[Tensor, "b 1 height width"]:
         """Repeats the mask to every pixel, with one channel that broadcasts over colours."""
         return self.at_stride(1).unsqueeze(1)
@@ -110,6 +125,30 @@ class PatchMask:
                 )
         visible_first = masked.to(torch.uint8).argsort(dim=1, stable=True)
         return visible_first[:, : masked.shape[1] - num_masked]
+
+
+def patches_of_units(
+    units: Int[Tensor, "b k"], *, grid: tuple[int, int], unit_size: PatchSize, patch_size: PatchSize
+) -> Int[Tensor, "b n"]:
+    """Lists the patches that mask units consist of: row by row within a unit, unit after unit.
+
+    Args:
+        units: Their row-major indices.
+        grid: Rows and columns of patches in an image.
+        unit_size: Pixels, whole patches.
+        patch_size: Pixels.
+
+    Returns:
+        Row-major indices of patches in the image.
+    """
+    if unit_size == patch_size:
+        return units
+    _, cols = grid
+    (unit_rows, unit_cols) = patch_grid(patch_sides(unit_size), patch_size)
+    first = units // (cols // unit_cols) * unit_rows * cols + units % (cols // unit_cols) * unit_cols
+    rows_within = torch.arange(unit_rows, device=units.device)[:, None] * cols
+    within = (rows_within + torch.arange(unit_cols, device=units.device)).flatten()
+    return (first[:, :, None] + within).flatten(1)
 
 
 def patchify(images: Float[Tensor, "b c height width"], patch_size: PatchSize) -> Float[Tensor, "b n d"]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(params=["make_swin", "make_vit", "make_beit"])
+@pytest.fixture(params=["make_swin", "make_vit", "make_beit", "make_hiera"])
 def make(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return request.getfixturevalue(request.param)
 

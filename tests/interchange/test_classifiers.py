@@ -316,6 +316,7 @@ def test_mmpretrains_vit_reads_what_its_norms_tell(form: str, original_file: Ori
 TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2}
 TIMM_SWIN = {"img_size": 32, "window_size": 4, "embed_dim": 24, "depths": (2, 1), "num_heads": (2, 3)}
 TIMM_BEIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
+TIMM_HIERA = {"img_size": 32, "stages": (1, 1, 1, 1), "embed_dim": 96}
 TIMM = {
     "a ViT's class token": ("vit_tiny_patch16_224", TIMM_VIT),
     "a ViT's mean behind the norm": ("vit_tiny_patch16_224", TIMM_VIT | {"global_pool": "avg", "fc_norm": False}),
@@ -323,6 +324,7 @@ TIMM = {
     "Swin": ("swin_tiny_patch4_window7_224", TIMM_SWIN),
     "Swin V2": ("swinv2_tiny_window8_256", TIMM_SWIN),
     "BEiT": ("beit_base_patch16_224", TIMM_BEIT),
+    "Hiera": ("hiera_tiny_224", TIMM_HIERA),
 }
 
 

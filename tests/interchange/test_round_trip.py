@@ -19,6 +19,8 @@ BACKBONES = {
     "Swin": ("make_swin", {}),
     "Swin V2": ("make_swin", {"name": "swinv2_tiny_window8_256"}),
     "BEiT": ("make_beit", {}),
+    "Hiera": ("make_hiera", {}),
+    "Hiera of oblong images": ("make_hiera", {"image_size": (16, 32), "mlp_ratio": 2.0}),
 }
 
 

@@ -4,7 +4,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import ViTMAEConfig, ViTMAEForPreTraining
+from transformers import HieraConfig, HieraForPreTraining, ViTMAEConfig, ViTMAEForPreTraining
 
 from unmask.backbones.timm_vit import TimmViT
 from unmask.heads.mae_decoder import MAEDecoder
@@ -130,9 +130,7 @@ def test_oblong_patches_are_predicted_where_they_lie(make_vit, randomize) -> Non
     for row, col in [(0, 0), (0, 7), (1, 3)]:
         shown = output.prediction[:, :, 16 * row : 16 * row + 16, 4 * col : 4 * col + 4].permute(0, 2, 3, 1)
         assert torch.equal(shown.flatten(1), predicted[:, 8 * row + col])
-    with pytest.raises(
-        ValueError, match=r"blocks of 8 px are not a whole .* 16x4 px patches; set .*patch_size=\[16,4\]"
-    ):
+    with pytest.raises(ValueError, match=r"blocks of 8 px are not a whole .* 16x4 px units; set .*patch_size=\[16,4\]"):
         make_mae(make_vit(patch_size=[16, 4]), patch_size=8)
 
 
@@ -204,7 +202,7 @@ def test_construction_initialises_as_mae(make_vit) -> None:
 
 
 def test_mask_unit_must_be_the_backbones_patch(make_vit) -> None:
-    with pytest.raises(ValueError, match=r"blocks of 4 px are not .* 8 px patches; set .*patch_size=8 or a multiple"):
+    with pytest.raises(ValueError, match=r"blocks of 4 px are not .* 8 px units; set .*patch_size=8 or a multiple"):
         make_mae(make_vit(), patch_size=4)
     method = make_mae(make_vit())
     with pytest.raises(ValueError, match=r"blocks of 4 px"):
@@ -225,7 +223,7 @@ def test_blocks_of_several_patches_are_masked_as_those_patches(make_vit, randomi
 
 
 def test_a_backbone_that_cannot_skip_tokens_is_refused(make_swin) -> None:
-    with pytest.raises(ValueError, match="only a ViT can do; use model=vit_tiny"):
+    with pytest.raises(ValueError, match="only a ViT or a Hiera can do; use model=vit_tiny, model=hiera_tiny"):
         make_mae(make_swin(), patch_size=4)
 
 
@@ -262,3 +260,113 @@ def test_shared_masks_are_one_a_step_for_all_devices_and_parts_of_it(make_vit, m
     own = drawn(7, [3, 0, 9])
     assert not torch.equal(own[0], own[1])
     assert torch.equal(own[1:2], drawn(8, [0]))
+
+
+@pytest.fixture
+def hierarchical(make_hiera, randomize) -> MAE:
+    return randomize(make_mae(make_hiera(), norm_pix_loss=False))
+
+
+def test_patches_of_a_masked_unit_are_predicted_where_they_lie(hierarchical: MAE) -> None:
+    """A decoder that adds nothing of its own passes on which unit and which part of it a token came from."""
+    images = torch.randn(2, 3, 32, 32)
+    mask = hierarchical.mask_generator(images)
+    entered: list[tuple[Tensor, Tensor]] = []
+    hierarchical.decoder.register_forward_pre_hook(lambda _, inputs: entered.append(inputs))
+    output = hierarchical(images, mask)
+    encoded, visible = entered[0]
+    units = [(~mask.masked[image]).nonzero().tolist() for image in range(2)]
+    places = [[(2 * row + r) * 8 + 2 * col + c for row, col in each for r in (0, 1) for c in (0, 1)] for each in units]
+    assert visible.tolist() == places
+    assert encoded.shape == (2, 4 * 4, 32)
+
+    masked = mask.at_pixels().expand_as(images)
+    torch.testing.assert_close(output.loss, (output.prediction - images)[masked].square().mean())
+    predicted = hierarchical.predict_patches(images, mask)
+    for row, col in [(0, 0), (0, 7), (5, 2)]:
+        shown = output.prediction[:, :, 4 * row : 4 * row + 4, 4 * col : 4 * col + 4].permute(0, 2, 3, 1)
+        assert torch.equal(shown.flatten(1), predicted[:, 8 * row + col])
+    assert hierarchical.patch_mask(mask).num_masked == 12 * 4
+
+
+def test_masked_units_cannot_reach_the_prediction_and_visible_ones_do(hierarchical: MAE, refill_masked) -> None:
+    images = torch.randn(2, 3, 32, 32)
+    mask = hierarchical.mask_generator(images)
+    predicted = hierarchical.predict_patches(images, mask)
+    assert torch.equal(hierarchical.predict_patches(refill_masked(images, mask), mask), predicted)
+    changed = hierarchical.predict_patches(refill_masked(images, PatchMask(~mask.masked, mask.patch_size)), mask)
+    assert (changed != predicted).any(dim=2).all()
+
+
+def test_every_parameter_behind_visible_units_gets_a_gradient(hierarchical: MAE) -> None:
+    hierarchical(torch.randn(2, 3, 32, 32)).loss.backward()
+    trained = {name: parameter for name, parameter in hierarchical.named_parameters() if parameter.requires_grad}
+    assert [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()] == []
+    assert any(name.startswith("fusion.") for name in trained)
+
+
+def test_a_unit_is_masked_as_a_whole(make_hiera) -> None:
+    with pytest.raises(ValueError, match=r"blocks of 4 px are not .* 8 px units; set .*patch_size=8 or a multiple"):
+        make_mae(make_hiera(), patch_size=4)
+    make_mae(make_hiera(), patch_size=16)
+
+
+_HIERA_TO_OURS: list[tuple[str, str]] = [
+    (r"^hiera\.embeddings\.patch_embeddings\.projection\.", "backbone.hiera.patch_embed.proj."),
+    (r"^hiera\.embeddings\.position_embeddings$", "backbone.hiera.pos_embed"),
+    (
+        r"^hiera\.encoder\.stages\.(\d)\.layers\.(\d)\.",
+        lambda found: f"backbone.hiera.blocks.{int(found[1]) + int(found[2])}.",
+    ),
+    (r"^encoder_norm\.", "backbone.hiera.head.norm."),
+    (r"^multiscale_fusion\.multi_scale_fusion_heads\.", "fusion.project."),
+    (r"^decoder\.decoder_block\.layers\.", "decoder.blocks."),
+    (r"^decoder\.decoder_embeddings\.", "decoder.embed."),
+    (r"^decoder\.decoder_position_embeddings$", "decoder.pos_embed"),
+    (r"^decoder\.decoder_norm\.", "decoder.norm."),
+    (r"^decoder\.decoder_pred\.", "decoder.predict."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+]  # one block in each stage but the last, so that the numbers of stage and layer add up
+
+
+def hiera_weight(key: str, method: MAE) -> Tensor:
+    """Finds what our method holds under a name of transformers, whose pixels have the channel slowest."""
+    name = key
+    for pattern, replacement in _HIERA_TO_OURS:
+        name = re.sub(pattern, replacement, name)
+    weight = method.state_dict()[name]
+    return weight.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1) if "decoder_pred" in key else weight
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+def test_loss_and_predictions_equal_those_of_transformers_hiera(make_hiera, randomize, norm_pix_loss: bool) -> None:
+    method = randomize(make_mae(make_hiera(), norm_pix_loss=norm_pix_loss))
+    config = HieraConfig(
+        image_size=[32, 32],
+        patch_size=[3, 3],
+        patch_stride=[2, 2],
+        patch_padding=[1, 1],
+        embed_dim=8,
+        depths=[1, 1, 2],
+        num_heads=[2, 4, 8],
+        num_query_pool=1,
+        masked_unit_size=[4, 4],
+        masked_unit_attention=[True, False, False],
+        decoder_hidden_size=16,
+        decoder_depth=2,
+        decoder_num_heads=2,
+        normalize_pixel_loss=norm_pix_loss,
+        mask_ratio=0.75,
+    )
+    theirs = HieraForPreTraining(config).eval()
+    theirs.load_state_dict({key: hiera_weight(key, method) for key in theirs.state_dict()})
+    images = torch.randn(3, 3, 32, 32)
+    mask = method.mask_generator(images)
+    with torch.no_grad():
+        expected = theirs(images, noise=mask.masked.flatten(1) + 0.5 * torch.rand(3, 16))
+        ours, predicted = method(images, mask), method.predict_patches(images, mask)
+    assert torch.equal(~expected.bool_masked_pos, method.patch_mask(mask).masked.flatten(1))
+    assert abs(ours.loss / expected.loss - 1).item() < 1e-5
+    logits = expected.logits.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)
+    torch.testing.assert_close(predicted, logits, rtol=0, atol=1e-5 * logits.abs().max().item())

@@ -80,7 +80,20 @@ def refusal(
             "ratios=[0.5, 0, 0, 0] has 4 numbers",
         ),
         (["method=ddmim", "method.mask_generator.ratios=[0.5,0.4,0.5,0]"], "nested masks are one mask"),
-        (["method=mae", "model=swin_mini"], "only a ViT can do; use model=vit_tiny"),
+        (["method=mae", "model=swin_mini"], "only a ViT or a Hiera can do; use model=vit_tiny"),
+        (
+            ["method=simmim", "model=hiera_mini"],
+            "a TimmHiera also reads their pixels through the tokens around them; use method=mae",
+        ),
+        (
+            ["method=ddmim", "model=hiera_mini"],
+            "a TimmHiera also reads their pixels through the tokens around them; use method=mae",
+        ),
+        (["method=mae", "model=hiera_mini", "image_size=36"], "not whole mask units of 8 px"),
+        (
+            ["method=mae", "model=hiera_mini", "method.mask_generator.patch_size=4"],
+            "set method.mask_generator.patch_size=8",
+        ),
         (["method=mae", "method.mask_generator.ratio=1.5"], "mask ratio must lie between 0 and 1"),
         (["method=simmim", "method.mask_generator.patch_size=5"], "not whole 5 px patches"),
         (["method=simmim", "model=swin_mini", "model.window_size=5"], "use image_size"),

@@ -1,7 +1,7 @@
 """What a method and an evaluation may ask of a backbone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Int
@@ -13,6 +13,9 @@ from unmask.types import FeatureStage, Images, StageEdit
 
 Pooling = Literal["mean", "max", "cls"]  # over the patches; "cls" takes the class token instead
 
+StageFusion = Callable[[Sequence[Float[Tensor, "b k _h _w _c"]]], Float[Tensor, "b k h w d"]]
+"""What stages put out for each of k visible units, shallow to deep, the last one at the end -> one map of each unit."""
+
 _SIMMIM_STD = 0.02  # SimMIM's code
 
 
@@ -23,6 +26,7 @@ class MaskedBackbone(nn.Module, ABC):
     """
 
     can_skip_tokens: ClassVar[bool] = False  # whether it is a `VisibleTokenBackbone`
+    has_separate_patches: ClassVar[bool] = True  # whether a token of the first stage sees its own pixels alone
     default_layer_decay: ClassVar[float]  # of the rate from one block to the one before it, in fine-tuning
     stages: tuple[FeatureStage, ...]  # shallow to deep; ViT: equal groups of blocks at one stride
     image_size: tuple[int, int]  # height, width of the images it takes, pixels
@@ -44,6 +48,12 @@ class MaskedBackbone(nn.Module, ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer blocks, shallow to deep: what is compiled, or computed again in the backward pass."""
         return ()
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of the first block."""
+        first: Any = self.blocks[0]
+        return int(first.attn.num_heads)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -80,6 +90,11 @@ class MaskedBackbone(nn.Module, ABC):
     def embed_dim(self) -> int:
         return self.stages[-1].channels
 
+    @property
+    def mask_unit_size(self) -> PatchSize:
+        """The smallest part of an image, in pixels, that can be masked: a token of the first stage."""
+        return self.stages[0].stride
+
     @abstractmethod
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Turns the pre-trained form into the one its paper fine-tunes, with stochastic depth of its own."""
@@ -104,15 +119,28 @@ class MaskedBackbone(nn.Module, ABC):
 
 
 class VisibleTokenBackbone(MaskedBackbone):
-    """A backbone that can also leave masked tokens out altogether, as MAE needs."""
+    """A backbone that can also leave masked units out altogether, as MAE needs."""
 
     can_skip_tokens: ClassVar[bool] = True
-    patch_size: PatchSize  # pixels
+    patch_size: PatchSize  # pixels that a token stands for as it is put out; a mask unit is one patch or several
     num_prefix_tokens: int  # class and register tokens in front of the patches
+    num_fused_stages: int = 0  # first stages that a decoder is given beside the last one
 
     @abstractmethod
-    def forward_visible(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b prefix_plus_k d"]:
-        """Encodes the patches at the row-major indices `visible`; nothing is computed for the others."""
+    def forward_visible(
+        self, images: Images, visible: Int[Tensor, "b k"], fusion: StageFusion | None = None
+    ) -> Float[Tensor, "b prefix_plus_n d"]:
+        """Encodes the mask units at the row-major indices `visible`; no block computes anything for the others.
+
+        Args:
+            images: Masked pixels may hold anything.
+            visible: Each index once.
+            fusion: Combines the first `num_fused_stages` stages with the last one in front of the final norm; None
+                takes the last alone.
+
+        Returns:
+            The prefix tokens, then the patches of each unit row by row, unit after unit in the order of `visible`.
+        """
 
     @abstractmethod
     def initialize_as_mae(self) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from unmask.backbones.base import Pooling, VisibleTokenBackbone
+from unmask.backbones.base import Pooling, StageFusion, VisibleTokenBackbone
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
 from unmask.backbones.sequence import (
@@ -123,7 +123,10 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
             norm_after_pooling=self.norm_after_pooling,
         )
 
-    def forward_visible(self, images: Images, visible: Int[Tensor, "b k"]) -> Float[Tensor, "b prefix_plus_k d"]:
+    def forward_visible(
+        self, images: Images, visible: Int[Tensor, "b k"], fusion: StageFusion | None = None
+    ) -> Float[Tensor, "b prefix_plus_k d"]:
+        assert fusion is None  # its stages are alike
         patches = self._embed_patches_at(images, visible)
         positions = self.vit.pos_embed[0, self.num_prefix_tokens :]
         patches = patches + positions[visible]

@@ -65,8 +65,8 @@ def convert(file: WeightFile, *, use_ema_weights: bool = False) -> Conversion:
         names = ", ".join(list(file.weights)[:_NUM_NAMES_SHOWN]) or "none"
         raise ValueError(
             f"{file.path} has an unknown format (its weights: {names}, ...); supported are checkpoints of "
-            "Unmask, MAE, SimMIM, mmpretrain, FlyEgle, DDMIM, lightly, solo-learn, and timm's or Hugging Face's ViT "
-            "and Swin"
+            "Unmask, MAE, SimMIM, mmpretrain, FlyEgle, DDMIM, lightly, solo-learn, timm's ViT, Swin and Hiera, and "
+            "Hugging Face's ViT and Swin"
         )
     conversion = importer.convert(file)
     left_out = {**dict.fromkeys(computed_buffers(file.weights), _COMPUTED), **conversion.left_out}

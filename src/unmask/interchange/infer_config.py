@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.backbones.timm_beit import TimmBeit
+from unmask.backbones.timm_hiera import TimmHiera
 from unmask.backbones.timm_swin import TimmSwin
 from unmask.backbones.timm_vit import TimmViT
 from unmask.interchange.classifier import Classifier
@@ -26,6 +27,13 @@ _NUM_BEIT_EXTRA = 3  # rows of a table that belong to the class token
 _PUBLISHED_SWINV2 = 8, 256  # window and image size in arXiv:2111.09883
 _VIT_NAMES = {192: "tiny", 384: "small", 768: "base", 1024: "large"}
 _SWIN_NAMES = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}  # width, blocks of stage 2
+_HIERA_NAMES: Mapping[tuple[int, ...], str] = {
+    (1, 2, 11, 2): "small",
+    (2, 3, 16, 3): "base",
+    (2, 6, 36, 4): "large",
+}  # by blocks of each stage
+_HIERA_HEADS = {96: 1, 112: 2, 144: 2, 256: 4}  # of the first stage, by its width (arXiv:2306.00989)
+_ABSWIN_SIZE = 256  # px, of timm's Hieras with positions of windows, which tell no image
 _SWINV2_WINDOWS = {"large": "window12_192"}  # timm has the others as window8_256
 
 
@@ -227,6 +235,58 @@ def swin(
     )
 
 
+def hiera(
+    source_format: str,
+    weights: Weights,
+    *,
+    classifier: Classifier | None = None,
+    num_heads: int | None = None,
+    image_size: Sequence[int] | None = None,
+    **settings: Any,
+) -> Conversion:
+    """Makes the conversion of a Hiera; as `vit`.
+
+    Args:
+        num_heads: Of the first stage.
+        image_size: Height and width, where the file tells them; None takes a square.
+    """
+    width, kernel = _required(weights, "patch_embed.proj.weight", source_format).shape[::3]
+    patch_size, depths = (kernel + 1) // 2, _hiera_depths(weights, source_format)
+    assumed = {}
+    if num_heads is None:
+        num_heads = _HIERA_HEADS.get(width)
+        assumed["num_heads"] = (
+            f"a width of {width} being none of a published Hiera"
+            if num_heads is None
+            else f"as in the published Hiera of width {width}"
+        )
+    has_window_positions = "pos_embed_win" in weights
+    if image_size is None and has_window_positions:
+        image_size, assumed["image_size"] = (_ABSWIN_SIZE, _ABSWIN_SIZE), "as published"
+    elif image_size is None:
+        image_size = (math.isqrt(_required(weights, "pos_embed", source_format).shape[1]) * patch_size,) * 2
+    height, image_width = image_size
+    return Conversion(
+        source_format=source_format,
+        settings={
+            KIND_KEY: TimmHiera.__name__,
+            "name": _hiera_name(width, depths, has_window_positions=has_window_positions),
+            "image_size": height if height == image_width else [height, image_width],
+            "patch_size": patch_size,
+            "embed_dim": width,
+            "depths": depths,
+            "num_heads": num_heads,
+            "mlp_ratio": _mlp_ratio(weights, "blocks.0.", source_format),
+            "pool_last_stage": True,
+            **_channels(weights),
+            **settings,
+        },
+        backbone={f"hiera.{name}": weight for name, weight in weights.items()},
+        classifier=classifier,
+        assumed=assumed,
+    )
+
+
 def last_stride(weights: Weights) -> int:
     """Reads off a Swin's weights how many pixels a token of the last stage stands for, a side."""
     num_mergings = len(_depths(weights, "Swin")) - 1
@@ -289,6 +349,26 @@ def _swin_name(width: int, depths: list[int], *, is_v2: bool) -> str:
     if is_v2:
         return f"swinv2_{size}_{_SWINV2_WINDOWS.get(size, 'window8_256')}"
     return f"swin_{size}_patch4_window7_224"
+
+
+def _hiera_name(width: int, depths: list[int], *, has_window_positions: bool) -> str:
+    size = _HIERA_NAMES.get(tuple(depths), "tiny")
+    if has_window_positions:
+        return f"hiera_{'base' if size == 'base' else 'small'}_abswin_256"
+    return "hiera_base_plus_224" if (width, size) == (112, "base") else f"hiera_{size}_224"
+
+
+def _hiera_depths(weights: Weights, source_format: str) -> list[int]:
+    """Counts the blocks of each stage, the first of which widens the tokens."""
+    depths = [0]
+    for block in range(_num_blocks(weights, source_format)):
+        entering, leaving = (
+            _required(weights, f"blocks.{block}.{norm}.weight", source_format).shape for norm in ("norm1", "norm2")
+        )
+        if entering != leaving:
+            depths.append(0)
+        depths[-1] += 1
+    return depths
 
 
 def _without_classifiers(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -15,7 +15,6 @@ from unmask.patches import patch_grid
 
 _SHARED_TABLE = "beit.rel_pos_bias.relative_position_bias_table"
 _NUM_BEIT_EXTRA = 3  # rows of a table that belong to the class token
-_NUM_PREFIX_TOKENS = 1
 _COMPARED = (
     "norm_eps",
     "norm_after_pooling",
@@ -130,8 +129,9 @@ def _resize(name: str, weight: Tensor, target: Tensor, backbone: MaskedBackbone)
         return weight, ""
     if name.endswith("pos_embed"):
         rows, cols = patch_grid(backbone.image_size, backbone.stages[0].stride)
-        side = math.isqrt(weight.shape[1] - _NUM_PREFIX_TOKENS)
-        resized = resize_positions(weight, (rows, cols), num_prefix_tokens=_NUM_PREFIX_TOKENS)
+        num_prefix_tokens = target.shape[1] - rows * cols
+        side = math.isqrt(weight.shape[1] - num_prefix_tokens)
+        resized = resize_positions(weight, (rows, cols), num_prefix_tokens=num_prefix_tokens)
         return resized, f"positions of {side}x{side} patches to {rows}x{cols}"
     if name.endswith("relative_position_bias_table"):
         module: Any = backbone.get_submodule(name.rpartition(".")[0])
@@ -153,9 +153,9 @@ def _require_same_family(offered: Mapping[str, Tensor], own: Mapping[str, Tensor
 
 
 def _require_same_heads(backbone: MaskedBackbone, conversion: Conversion) -> None:
-    """Compares what the weights of a ViT do not show but a file may state."""
+    """Compares what weights do not show but a file may state."""
     theirs = conversion.settings.get("num_heads")
-    ours = next(part.num_heads for part in backbone.modules() if hasattr(part, "num_heads"))
+    ours = backbone.num_heads
     if isinstance(theirs, int) and theirs != ours and "num_heads" not in conversion.assumed:
         raise ValueError(
             f"{conversion.source} holds {_describe(conversion)} with {theirs} attention heads, the configured model "

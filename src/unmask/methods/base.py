@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unmask.backbones.base import MaskedBackbone
 from unmask.masking.base import MaskGenerator
 from unmask.methods.backbone_module import BackboneModule
 from unmask.optim.configure import configure_optimizer
@@ -88,3 +89,20 @@ class Method(BackboneModule):
     def _log_held_out(self, split: str, batch: ImageBatch) -> None:
         output: MethodOutput = self(batch.image, self.held_out_mask(batch.image, batch.index))
         self.add_held_out(split, {"loss": output.loss, **output.terms, **output.monitors}, batch)
+
+
+def require_separate_patches(backbone: MaskedBackbone, method: str) -> None:
+    """Refuses a backbone in which replacing a masked token would leave its pixels to be seen by the tokens around it.
+
+    Args:
+        backbone: To be masked by editing its tokens.
+        method: As the configuration names the one that does so.
+
+    Raises:
+        ValueError: Tokens are computed from more than their own pixels.
+    """
+    if not backbone.has_separate_patches:
+        raise ValueError(
+            f"method={method} replaces masked tokens, and a {type(backbone).__name__} also reads their pixels through "
+            "the tokens around them; use method=mae with this backbone, or a model=swin_*, swinv2_* or vit_*"
+        )

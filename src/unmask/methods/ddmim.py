@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone
 from unmask.masking.stages import StageMaskGenerator, stage_masks
-from unmask.methods.base import Method
+from unmask.methods.base import Method, require_separate_patches
 from unmask.methods.ddmim_monitors import agreement_and_spread
 from unmask.methods.ddmim_terms import (
     ContrastTerm,
@@ -87,8 +87,8 @@ class DDMIM(Method):
         shared: See `Method`.
 
     Raises:
-        ValueError: Numbers of stages disagree, the masks do not fit the backbone, all terms are None, or the teacher
-            is missing or not needed.
+        ValueError: Numbers of stages disagree, the backbone's patches overlap, the masks do not fit it, all terms are
+            None, or the teacher is missing or not needed.
     """
 
     mask_generator: StageMaskGenerator
@@ -109,6 +109,7 @@ class DDMIM(Method):
         **shared: Any,
     ) -> None:
         super().__init__(backbone=backbone, mask_generator=mask_generator, **shared)
+        require_separate_patches(backbone, "ddmim")
         require_one_a_stage("method.mask_generator.ratios", mask_generator.ratios, len(backbone.stages))
         require_choice("mask_value", mask_value, ("zero", "learned"))
         self.views = views

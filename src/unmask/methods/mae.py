@@ -1,6 +1,5 @@
 """MAE: masked autoencoders."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -10,9 +9,18 @@ from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone, VisibleTokenBackbone
 from unmask.heads.mae_decoder import MAEDecoder
+from unmask.heads.stage_fusion import StageFusion
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
-from unmask.patches import PatchMask, are_whole_cells, patch_grid, patch_sides, patch_text, patchify, unpatchify
+from unmask.patches import (
+    PatchMask,
+    are_whole_cells,
+    patch_grid,
+    patch_text,
+    patches_of_units,
+    patchify,
+    unpatchify,
+)
 from unmask.targets.pixels import normalize_patches, patch_statistics, restore_patches
 from unmask.types import Images, MethodOutput, PixelStatistics
 
@@ -26,18 +34,22 @@ class MAE(Method):
 
     Differs:
         - Visible patches enter the encoder in row-major order, not shuffled: attention does not depend on it.
+        - On a hierarchical backbone (Hiera, arXiv:2306.00989, sec. 3.1) whole mask units are left out and a decoder
+          gets all stages joined by `StageFusion`, as in its paper's code, whose decoder has learned positions in place
+          of sines and cosines, and whose ratio is 0.6.
         - Class and mask token are not weight-decayed unless `weight_decay_policy="tokens"`; the official code
           decays them.
 
     Args:
-        backbone: A backbone that can skip masked tokens: ViT.
+        backbone: A backbone that can skip masked tokens: ViT or Hiera.
         decoder: Completed with the encoder's width and the geometry of its patches.
         norm_pix_loss: Per-patch normalisation of the target; on in every released model.
         reconstruction_mean: Mean over "masked" pixels, or over "all" pixels with zeros for the visible.
-        shared: See `Method`; what is masked at a time is one patch of the backbone or a block of whole patches.
+        shared: See `Method`; what is masked at a time is a mask unit of the backbone (of a ViT one patch) or a block of
+            whole ones.
 
     Raises:
-        ValueError: The backbone cannot skip tokens, a masked block is not whole patches of it, or a choice is unknown.
+        ValueError: The backbone cannot skip tokens, a masked block is not whole units of it, or a choice is unknown.
     """
 
     backbone: VisibleTokenBackbone
@@ -53,8 +65,8 @@ class MAE(Method):
     ) -> None:
         if not backbone.can_skip_tokens:
             raise ValueError(
-                "method=mae leaves masked tokens out, which only a ViT can do; use model=vit_tiny or another vit, "
-                "or method=simmim with this backbone"
+                "method=mae leaves masked tokens out, which only a ViT or a Hiera can do; use model=vit_tiny, "
+                "model=hiera_tiny or another of them, or method=simmim with this backbone"
             )
         backbone = cast("VisibleTokenBackbone", backbone)
         super().__init__(backbone=backbone, **shared)
@@ -70,6 +82,7 @@ class MAE(Method):
             patch_size=backbone.patch_size,
             image_channels=backbone.in_channels,
         )
+        self.fusion = self._build_fusion(backbone)
         backbone.initialize_as_mae()
         self.patch_mask(self.mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
@@ -80,7 +93,7 @@ class MAE(Method):
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
         patch_mask = self.patch_mask(mask)
-        predicted = self.predict_patches(images, patch_mask)
+        predicted = self.predict_patches(images, mask)
 
         patches = patchify(images.float(), patch_mask.patch_size)
         target = normalize_patches(patches) if self.norm_pix_loss else patches
@@ -92,8 +105,11 @@ class MAE(Method):
 
     def predict_patches(self, images: Images, mask: PatchMask) -> Float[Tensor, "b n d"]:
         """Predicts all patches in float32, in the space of the target, channel fastest."""
-        visible = self.patch_mask(mask).visible_indices()
-        predicted: Tensor = self.decoder(self.backbone.forward_visible(images, visible), visible)
+        unit_size = self.backbone.mask_unit_size
+        self._require_whole_units(mask)
+        units = mask.split(unit_size).visible_indices()
+        visible = patches_of_units(units, grid=self.grid, unit_size=unit_size, patch_size=self.backbone.patch_size)
+        predicted: Tensor = self.decoder(self.backbone.forward_visible(images, units, self.fusion), visible)
         return predicted.float()
 
     def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
@@ -107,18 +123,26 @@ class MAE(Method):
         return PixelStatistics(mean, std)
 
     def patch_mask(self, mask: PatchMask) -> PatchMask:
-        """Says which of the backbone's patches a mask of larger blocks masks.
+        """Says which of the patches that are predicted a mask of larger blocks masks.
 
         Raises:
-            ValueError: A block is not whole patches.
+            ValueError: A block is not whole mask units of the backbone.
         """
-        own = self.backbone.patch_size
+        self._require_whole_units(mask)
+        return mask.split(self.backbone.patch_size)
+
+    def _require_whole_units(self, mask: PatchMask) -> None:
+        own = self.backbone.mask_unit_size
         if not are_whole_cells(mask.patch_size, own):
             setting = own if isinstance(own, int) else f"[{own[0]},{own[1]}]"
             raise ValueError(
-                f"MAE masks whole patches of its backbone: blocks of {patch_text(mask.patch_size)} px are not a whole "
-                f"number of {patch_text(own)} px patches; set method.mask_generator.patch_size={setting} or a multiple"
+                f"MAE masks whole units of its backbone: blocks of {patch_text(mask.patch_size)} px are not a whole "
+                f"number of {patch_text(own)} px units; set method.mask_generator.patch_size={setting} or a multiple"
             )
-        per_block = math.prod(patch_sides(mask.patch_size)) // math.prod(patch_sides(own))
-        num_masked = None if mask.num_masked is None else mask.num_masked * per_block
-        return PatchMask(mask.at_stride(own), own, num_masked)
+
+    def _build_fusion(self, backbone: VisibleTokenBackbone) -> StageFusion | None:
+        """What joins the stages of a backbone whose first ones have smaller patches than the last."""
+        fused = backbone.stages[: backbone.num_fused_stages]
+        if not fused:
+            return None
+        return StageFusion(stages=fused, last=backbone.stages[-1])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unmask.heads.pixel_shuffle import PixelShuffleHead
 from unmask.losses.masked import masked_mean
-from unmask.methods.base import Method
+from unmask.methods.base import Method, require_separate_patches
 from unmask.patches import PatchMask, are_whole_cells, patch_text
 from unmask.targets.local import local_statistics, normalize_locally, restore_locally
 from unmask.types import Images, MethodOutput, PixelStatistics
@@ -40,13 +40,14 @@ class SimMIM(Method):
         shared: See `Method`.
 
     Raises:
-        ValueError: A masked patch is not whole tokens, or the window has no centre.
+        ValueError: A masked patch is not whole tokens, the backbone's patches overlap, or the window has no centre.
     """
 
     def __init__(
         self, *, head: Callable[..., PixelShuffleHead], normalize_window: int | None = None, **shared: Any
     ) -> None:
         super().__init__(**shared)
+        require_separate_patches(self.backbone, "simmim")
         self.normalize_window = normalize_window
         if normalize_window is not None:
             normalize_locally(torch.zeros(1, 1, 1, 1), normalize_window)

@@ -15,6 +15,7 @@ class BackboneShape(NamedTuple):
 
     width: int  # channels of its features
     strides: tuple[Any, ...]  # pixels, one a stage, shallow to deep; a pair where patches are not square
+    mask_unit_size: Any  # pixels; likewise
 
 
 def backbone_shape(model: DictConfig) -> BackboneShape:
@@ -30,4 +31,5 @@ def backbone_shape(model: DictConfig) -> BackboneShape:
 def _shape(settings: str) -> BackboneShape:
     with torch.device("meta"):
         backbone: Any = build(json.loads(settings))
-    return BackboneShape(backbone.embed_dim, tuple(stage.stride for stage in backbone.stages))
+    strides = tuple(stage.stride for stage in backbone.stages)
+    return BackboneShape(backbone.embed_dim, strides, backbone.mask_unit_size)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import InstantiationException
@@ -19,6 +19,9 @@ from unmask.small_sets import (
     time_constant_for,
     warmup_steps_for,
 )
+
+if TYPE_CHECKING:
+    from unmask.runtime.backbone_shape import BackboneShape
 
 GROUP_OF_BASES = "base"  # what files of other groups start from; no choice of a user's
 _PROBE = "probe/"
@@ -36,8 +39,8 @@ def register_resolvers(*, is_completing: bool = False) -> None:
     """Makes the resolvers known to OmegaConf; safe to call again.
 
     Args:
-        is_completing: For shell completion, which reads names and values alike and waits for nothing: the precision,
-            which torch would have to be asked for, is left blank.
+        is_completing: For shell completion, which reads names and values alike and waits for nothing: what torch or a
+            backbone would have to be asked for is left blank.
     """
     resolvers: dict[str, Callable[..., object]] = {
         "scale_lr": peak_lr,
@@ -47,6 +50,8 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "fit_mask_patch": fit_mask_patch,
         "fit_stage_mask_patch": fit_stage_mask_patch,
         "one_a_stage": one_a_stage,
+        "mask_unit": mask_unit,
+        "if_hierarchical": if_hierarchical,
         "fit_swin_patch": fit_swin_patch,
         "fit_window": fit_window,
         "if_small": if_small,
@@ -67,7 +72,8 @@ def register_resolvers(*, is_completing: bool = False) -> None:
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     if is_completing:
-        OmegaConf.register_new_resolver("auto_precision", _blank, replace=True)
+        for name in ("auto_precision", "mask_unit", "if_hierarchical"):
+            OmegaConf.register_new_resolver(name, _blank, replace=True)
 
 
 def peak_lr(base_lr: Any, base_batch_size: Any, global_batch_size: Any) -> float:
@@ -167,6 +173,21 @@ def fit_stage_mask_patch(model: Any, image_size: Any) -> Any:
         return times(_TOKENS_OF_A_UNIT, model.patch_size)
     cell = [*_strides(model)][-2:][0]
     return fit_mask_patch(cell, image_size, cell)
+
+
+def mask_unit(model: Any) -> Any:
+    """What a backbone can mask at a time, in pixels; of one that cannot be built, which is refused later, its patch."""
+    shape = _shape(model)
+    if shape is None:
+        return model.patch_size
+    unit = shape.mask_unit_size
+    return unit if isinstance(unit, int) else ListConfig(list(unit))
+
+
+def if_hierarchical(then: Any, otherwise: Any, model: Any) -> Any:
+    """Chooses a value where the stages of a backbone have patches of several sizes, another one elsewhere."""
+    shape = _shape(model)
+    return then if shape is not None and len(set(shape.strides)) > 1 else otherwise
 
 
 def fit_swin_patch(size: int, image_size: Any) -> int:
@@ -278,7 +299,7 @@ def auto_workers() -> int:
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
-def _blank(_: object) -> str:
+def _blank(*_: object) -> str:
     return ""
 
 
@@ -296,12 +317,18 @@ def _cpu_computes_in_bfloat16() -> bool:
 
 def _strides(model: Any) -> Sequence[Any]:
     """Strides of a backbone's stages, pixels; one that cannot be built, which is refused later, counts four stages."""
+    shape = _shape(model)
+    return _STRIDES_OF_SWIN if shape is None else shape.strides
+
+
+def _shape(model: Any) -> "BackboneShape | None":
+    """The shape of a backbone; None of one that cannot be built."""
     from unmask.runtime.backbone_shape import backbone_shape  # noqa: PLC0415  (`--help` registers the rules alone)
 
     try:
-        return backbone_shape(model).strides
+        return backbone_shape(model)
     except (ValueError, InstantiationException):
-        return _STRIDES_OF_SWIN
+        return None
 
 
 def _shorter_side(image_size: Any) -> int:

@@ -12,8 +12,9 @@ STATISTICS = {"pixel_mean": (0.1, 0.5, 0.8), "pixel_std": (0.2, 0.4, 0.7)}
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk")
 
 
-@pytest.fixture(params=["vit", "vit with the norm behind the pooling", "swin", "swin v2", "beit", "grey vit"])
+@pytest.fixture(params=["vit", "vit with the norm behind the pooling", "swin", "swin v2", "beit", "hiera", "grey vit"])
 def backbone(request: pytest.FixtureRequest, make_vit, make_swin, make_beit, randomize) -> nn.Module:
+    make_hiera = request.getfixturevalue("make_hiera")
     make = {
         "vit": partial(make_vit, depth=2),
         "vit with the norm behind the pooling": partial(
@@ -24,6 +25,7 @@ def backbone(request: pytest.FixtureRequest, make_vit, make_swin, make_beit, ran
             make_swin, name="swinv2_tiny_window8_256", image_size=(32, 64), depths=(2, 1), num_heads=(3, 6)
         ),
         "beit": partial(make_beit, depth=2, mlp_ratio=2.0),
+        "hiera": partial(make_hiera, depths=(1, 1), image_size=(16, 32), drop_path_rate=0.3),
         "grey vit": partial(make_vit, depth=1, in_channels=1),
     }[request.param]
     count = 1 if request.param == "grey vit" else 3

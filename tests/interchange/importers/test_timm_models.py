@@ -106,3 +106,57 @@ def test_weights_a_plain_vit_has_no_place_for_are_refused(timm_vit, load) -> Non
 def test_other_tokens_than_one_class_token_are_refused(timm_vit, load) -> None:
     with pytest.raises(ValueError, match="18 positions are not those of one class token and a square of patches"):
         load(timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, reg_tokens=1).state_dict())
+
+
+HIERA = {"img_size": 32, "stages": (1, 1, 1, 1), "embed_dim": 96}
+
+
+def test_a_hiera_is_loaded_as_it_is_published(randomize, images, load, require_same_features) -> None:
+    theirs = randomize(timm.create_model("hiera_tiny_224", num_classes=5, **HIERA))
+    weights = theirs.state_dict()
+    tokens = theirs.forward_features(images)
+    backbone = load(weights)
+    require_same_features(backbone, theirs.head.norm(tokens))
+    torch.testing.assert_close(backbone.forward_pooled(images), theirs.forward_head(tokens, pre_logits=True))
+    pretrained = {
+        name.replace("head.norm.", "encoder_norm."): weights[name] for name in weights if "head.fc" not in name
+    }
+    require_same_features(load(pretrained), theirs.head.norm(tokens))  # Meta's name of it
+    resized = load(weights, image_size=64).hiera.pos_embed
+    expected = torch.nn.functional.interpolate(weights["pos_embed"].mT.unflatten(2, (8, 8)), (16, 16), mode="bicubic")
+    torch.testing.assert_close(resized, expected.flatten(2).mT)
+
+
+def test_a_hiera_with_positions_of_windows_is_loaded(randomize, load, require_same_features) -> None:
+    sizes = {"img_size": 64, "embed_dim": 96, "stages": (1, 1, 1, 1)}
+    theirs = randomize(timm.create_model("hiera_small_abswin_256", num_classes=0, **sizes))
+    images = torch.randn(1, 3, 64, 64)
+    backbone = load(theirs.state_dict(), image_size=64)
+    torch.testing.assert_close(backbone.forward_pooled(images), theirs(images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"mask_unit_attn": [True, True, True, False]}, r"gives mask_unit_attn=.*such a Hiera has \[True, True"),
+        ({"q_pool": 1}, "gives q_pool=1, and such a Hiera has 3 here"),
+    ],
+)
+def test_a_hiera_that_is_computed_in_another_way_is_refused(changes, refusal, tmp_path) -> None:
+    theirs = timm.create_model("hiera_tiny_224", num_classes=0, **HIERA | changes)
+    described = {**HIERA, "stages": [1, 1, 1, 1], **changes}
+    with pytest.raises(ValueError, match=refusal):
+        load_backbone(write_folder(tmp_path / "model", theirs, "hiera_tiny_224", described))
+
+
+def test_a_bare_hiera_of_other_stages_is_refused(load) -> None:
+    theirs = timm.create_model("hiera_tiny_224", num_classes=0, img_size=32, stages=(1, 1, 1), q_pool=2)
+    with pytest.raises(ValueError, match="a Hiera of 3 stages and does not tell in which of them attention stays"):
+        load(theirs.state_dict())
+
+
+def test_a_hiera_of_another_width_does_not_tell_its_heads(load) -> None:
+    theirs = timm.create_model("hiera_tiny_224", num_classes=0, **HIERA | {"embed_dim": 32, "num_heads": 2})
+    with pytest.raises(ValueError, match="does not tell its number of attention heads"):
+        load(theirs.state_dict())
+    load(theirs.state_dict(), num_heads=2)

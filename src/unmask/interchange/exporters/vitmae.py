@@ -51,7 +51,13 @@ class ViTMAEExporter(PretrainingExporter):
                 f"format=vitmae is for a training checkpoint of MAE, whose decoder it includes; this is {kept}: "
                 "use format=huggingface"
             )
-        return source.method
+        method: Any = source.method
+        if not method.backbone.num_prefix_tokens:
+            raise ValueError(
+                f"format=vitmae is for MAE on a ViT, which has a class token; this one trained a "
+                f"{type(method.backbone).__name__}: use format=huggingface for its backbone"
+            )
+        return method
 
     def weights(self, method: Any) -> dict[str, Tensor]:
         weights = rename_for_transformers(method.backbone.vit.state_dict(), _ENCODER, format_name=self.name)

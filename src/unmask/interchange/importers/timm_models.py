@@ -1,7 +1,7 @@
-"""Weights of timm's ViT, Swin, Swin V2 and BEiT: a state dict, a safetensors file, or a folder with `config.json`."""
+"""Weights of timm's ViT, Swin, Swin V2, BEiT and Hiera: a state dict, safetensors, or a folder with `config.json`."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,17 +11,20 @@ from torch import Tensor
 
 from unmask.backbones.base import Pooling
 from unmask.backbones.create import is_model_name
+from unmask.backbones.timm_hiera import HieraSettings
 from unmask.interchange import infer_config
 from unmask.interchange.classifier import Classifier, take_classifier
 from unmask.interchange.conversion import Conversion
 from unmask.interchange.files import WeightFile
 from unmask.interchange.limits import bounded_networks
 from unmask.interchange.preprocessing import timm_preprocessing
-from unmask.interchange.record import shown
+from unmask.interchange.record import KIND_KEY, shown
 from unmask.interchange.renaming import without_buffers
 
 # The arguments of a model that decide what is read off it below; no others are taken from a file.
 _SIZES = ("img_size", "patch_size", "window_size", "in_chans", "embed_dim", "depth", "depths", "num_heads")
+_COMPARED_OF_HIERA = ("patch_kernel", "patch_stride", "patch_padding", "mask_unit_size", "mask_unit_attn", "q_pool")
+_HIERA_STAGES = 4  # of all published ones
 _LARGEST = 16_384  # of any of them
 _POOLINGS: dict[str, Pooling] = {"token": "cls", "avg": "mean"}  # of timm, that are computed here
 _ASSUMED = (
@@ -33,8 +36,8 @@ _WRAPPER = "timm_model."  # in front of all names where transformers wrote the f
 
 def matches(file: WeightFile) -> bool:
     names = {name.removeprefix(_WRAPPER) for name in file.weights}
-    is_vit = "blocks.0.attn.qkv.weight" in names and "cls_token" in names
-    return "patch_embed.proj.weight" in names and (is_vit or "layers.0.blocks.0.attn.qkv.weight" in names)
+    is_of_blocks = "blocks.0.attn.qkv.weight" in names and ("cls_token" in names or _is_hiera(names))
+    return "patch_embed.proj.weight" in names and (is_of_blocks or "layers.0.blocks.0.attn.qkv.weight" in names)
 
 
 def convert(file: WeightFile) -> Conversion:
@@ -55,11 +58,51 @@ def _convert(file: WeightFile, weights: dict[str, Tensor], model: Any) -> Conver
     if "layers.0.blocks.0.attn.qkv.weight" in weights:
         is_v2 = "layers.0.blocks.0.attn.logit_scale" in weights
         return infer_config.swin(f"timm's Swin{' V2' if is_v2 else ''}", weights, **_sizes(model))
+    if _is_hiera(weights):
+        return _convert_hiera(file, weights, model)
     known: dict[str, Any] = {}
     if model is not None:
         attention, norm = model.blocks[0].attn, model.blocks[0].norm1
         known = {"name": file.config["architecture"], "num_heads": attention.num_heads, "norm_eps": norm.eps}
     return infer_config.vit("timm's ViT", weights, **known)
+
+
+def _is_hiera(names: Collection[str]) -> bool:
+    """Tells it from a ViT by the layer that widens the tokens, or by the norm of timm's head."""
+    return "head.norm.weight" in names or any(re.fullmatch(r"blocks\.\d+\.proj\.weight", name) for name in names)
+
+
+def _convert_hiera(file: WeightFile, weights: dict[str, Tensor], model: Any) -> Conversion:
+    """A bare file has every stage pool and attend as published, the number of stages being the published one.
+
+    Raises:
+        ValueError: It is computed in another way than here, or does not tell how.
+    """
+    named = {re.sub(r"^(?:encoder_)?norm\.", "head.norm.", name): weight for name, weight in weights.items()}
+    told: Any = {} if model is None else file.config.get("model_args", {})
+    known: dict[str, Any] = {}
+    if model is not None:
+        known = {"name": file.config["architecture"], "num_heads": model.blocks[0].attn.heads}
+        known["image_size"] = _told_sizes(file).get("img_size")
+        if isinstance(known["image_size"], int):
+            known["image_size"] = [known["image_size"]] * 2
+    conversion = infer_config.hiera("timm's Hiera", named, **known)
+    num_stages = len(conversion.settings["depths"])
+    if told.get("q_pool") == num_stages - 2:
+        conversion = replace(conversion, settings={**conversion.settings, "pool_last_stage": False})
+    if num_stages != _HIERA_STAGES and "mask_unit_attn" not in told:
+        raise ValueError(
+            f"{file.path} holds a Hiera of {num_stages} stages and does not tell in which of them attention stays "
+            "within mask units; only Hieras of four stages can be read without a description"
+        )
+    settings = {name: value for name, value in conversion.settings.items() if name != KIND_KEY}
+    for name, value in HieraSettings(**settings).timm_sizes().items():
+        if name in _COMPARED_OF_HIERA and told.get(name, value) != value:
+            raise ValueError(
+                f"{file.path}: config.json gives {name}={shown(told[name])}, and such a Hiera has {value} here; it "
+                "cannot be taken"
+            )
+    return conversion
 
 
 def _take_classifier(file: WeightFile, model: Any) -> tuple[Classifier | None, dict[str, Tensor]]:
@@ -79,7 +122,8 @@ def _pooling(file: WeightFile, model: Any) -> Pooling | None:
     if model is None:
         return "mean"
     arguments: Any = file.config.get("model_args", {})
-    told = arguments.get("global_pool", file.config.get("global_pool", model.global_pool))
+    own = model.head.pool_type if _is_hiera(model.state_dict()) else model.global_pool
+    told = arguments.get("global_pool", file.config.get("global_pool", own))
     return _POOLINGS.get(told) if isinstance(told, str) else None
 
 
@@ -104,6 +148,19 @@ def _described_model(file: WeightFile) -> Any:
         return None
     if not isinstance(name, str) or not is_model_name(name) or not isinstance(arguments, Mapping):
         raise ValueError(f"{file.path}: config.json names {shown(name)}, which this version of timm does not have")
+    sizes = _told_sizes(file)
+    partition = {"always_partition": True} if arguments.get("always_partition") is True else {}
+    with torch.device("meta"), bounded_networks(file.num_bytes):
+        return timm.create_model(name, pretrained=False, num_classes=0, **sizes, **partition)
+
+
+def _told_sizes(file: WeightFile) -> dict[str, Any]:
+    """Reads the sizes that a description gives.
+
+    Raises:
+        ValueError: One of them is none of a model.
+    """
+    arguments: Any = file.config.get("model_args", {})
     sizes = {size: arguments[size] for size in _SIZES if arguments.get(size) is not None}
     published = _pretrained_cfg(file)
     if published.get("fixed_input_size") is True and isinstance(published.get("input_size"), list):
@@ -112,9 +169,7 @@ def _described_model(file: WeightFile) -> Any:
         numbers = value if isinstance(value, list) else [value]
         if not all(type(number) is int and 0 < number <= _LARGEST for number in numbers):
             raise ValueError(f"{file.path}: config.json gives {size}={shown(value)}, which is not a size of a model")
-    partition = {"always_partition": True} if arguments.get("always_partition") is True else {}
-    with torch.device("meta"), bounded_networks(file.num_bytes):
-        return timm.create_model(name, pretrained=False, num_classes=0, **sizes, **partition)
+    return sizes
 
 
 def _sizes(swin: Any) -> Mapping[str, Any]:
