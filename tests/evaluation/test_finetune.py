@@ -77,8 +77,11 @@ def test_the_given_backbone_is_left_alone_and_its_copy_begins_fine_tuning(make_v
 
 
 def test_last_and_best_epoch_are_measured_each_with_its_own_weights(make_vit, data, make_trainer):
+    def with_rare_validations(**arguments):
+        return make_trainer(**{"check_val_every_n_epoch": 3} | arguments)
+
     report = FineTune(classifier=make_classifier(kind=BestInTheSecondEpoch), epochs=3).evaluate(
-        make_vit(), data, make_trainer
+        make_vit(), data, with_rare_validations
     )
     assert report.metrics["top1"] == pytest.approx(40.0)  # 4 of the 10 test images are of class 0
     assert report.metrics["top1_best_epoch"] == pytest.approx(30.0)  # and 3 of class 1

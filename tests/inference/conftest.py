@@ -50,6 +50,24 @@ def point_at() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def in_memory() -> Any:
+    """Generated pictures of 32 px: six to train on, four to validate, five to test."""
+    from unmask.data.augmentation.transforms import Augmentation
+    from unmask.data.sources.synthetic import Synthetic
+
+    return Synthetic(
+        num_train=6,
+        num_val=4,
+        num_test=5,
+        image_size=32,
+        pixel_mean=(0.5, 0.5, 0.5),
+        pixel_std=(0.5, 0.5, 0.5),
+        augmentation=Augmentation(),
+        global_batch_size=2,
+    )
+
+
+@pytest.fixture
 def channel_means() -> torch.nn.Module:
     """A backbone whose feature is the mean of each colour."""
     from unmask.backbones.base import MaskedBackbone

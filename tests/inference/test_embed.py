@@ -14,12 +14,13 @@ CPU = torch.device("cpu")
 def write(channel_means, pictures: Path, point_at, tmp_path: Path):
     """Runs the inference on the five pictures, in parts of two."""
 
-    def written(folder: str = "features", **changes) -> Path:
+    def written(folder: str = "features", served: dict | None = None, **changes) -> Path:
         from unmask.inference.embed import Embed  # noqa: PLC0415
 
         inference = Embed(out=str(tmp_path / folder), image="given", **{"part_size": 2} | changes)
+        shown = point_at(pictures, **served or {})
         with torch.inference_mode():
-            inference.run(channel_means, lambda path, split: point_at(pictures), run_dir=tmp_path, device=CPU)
+            inference.run(channel_means, lambda path, split: shown, run_dir=tmp_path, device=CPU)
         return tmp_path / folder
 
     return written
@@ -71,6 +72,27 @@ def test_a_folder_of_something_else_is_refused(write, channel_means, tmp_path: P
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
+@pytest.mark.parametrize(
+    ("served", "named"),
+    [
+        ({"crop_pct": 0.5}, "crop_pct"),
+        ({"interpolation": "bilinear"}, "interpolation"),
+        ({"image_size": 16}, "image_size"),
+    ],
+)
+def test_features_of_images_prepared_otherwise_are_not_mixed(write, served: dict, named: str) -> None:
+    write()
+    with pytest.raises(ValueError, match=f"holds features of other {named}; name another folder"):
+        write(served=served)
+
+
+def test_features_of_other_images_are_not_mixed(write, pictures: Path) -> None:
+    write()
+    (pictures / "pink.png").rename(pictures / "rose.png")  # as many as before
+    with pytest.raises(ValueError, match="holds features of other images; name another folder"):
+        write()
+
+
 def test_class_folders_give_labels_and_their_names(channel_means, tmp_path: Path, point_at) -> None:
     from unmask.inference.embed import Embed  # noqa: PLC0415
 
@@ -88,26 +110,14 @@ def test_class_folders_give_labels_and_their_names(channel_means, tmp_path: Path
     assert labels == {"1.png": "dog", "2.png": "cat", "3.png": "cat"}
 
 
-def test_images_in_memory_are_named_by_their_number_in_the_split(channel_means, tmp_path: Path) -> None:
-    from unmask.data.augmentation.transforms import Augmentation  # noqa: PLC0415
-    from unmask.data.sources.synthetic import Synthetic  # noqa: PLC0415
+def test_images_in_memory_are_named_by_their_number_in_the_split(channel_means, in_memory, tmp_path: Path) -> None:
     from unmask.inference.embed import Embed  # noqa: PLC0415
     from unmask.inference.images import SelectedImages  # noqa: PLC0415
 
-    data = Synthetic(
-        num_train=4,
-        num_val=2,
-        num_test=5,
-        image_size=32,
-        pixel_mean=(0.5, 0.5, 0.5),
-        pixel_std=(0.5, 0.5, 0.5),
-        augmentation=Augmentation(),
-        global_batch_size=2,
-    )
     with torch.inference_mode():
-        Embed(out=str(tmp_path / "f"), image=None, part_size=3).run(
-            channel_means, lambda path, split: SelectedImages(data, split), run_dir=tmp_path, device=CPU
+        Embed(out=str(tmp_path / "f"), image=None, split="val", part_size=3).run(
+            channel_means, lambda path, split: SelectedImages(in_memory, split), run_dir=tmp_path, device=CPU
         )
     parts = [np.load(path) for path in sorted((tmp_path / "f").glob("part-*.npz"))]
-    assert [name for part in parts for name in part["image"].tolist()] == [f"test/{number}" for number in range(5)]
-    assert np.concatenate([part["label"] for part in parts]).tolist() == data.dataset("test").labels.tolist()
+    assert [name for part in parts for name in part["image"].tolist()] == [f"val/{number}" for number in range(4)]
+    assert np.concatenate([part["label"] for part in parts]).tolist() == in_memory.dataset("val").labels.tolist()

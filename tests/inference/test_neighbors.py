@@ -43,8 +43,14 @@ def test_a_gallery_too_small_is_refused(query: str, k: int) -> None:
     nearest(embedded([query], torch.randn(1, 2)), gallery, k=k - 1)
 
 
-def test_the_sheet_shows_each_query_beside_its_neighbors(channel_means, pictures: Path, point_at, tmp_path) -> None:
+def test_the_sheet_shows_each_query_beside_its_neighbors(
+    channel_means, pictures: Path, point_at, tmp_path, monkeypatch
+) -> None:
+    from unmask.inference import neighbors
     from unmask.inference.neighbors import NearestNeighbors
+
+    drawn, draw = [], neighbors.contact_sheet
+    monkeypatch.setattr(neighbors, "contact_sheet", lambda rows, **text: drawn.extend(rows) or draw(rows, **text))
 
     def find(path, split):
         return point_at(pictures / "pink.png" if path == "queries" else pictures)
@@ -62,6 +68,7 @@ def test_the_sheet_shows_each_query_beside_its_neighbors(channel_means, pictures
         for column in (0, 1, 2)
     ]
     assert seen == [(250, 150, 160), (240, 240, 20), (250, 10, 10)]
+    assert [cell.caption for cell in drawn[0]] == ["pictures/pink.png", "deep/yellow.png 0.52", "a/red.png 0.32"]
 
 
 def test_of_many_queries_those_evenly_apart_are_drawn_under_their_own_names(
@@ -78,3 +85,18 @@ def test_of_many_queries_those_evenly_apart_are_drawn_under_their_own_names(
     shown = point_at(pictures)
     assert [row["query"] for row in rows] == [shown.name(0), shown.name(2)]  # of five
     assert all(row["query"] != row["neighbor"] for row in rows)
+
+
+def test_queries_in_memory_keep_their_numbers_and_are_no_neighbors_of_themselves(
+    channel_means, in_memory, tmp_path
+) -> None:
+    from unmask.inference.images import SelectedImages
+    from unmask.inference.neighbors import NearestNeighbors
+
+    inference = NearestNeighbors(image=None, split="test", gallery_split="test", k=4, num_queries=2)
+    with torch.inference_mode():
+        inference.run(channel_means, lambda path, split: SelectedImages(in_memory, split), run_dir=tmp_path, device=CPU)
+    rows = list(csv.DictReader((tmp_path / "neighbors.csv").read_text().splitlines()))
+    found = {query: {row["neighbor"] for row in rows if row["query"] == query} for query in ("test/0", "test/2")}
+    everything = {f"test/{number}" for number in range(5)}
+    assert found == {query: everything - {query} for query in found}

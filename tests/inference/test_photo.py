@@ -68,8 +68,24 @@ def test_paint_on_a_small_part_of_a_patch_masks_nothing(open_photos: Callable[..
         model.mask_painted(painted + 1, unit=8)
     painted[:16, 16:24] = 1.0  # half of the second patch
     painted[:4, 32:36] = 1.0  # a sixteenth of the third
+    painted[32:40, 32:40] = 1.0  # a quarter of the one in the third row
     masked = model.mask_painted(painted, unit=8).masked[0]
-    assert masked.nonzero().tolist() == [[0, 1]]
+    assert masked.nonzero().tolist() == [[0, 1], [2, 2]]
+
+
+@pytest.mark.parametrize("ratio", [0.25, 0.75])
+def test_as_much_is_masked_as_was_asked(ratio: float, open_photos: Callable[..., Any]) -> None:
+    assert float(open_photos("mae").draw(ratio=ratio, unit=4, seed=0).masked.float().mean()) == ratio
+
+
+def test_statistics_that_a_method_borrows_are_told_from_what_it_predicts(
+    open_photos: Callable[..., Any], photo: np.ndarray
+) -> None:
+    model = open_photos("mae")
+    for is_borrowed in (True, False):
+        model.module.norm_pix_loss = is_borrowed
+        shown = model.reconstruct(photo, model.draw(ratio=0.5, unit=8, seed=0))
+        assert (shown.estimated_prediction is not None) == is_borrowed
 
 
 def test_a_photo_is_shown_as_it_is(open_photos: Callable[..., Any]) -> None:
@@ -77,6 +93,14 @@ def test_a_photo_is_shown_as_it_is(open_photos: Callable[..., Any]) -> None:
     photo = np.full((40, 80, 4), (200, 100, 50, 0), dtype=np.uint8)
     shown = model.reconstruct(photo, model.draw(ratio=0.5, unit=model.mask_units()[0], seed=0))
     torch.testing.assert_close(shown.image[0, :, 5, 5], torch.tensor([200, 100, 50]) / 255)
+
+
+def test_the_shorter_side_of_a_photo_is_shown_whole(open_photos: Callable[..., Any]) -> None:
+    photo = np.zeros((64, 96, 3), dtype=np.uint8)
+    photo[:4] = photo[-4:] = 255
+    pixels = open_photos("simmim").prepare(photo)[0, 0]
+    assert pixels[0].min() > pixels[2:-2].max()
+    assert pixels[-1].min() > pixels[2:-2].max()
 
 
 def test_classes_are_named_the_likeliest_first(open_photos: Callable[..., Any], photo: np.ndarray) -> None:

@@ -18,7 +18,7 @@ TINY = [
 
 
 def test_the_picture_is_what_the_method_makes_of_the_given_images(
-    pictures: Path, point_at, tmp_path, monkeypatch
+    pictures: Path, point_at, tmp_path, monkeypatch, caplog
 ) -> None:
     import unmask
     from unmask.inference import reconstruct as module
@@ -31,9 +31,20 @@ def test_the_picture_is_what_the_method_makes_of_the_given_images(
     method = unmask.build_method(TINY).eval()
     backbone = method.exported_backbone
     shown = point_at(pictures, pixel_mean=backbone.pixel_mean, pixel_std=backbone.pixel_std)
-    inference = module.Reconstruct(image="given", num_images=2, seed=3)
-    with torch.inference_mode():
-        inference.run(method, lambda path, split: shown, run_dir=tmp_path, device=CPU)
+
+    def run(seed: int) -> torch.Tensor:
+        inference = module.Reconstruct(image="given", num_images=2, seed=seed)
+        with torch.inference_mode():
+            inference.run(method, lambda path, split: shown, run_dir=tmp_path, device=CPU)
+        return drawn["shown"].mask.masked
+
+    with caplog.at_level("INFO"):
+        masks = [run(seed) for seed in (3, 4, 3)]
+    assert torch.equal(masks[0], masks[2])
+    assert not torch.equal(masks[0], masks[1])
+    assert not torch.equal(masks[0][0], masks[0][1])
+    assert f"row 2: {shown.name(2)}" in caplog.text
+    assert drawn["shown"].estimated_prediction is not None  # the target is normalised patch by patch
     images = drawn["shown"].image
     colors = torch.tensor([[10, 250, 10], [10, 10, 250]]) / 255.0  # the first and third of five, in order of names
     torch.testing.assert_close(images.mean(dim=(2, 3)), colors, atol=1e-3, rtol=0)

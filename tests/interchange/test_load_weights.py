@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from unmask.interchange.conversion import Conversion
-from unmask.interchange.load_weights import load_backbone_weights
+from unmask.interchange.load_weights import load_backbone_weights, load_head_weights
 from unmask.interchange.resize import resize_bias_table, resize_positions
 
 TABLE = "relative_position_bias_table"
@@ -113,4 +114,44 @@ def test_what_no_shape_shows_is_said(make_vit) -> None:
         "not stated in the file: num_heads; 6 is used, of the model",
         "differs: norm_eps is 1e-12 in the file, the default in the configured model",
         "differs: norm_after_pooling is True in the file, False in the configured model",
+    )
+
+
+class Decoder(nn.Module):
+    """A method with a head of two weights, zero so far."""
+
+    def __init__(self, *, width: int = 2, cells: int = 5) -> None:
+        super().__init__()
+        self.decoder = nn.Module()
+        self.decoder.weight = nn.Parameter(torch.zeros(3, width))
+        self.decoder.pos_embed = nn.Parameter(torch.zeros(1, cells, 2))
+
+
+def heads_for(make_vit, method: nn.Module):
+    """Loads ones into a method; returns the report."""
+    heads = {"decoder.weight": torch.ones(3, 2), "decoder.pos_embed": torch.ones(1, 5, 2)}
+    conversion = conversion_of(make_vit(), heads=heads, left_out={"optimizer": "no weight"})
+    report = load_backbone_weights(make_vit(), conversion)
+    assert set(report.left_out) == {"optimizer", *heads}
+    return load_head_weights(method, conversion, report)
+
+
+@pytest.mark.parametrize("cells", [5, 10])
+def test_positions_of_a_head_are_taken_from_a_file_of_the_same_grid_alone(make_vit, cells: int) -> None:
+    report = heads_for(make_vit, method := Decoder(cells=cells))
+    is_same = cells == 5
+    assert (method.decoder.weight == 1).all()
+    assert (method.decoder.pos_embed == float(is_same)).all()
+    assert set(report.heads) == {"decoder.weight", *(["decoder.pos_embed"] if is_same else [])}
+    other_grid = {} if is_same else {"decoder.pos_embed": "fixed positions of another grid"}
+    assert report.left_out == {"optimizer": "no weight"} | other_grid
+
+
+def test_a_head_of_other_sizes_is_left_out_whole_and_so_reported(make_vit) -> None:
+    report = heads_for(make_vit, method := Decoder(width=4))
+    assert not any(parameter.any() for parameter in method.parameters())
+    assert report.heads == ()
+    reason = "the configured head has other sizes (decoder.weight: 3x2 in the file, 3x4 in the model)"
+    assert report.left_out == {"optimizer": "no weight"} | dict.fromkeys(
+        ["decoder.weight", "decoder.pos_embed"], reason
     )

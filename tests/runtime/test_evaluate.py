@@ -20,6 +20,7 @@ from unmask.small_sets import peak_lr_for
 CONF = Path(__file__).parents[2] / "conf"
 DATA = ["data=synthetic", "data.num_train=40", "data.num_val=16", "data.num_test=24", "global_batch_size=16"]
 FEW = ["data=synthetic", "data.num_train=12", "data.num_val=4", "data.num_test=8"]
+TRAINED_ON_FOUR_IMAGES = Path(__file__).parents[1] / "format_1" / "last.ckpt"
 QUIET = ["name=x", "trainer.accelerator=cpu", "logger=none", "callbacks=none", "trainer.precision=32-true"]
 PROBE = ["eval.protocols.linear.epochs=2", "eval.protocols.linear.layers=[1,2]", "eval.protocols.knn.also_k=[]"]
 PROBE += ["eval.protocols.logistic.head.max_iterations=5", "eval.protocols.clustering.num_starts=2"]
@@ -262,6 +263,77 @@ def test_two_seeds_of_one_protocol_are_one_line_without_addresses(
     names = {name for name, _ in lines}
     assert len(lines) == len(names)
     assert not any("0x" in line or "<" in line for _, line in lines)
+
+
+class Loaded(Exception):  # noqa: N818  (no mistake)
+    """Ends an evaluation at its first file."""
+
+
+def test_a_file_is_loaded_as_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+
+    def load(path: str, **settings: Any) -> None:
+        given.append((path, settings))
+        raise Loaded
+
+    monkeypatch.setattr("unmask.runtime.evaluate.load_backbone", load)
+    said = ["eval=knn", "ckpt_path=a.pth", "allow_partial=true", "use_ema_weights=true", "backbone.image_size=48"]
+    with pytest.raises(Loaded):
+        evaluate(compose_config("eval", [*DATA, *QUIET, f"paths.run_dir={tmp_path}", *said]))
+    assert given == [("a.pth", {"allow_partial": True, "use_ema_weights": True, "image_size": 48})]
+
+
+@pytest.fixture
+def evaluate_own(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], Path]]:
+    """Evaluates a checkpoint on the few images it was trained on; returns the reports and the folder."""
+
+    def run(name: str, *overrides: str) -> tuple[dict[str, Any], Path]:
+        folder = tmp_path / name
+        folder.mkdir()
+        given = [*QUIET, f"ckpt_path={TRAINED_ON_FOUR_IMAGES}", f"paths.run_dir={folder}", *overrides]
+        evaluate(compose_config("eval", given))
+        return json.loads((folder / "report.json").read_text())["reports"], folder / "checkpoints"
+
+    return run
+
+
+def test_a_seed_trains_alone_as_among_others(evaluate_own: Callable[..., tuple[dict[str, Any], Path]]) -> None:
+    settings = ["eval=finetune", "eval.epochs=1", "eval.baseline=true", "base_lr=0.1", "global_batch_size=2"]
+    _, together = evaluate_own("together", *settings, "seeds=[3,5]")
+    _, alone = evaluate_own("alone", *settings, "seeds=[5]")
+
+    def saved(folder: Path, label: str) -> dict[str, Any]:
+        return torch.load(folder / label / "last.ckpt", weights_only=True)
+
+    for label, is_from_file in (("checkpoint", True), ("random", False)):
+        other, first = saved(together, f"{label}_seed_3"), saved(alone, label)
+        second = saved(together, f"{label}_seed_5")
+        weights = [content["state_dict"] for content in (first, second, other)]
+        assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+        assert any(not torch.equal(weight, weights[2][name]) for name, weight in weights[0].items())
+        record = second["unmask"]["record"]
+        assert (record["training"]["seed"], record["data"]["seed"]) == (5, 5)
+        assert record["training"]["starts_from_file"] == is_from_file
+
+
+def test_random_weights_are_those_of_their_own_seed(evaluate_own: Callable[..., tuple[dict[str, Any], Path]]) -> None:
+    sizes = ["eval=clustering", "+own_data.num_train=20", "+own_data.num_test=30", "eval.num_starts=1"]
+    together, _ = evaluate_own("together", *sizes, "seeds=[3,5]")
+    alone, _ = evaluate_own("alone", *sizes, "seeds=[5]")
+    for backbone in ("checkpoint", "random"):
+        assert together[f"{backbone}/seed_5"]["metrics"] == alone[backbone]["metrics"]
+    assert together["random/seed_3"]["metrics"] != together["random/seed_5"]["metrics"]
+
+
+def test_each_backbone_sees_the_images_of_a_checkpoint_as_it_was_trained_to(
+    make_vit: Callable[..., nn.Module], evaluate_own: Callable[..., tuple[dict[str, Any], Path]], tmp_path: Path
+) -> None:
+    larger = export_weights(make_vit(depth=1), tmp_path / "larger.safetensors")
+    settings = ["eval=knn", "eval.k=2", "eval.also_k=[]", "+own_data.num_test=9"]
+    reports, _ = evaluate_own("both", *settings, f"compare={{larger: {larger}}}")
+    sizes = {"checkpoint": "16x16 px", "random": "16x16 px", "larger": "32x32 px"}
+    assert {name for name, size in sizes.items() if size in reports[name]["protocol"]} == set(sizes)
+    assert {(report["num_train_images"], report["num_test_images"]) for report in reports.values()} == {(4, 9)}
 
 
 def test_a_protocol_without_top1_gives_a_sweep_nothing(files: dict[str, str], tmp_path: Path) -> None:

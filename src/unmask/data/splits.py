@@ -22,8 +22,8 @@ def hold_out(labels: Int[Tensor, " n"], count: int, *, seed: int) -> tuple[Int[T
         raise ValueError(f"cannot hold out a part of {total} image(s); at least 2 are needed")
     if not 0 < count < total:
         raise ValueError(f"cannot hold out {count} of {total} images; choose between 1 and {total - 1}")
-    order = keyed_permutation(stream_key(seed, "hold-out"), total)
-    by_class = order[labels[order].argsort(stable=True)]
+    place = keyed_permutation(stream_key(seed, "hold-out"), total).argsort()  # of each sample in a drawn order
+    by_class = (labels * total + place).argsort()
     # Every total/count-th sample of the list sorted by class: each class loses the same fraction.
     picks = (2 * torch.arange(count) + 1) * total // (2 * count)
     is_held_out = torch.zeros(total, dtype=torch.bool)

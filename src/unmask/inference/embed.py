@@ -155,7 +155,6 @@ def _require_pyarrow() -> tuple[Any, Any]:
 
 def _hash_of(backbone: MaskedBackbone) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in backbone.state_dict().items():
-        digest.update(name.encode())
+    for tensor in backbone.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

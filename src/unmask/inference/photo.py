@@ -153,7 +153,6 @@ def open_for_photos(checkpoint: Checkpoint) -> PhotoModel:
         ValueError: The file holds a backbone alone, or takes other images than photos.
     """
     module = checkpoint.load_module()
-    module.eval()
     return PhotoModel(module, checkpoint.class_names() if module.is_classifier else ())
 
 

@@ -103,7 +103,7 @@ def run_inference(
     if inference.reads_classifier:
         config = prepare_as_named(config, checkpoint.loaded, checkpoint.path, eval_crop_pct=inference.crop_pct)
     device = trainer.strategy.root_device
-    model.to(device).eval()
+    model.to(device)
 
     def find(path: str | None, split: Split) -> SelectedImages:
         if path is None:
