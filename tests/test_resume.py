@@ -14,7 +14,7 @@ import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -58,14 +58,32 @@ class Cell:
     resumed_workers: int = 2
     devices: int = 1
     accumulated: int = 1
+    resumed_devices: int | None = None  # None: as many
+    resumed_accumulated: int | None = None  # None: as many
     settings: tuple[str, ...] = ()  # of the trainer, as in SETTINGS
+    batch: int = 0  # images of an optimizer step; 0: 4 a device and accumulated part
 
     def __str__(self) -> str:
         workers = f"{self.workers} then {self.resumed_workers}"
         settings = "".join(f", {name}" for name in self.settings)
+        then = "" if self.resumed_devices is None else f" then {self.resumed_devices}"
         return (
-            f"{self.method} on {self.data}, {self.point}, workers {workers}, devices {self.devices}, "
+            f"{self.method} on {self.data}, {self.point}, workers {workers}, devices {self.devices}{then}, "
             f"accumulated {self.accumulated}{settings}"
+        )
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.batch or 4 * self.devices * self.accumulated
+
+    def resumed(self) -> "Cell":
+        """What goes on from the checkpoint, with the same images in a step."""
+        return replace(
+            self,
+            workers=self.resumed_workers,
+            devices=self.resumed_devices or self.devices,
+            accumulated=self.resumed_accumulated or self.accumulated,
+            batch=self.global_batch_size,
         )
 
 
@@ -94,6 +112,18 @@ REPRESENTATIVE = [
 TWO_PROCESSES = [
     Cell("ddmim", point="middle of an epoch", devices=2),
     Cell("mae", point="end of an epoch", devices=2, accumulated=2),
+]
+OTHER_DEVICES = [
+    Cell("ddmim", point="middle of an epoch", devices=2, resumed_devices=1),
+    *(
+        pytest.param(cell, marks=pytest.mark.nightly)
+        for cell in (
+            Cell("mae", point="middle of an epoch", batch=8, resumed_devices=2),
+            Cell("ddmim", point="end of validation", batch=8, resumed_devices=2),
+            Cell("supervised", point="end of an epoch", devices=2, resumed_devices=1, resumed_accumulated=2),
+            Cell("simmim", point="end of an epoch", accumulated=2, resumed_devices=2, resumed_accumulated=1),
+        )
+    ),
 ]
 GRID = [
     Cell(method, "folder", point, workers, workers, 1, accumulated)
@@ -189,6 +219,12 @@ def test_each_epoch_has_its_own_order_crops_and_masks(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", TWO_PROCESSES, ids=str)
 def test_a_run_of_two_processes_is_resumed_exactly(cell: Cell, tmp_path: Path) -> None:
+    require_equal_in_a_process_of_its_own(cell, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", OTHER_DEVICES, ids=str)
+def test_a_run_goes_on_with_another_number_of_devices(cell: Cell, tmp_path: Path) -> None:
     require_equal_in_a_process_of_its_own(cell, tmp_path)
 
 
@@ -291,12 +327,15 @@ class Finish(Callback):
 
 
 def require_equal(cell: Cell, data: list[str], folder: Path) -> None:
-    """Runs a cell's three trainings and compares them."""
+    """Runs a cell's three trainings and compares them, to rounding where the number of devices changes."""
     checkpoint = folder / "interrupted.ckpt"
     train(cell, data, Finish(folder / "whole"))
     with pytest.raises(Exception, match="Interrupted") if cell.devices > 1 else pytest.raises(Interrupted):
         train(cell, data, Interrupt(cell.point, checkpoint, folder / "first"))
-    train(replace(cell, workers=cell.resumed_workers), data, Finish(folder / "second"), ckpt_path=checkpoint)
+    train(cell.resumed(), data, Finish(folder / "second"), ckpt_path=checkpoint)
+    if cell.resumed_devices is not None:
+        _require_close(cell, folder)
+        return
     seen: Counter[tuple[int, int]] = Counter()
     for rank in range(cell.devices):
         whole, first, second = (
@@ -312,6 +351,51 @@ def require_equal(cell: Cell, data: list[str], folder: Path) -> None:
         assert set(seen.values()) == {1}
         assert Counter(epoch for epoch, _ in seen) == dict.fromkeys(range(EPOCHS), NUM_TRAIN - left_out)
         assert {index for _, index in seen} <= set(range(NUM_TRAIN))
+
+
+def _require_close(cell: Cell, folder: Path) -> None:
+    """Each step is of the same images and at the same rate, whoever computes it, and ends in the same place."""
+    whole = _read_records(folder / "whole", cell.devices)
+    first, second = (
+        _read_records(folder / "first", cell.devices),
+        _read_records(folder / "second", cell.resumed().devices),
+    )
+    assert first.images.keys() & second.images.keys() == set()
+    assert first.images | second.images == whole.images
+    assert first.rates | second.rates == pytest.approx(whole.rates)
+    assert first.losses | second.losses == pytest.approx(whole.losses, rel=1e-4)
+    for name, weight in whole.weights.items():
+        torch.testing.assert_close(
+            second.weights[name], weight, rtol=1e-3, atol=1e-5, msg=lambda why, n=name: f"{n}: {why}"
+        )
+
+
+class Records(NamedTuple):
+    """What all devices of a run have noted, by the optimizer step."""
+
+    images: dict[int, list[tuple[int, float]]]  # of a step: number and sum of the pixels, ordered
+    rates: dict[int, float]
+    losses: dict[int, float]
+    weights: dict[str, torch.Tensor]  # at the end, the teacher's among them; empty before
+
+
+def _read_records(path: Path, devices: int) -> Records:
+    records = [torch.load(path.with_suffix(f".{rank}"), weights_only=True) for rank in range(devices)]
+    parts: dict[int, list[dict[str, Any]]] = {}
+    for record in records:
+        for batch in record["batches"].values():
+            parts.setdefault(batch["step"], []).append(batch)
+    images = {
+        step: sorted(
+            (index, total) for batch in batches for index, total in zip(batch["samples"], batch["images"], strict=True)
+        )
+        for step, batches in parts.items()
+    }
+    rates = {step: batches[-1]["lr"] for step, batches in parts.items()}
+    losses = {
+        step: sum(float.fromhex(batch["loss"]) for batch in batches) / len(batches) for step, batches in parts.items()
+    }
+    return Records(images, rates, losses, records[0].get("weights", {}))
 
 
 def _require_same_records(whole: Any, first: Any, second: Any) -> None:
@@ -345,7 +429,7 @@ def train(cell: Cell, data: list[str], last: Finish | Interrupt | OutOfTime, ckp
     torch.manual_seed(0)
     seed_everything(0, verbose=False)
     workers = [] if cell.data == "memory" else [f"data.num_workers={cell.workers}"]
-    batch = f"global_batch_size={4 * cell.devices * cell.accumulated}"
+    batch = f"global_batch_size={cell.global_batch_size}"
     overrides = [f"method={cell.method}", "image_size=32", *METHODS[cell.method], *data, *workers, batch]
     config = compose_config("run", overrides)
     served = build(config.data)

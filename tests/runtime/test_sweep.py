@@ -92,7 +92,7 @@ def test_failing_jobs_leave_the_others_alone_and_are_all_accounted_for(tmp_path:
 
 @pytest.mark.slow
 def test_two_devices_run_each_job_once_in_its_folder(tmp_path: Path) -> None:
-    done = sweep(tmp_path, *TINY, "seed=0,1", "trainer.devices=2", "trainer.strategy=ddp")
+    done = sweep(tmp_path, *TINY, "seed=0,1", "trainer=ddp", "trainer.devices=2")
 
     assert done.returncode == 0, done.stderr
     assert (

@@ -1,6 +1,9 @@
 """What a sweep says of its jobs together."""
 
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,8 @@ import pytest
 from unmask.runtime.job_outcome import JobOutcome, same_job
 from unmask.runtime.sweep_page import _Axis, sweep_html
 from unmask.runtime.sweep_table import average_over_seeds, differing_settings
+
+CHROMIUM = shutil.which("chromium")
 
 
 def job(number: int, overrides: list[str], value: float | None, **further: object) -> JobOutcome:
@@ -93,3 +98,43 @@ def test_an_axis_spreads_its_values(values: list[str | float], places: list[floa
     axis = _Axis(values)
     assert [axis.place(value) for value in values] == pytest.approx(places)
     assert set(axis.ticks) <= set(places)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="opens the page in Chromium")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_draws_the_page_of_a_sweep_without_a_complaint(tmp_path: Path, width: int) -> None:
+    probe = """<script>
+const errors=[];addEventListener('error',e=>errors.push(e.message));
+addEventListener('load',()=>setTimeout(()=>{
+  const link=document.querySelector('td a');link.focus();
+  document.title=JSON.stringify({errors,focused:document.activeElement===link,
+    plots:document.querySelectorAll('.bk-Figure').length,
+    said:[...document.querySelectorAll('[role=img]')].map(place=>place.getAttribute('aria-label')),
+    rows:[...document.querySelectorAll('table')].map(table=>table.tBodies[0].rows.length),
+    overflow:document.documentElement.scrollWidth-innerWidth});
+},1500));</script>"""
+    long = "a sentence that goes on for longer than any screen is wide, " * 5
+    jobs = [*JOBS[:3], JobOutcome(**{**vars(JOBS[3]), "sentence": long})]
+    path = tmp_path / "probed.html"
+    path.write_text(sweep_html(jobs, folder=tmp_path).replace("<head>", f"<head>{probe}", 1))
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+        "--virtual-time-budget=6000", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+        "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+
+    title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
+    assert title is not None
+    found = json.loads(title[1])
+    assert found["errors"] == []
+    assert found["plots"] == 2  # settings with what came of them, and means
+    assert (
+        found["said"][0]
+        == "3 jobs as lines over method, seed, val/loss, probe/own/knn_top1; the table below holds the same"
+    )
+    assert found["rows"] == [2, 4]
+    assert found["focused"]
+    assert found["overflow"] <= 0
+    assert not re.findall(r"(?:WARNING|ERROR):CONSOLE.*", done.stderr)

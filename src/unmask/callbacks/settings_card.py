@@ -80,8 +80,7 @@ class SettingsCard(Callback):
             **_described("masked", _masked_fraction(method, data)),
             "batch": f"{batch}{self.limits_batch}; {_describe_length(trainer)}",
             "learning rate": describe_schedule(trainer, self.learning_rate),
-            "device": f"{trainer.num_devices} x {type(trainer.accelerator).__name__.removesuffix('Accelerator')}, "
-            f"precision {trainer.precision}, seed {self.seed}",
+            "device": f"{_describe_devices(trainer)}, precision {trainer.precision}, seed {self.seed}",
             **_described("best.ckpt", _describe_best(trainer, method)),
             **_described("threads", self._describe_threads(trainer)),
             "output": str(trainer.default_root_dir),
@@ -90,6 +89,12 @@ class SettingsCard(Callback):
     def _describe_threads(self, trainer: Trainer) -> str | None:
         computes_on_threads = self.waiting and trainer.strategy.root_device.type == "cpu"
         return f"{torch.get_num_threads()}, {self.waiting}" if computes_on_threads else None
+
+
+def _describe_devices(trainer: Trainer) -> str:
+    kind = type(trainer.accelerator).__name__.removesuffix("Accelerator")
+    machines = f" on each of {trainer.num_nodes} machines" if trainer.num_nodes > 1 else ""
+    return f"{trainer.num_devices} x {kind}{machines}"
 
 
 def describe_batch(trainer: Trainer, global_batch_size: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry, CUDAAccelerator
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,8 +16,11 @@ from unmask.data.datamodule import ImageDataModule
 from unmask.methods.backbone_module import BackboneModule
 from unmask.optim.accumulation import accumulated_batches
 from unmask.runtime.secrets import redacted_for_its_owner
+from unmask.runtime.started_processes import require_all_processes
 
 STEP_OPTIONS = ("compile", "activation_checkpointing", "channels_last")  # keys of trainer that Lightning does not have
+_GPUS = ("cuda", "mps")  # what Lightning takes for accelerator=gpu
+_OF_FSDP = ("auto", "gpu", "cuda")
 
 
 def build(config: Mapping[str, Any] | DictConfig, **arguments: Any) -> Any:
@@ -57,8 +61,8 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
     `images_per_device`, once the Trainer knows how many devices there are.
 
     Raises:
-        ValueError: The global batch does not divide among the devices, or the Trainer was given callbacks or loggers of
-            its own, which are groups.
+        ValueError: The global batch does not divide among the devices, the machine has none such, fewer processes are
+            used than were started, or the Trainer was given callbacks or loggers of its own, which are groups.
     """
     for group in ("callbacks", "logger"):
         if config.trainer.get(group) is not None:
@@ -75,6 +79,7 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
             raise ValueError(f"trainer.{name} must be true or false, got {value!r}")
     if any(options.values()):
         arguments["callbacks"] = [*arguments["callbacks"], StepOptions(**options)]  # FLOPs are counted before
+    require_device(config.trainer)
     given = config.trainer.accumulate_grad_batches
     plugins = [*(config.trainer.get("plugins") or []), DurableCheckpointIO()]
     trainer: Trainer = build(
@@ -83,11 +88,33 @@ def build_trainer(config: DictConfig, **arguments: Any) -> Trainer:
         plugins=plugins,
         **arguments,
     )
+    require_all_processes(trainer)
     if given is None:
         trainer.accumulate_grad_batches = accumulated_batches(
             config.global_batch_size, num_devices=trainer.world_size, images_per_device=config.images_per_device
         )
     return trainer
+
+
+def require_device(trainer: DictConfig) -> None:
+    """Refuses what Lightning could not compute on here, before it says so in its own words.
+
+    Raises:
+        ValueError: The machine lacks the accelerator, or FSDP has no GPU to shard over.
+    """
+    accelerator, strategy = str(trainer.accelerator), str(trainer.get("strategy"))
+    if strategy.startswith("fsdp") and not (accelerator in _OF_FSDP and CUDAAccelerator.is_available()):
+        raise ValueError(
+            "Lightning shards a network (strategy=fsdp) over GPUs of CUDA alone, and "
+            f"trainer.accelerator={accelerator} has none here; write strategy=ddp, which keeps it whole on each device"
+        )
+    kinds = _GPUS if accelerator == "gpu" else (accelerator,)
+    known = [AcceleratorRegistry.get(kind) for kind in kinds if kind in AcceleratorRegistry]
+    if known and not any(kind.is_available() for kind in known):
+        raise ValueError(
+            f"trainer.accelerator={accelerator} is not on this machine; write trainer.accelerator=auto, which takes "
+            "what there is"
+        )
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:

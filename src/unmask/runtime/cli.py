@@ -293,6 +293,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         from unmask.runtime.console import quiet_libraries
         from unmask.runtime.job_outcome import is_job_of_sweep, report_to_sweep
         from unmask.runtime.mistakes import one_sentence
+        from unmask.runtime.started_processes import is_first_process
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             from unmask.runtime.sweep import run_job
@@ -309,7 +310,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         except _user_errors() as error:
             report_to_sweep(sentence=one_sentence(error, (), ()))
             is_empty = not any((run_dir / kept).exists() for kept in ("checkpoints", BAD_IMAGES_NAME))
-            if is_fresh and is_empty and not is_job_of_sweep():
+            if is_fresh and is_empty and is_first_process() and not is_job_of_sweep():
                 logging.shutdown()
                 shutil.rmtree(run_dir)
             if os.environ.get(_TRACEBACK_SWITCH) == "1":
@@ -362,11 +363,10 @@ def _explain_stop(stopped: Any, run_dir: Path) -> int:
     Processes but the first say nothing and report success: a failure would make Lightning kill the first one, whose
     exit code speaks for the run.
     """
-    from lightning.pytorch.utilities import rank_zero_only
-
     from unmask.runtime.job_outcome import is_job_of_sweep
+    from unmask.runtime.started_processes import is_first_process
 
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+    if not is_first_process():
         return 0
     if is_job_of_sweep():  # which says how the whole goes on
         sys.stderr.write(f"{stopped}\n")
@@ -386,11 +386,22 @@ def _report_failure(error: BaseException, run_dir: Path | None) -> None:
 
 def _command_to_go_on(run_dir: Path) -> str:
     program = sys.argv[0]
-    start = ["python", program] if program.endswith(".py") else [program]
+    start = [*_launcher(), program] if program.endswith(".py") else [program]
     replaced = ("resume=", "ckpt_path=", "hydra.run.dir=")
     task = HydraConfig.get().overrides.task
     kept = [override for override in task if not override.lstrip("+").startswith(replaced)]
     return shlex.join([*start, *kept, f"hydra.run.dir={run_dir}", "resume=auto"])
+
+
+def _launcher() -> list[str]:
+    """What starts the program again as it was started; on several machines, with what torchrun was told of each."""
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    if not TorchElasticEnvironment.detect():
+        return ["python"]
+    machines = os.environ["GROUP_WORLD_SIZE"]
+    several = [] if machines == "1" else [f"--nnodes={machines}", "..."]
+    return ["torchrun", *several, f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"]
 
 
 def _finish_wandb() -> None:

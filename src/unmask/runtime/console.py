@@ -1,13 +1,13 @@
 """What a run tells its user at the start, and what libraries do not."""
 
 import logging
-import os
 import warnings
 
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.callbacks.settings_card import describe_batch as batch_line
+from unmask.runtime.started_processes import is_first_process
 
 _EXPECTED_WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler continues where it stopped
@@ -47,7 +47,7 @@ def quiet_libraries() -> None:
     loggers = ["lightning.pytorch", "lightning.fabric", "lightning", "torch.distributed", "fsspec", "matplotlib"]
     for name in [*loggers, "timm", "httpx", "onnx_ir", "onnxscript"]:
         logging.getLogger(name).setLevel(logging.WARNING)
-    if os.environ.get("LOCAL_RANK", "0") != "0":
+    if not is_first_process():
         logging.getLogger().setLevel(logging.WARNING)
     for message in _EXPECTED_WARNINGS:
         warnings.filterwarnings("ignore", message=message)

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from unmask.atomic_write import atomic_write
+from unmask.runtime.started_processes import is_first_process
 
 OUTCOME_SWITCH = "UNMASK_SWEEP_JOB"  # tells a job's process the file to report to
 FOLDER_NAME = "jobs"
@@ -100,7 +100,7 @@ def report_to_sweep(
     *, value: float | None = None, metrics: Mapping[str, float] | None = None, sentence: str | None = None
 ) -> None:
     """Tells the sweep what a job's process has found; does nothing where there is no sweep."""
-    if is_job_of_sweep() and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+    if is_job_of_sweep() and is_first_process():
         path = Path(os.environ[OUTCOME_SWITCH])
         found = {"value": value, "metrics": None if metrics is None else dict(metrics), "sentence": sentence}
         told = {name: content for name, content in found.items() if content is not None}

@@ -41,10 +41,6 @@ _KEYS_ELSEWHERE = {  # by the last part of the key
 }
 _PARTS_ELSEWHERE = {"datamodule": "data", "module": "model"}
 _WHOLE_ELSEWHERE = {  # settings that are written in another way altogether
-    "trainer=ddp": "strategy=ddp trainer.devices=2",
-    "trainer=ddp_sim": "strategy=ddp trainer=cpu trainer.devices=2",
-    "trainer=fsdp": "strategy=fsdp trainer.devices=2",
-    "trainer=mps": "trainer.accelerator=mps",
     "hydra/launcher=joblib": "hydra/launcher=local hydra.launcher.n_jobs=2, or install hydra-joblib-launcher",
     "hydra/launcher=submitit_slurm": "pip install 'unmask[cluster]' first, which brings it",
     "debug=fdr": "debug=fast",

@@ -281,9 +281,17 @@ def config_groups() -> str:
     return "\n".join(f"{group}: {', '.join(loader.get_group_options(group))}" for group in groups)
 
 
-def run_folder(resume: str, now: str) -> str:
-    """Names a run's folder by the time, but always the same where a run is to be found again by its name."""
-    return now if resume == "never" else "auto"
+def run_folder(resume: str, now: str, num_nodes: int) -> str:
+    """Names a run's folder by the time, but always the same where a run is to be found again by its name.
+
+    Raises:
+        ValueError: Several processes begin the run, whose clocks differ.
+    """
+    if resume != "never":
+        return "auto"
+    from unmask.runtime.started_processes import shared_by_processes  # noqa: PLC0415  (Lightning: `--help` asks not)
+
+    return shared_by_processes(now, num_nodes=num_nodes)
 
 
 def wandb_run(run_dir: str, resumed_step: int | None) -> str | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.utils import get_object
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from unmask.callbacks.durable_checkpoint import LAST_NAME, PREVIOUS_NAME, find_damage
@@ -14,6 +13,7 @@ from unmask.callbacks.run_settings import RunSettings
 from unmask.callbacks.run_status import read_status
 from unmask.interchange.files import read_weights, require_local
 from unmask.interchange.record import RECORD_KEY, shown
+from unmask.runtime.started_processes import is_first_process
 
 RESUME_CHOICES = ("auto", "never", "must")
 _OPTIMIZER_ADVICE = "start a new run from its weights by method.init_from=FILE to train on with other settings"
@@ -208,7 +208,7 @@ def _first_whole(files: Iterable[Path]) -> ResumePoint:
         except ValueError as error:
             reasons.append(str(error))
             continue
-        if reasons and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        if reasons and is_first_process():
             _log.warning(f"{'; '.join(reasons)}; {path.name} is used instead")
         return point
     raise ValueError(f"no checkpoint can be continued from: {'; '.join(reasons)}; choose another folder for a new run")

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_only
 
 from unmask.atomic_write import atomic_write, remove_partial
+from unmask.runtime.started_processes import is_first_process
 
 LOCK_NAME, HOLDER_NAME = "run.lock", "running.json"
 _WRITTEN_TO = ("*", ".hydra/*", "csv/*")  # else files are replaced whole, or new
@@ -31,7 +31,7 @@ def locked(run_dir: Path, *, setting: str = "hydra.run.dir") -> Iterator[None]:
     Raises:
         ValueError: Another run holds it, or a file in it is a link that leads out of it.
     """
-    if rank_zero_only.rank != 0:  # type: ignore[attr-defined]
+    if not is_first_process():
         yield
         return
     require_own_files(run_dir)
