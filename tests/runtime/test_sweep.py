@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -171,6 +172,63 @@ def test_a_sweep_goes_on_from_frozen_configurations_and_runs_again_what_has_not_
     for job in (1, 2):  # two at once write apart
         assert "val/loss" in (tmp_path / "out" / str(job) / "output.log").read_text()
     assert 'href="2/report.html"' in (tmp_path / "out" / "sweep.html").read_text()
+
+
+@pytest.mark.nightly
+@pytest.mark.slow
+def test_a_sweep_of_evaluations_goes_on_with_those_that_have_not_ended_well(tmp_path: Path) -> None:
+    assert sweep(tmp_path, *TINY, "seed=0").returncode == 0
+    trained = tmp_path / "out" / "0" / "checkpoints" / "last.ckpt"
+    trained.parents[2].rename(tmp_path / "trained")
+    trained = tmp_path / "trained" / "0" / "checkpoints" / "last.ckpt"
+    measured = ["eval=knn", "eval.baseline=false", f"ckpt_path={trained},later.ckpt", "trainer.accelerator=cpu"]
+
+    first = sweep(tmp_path, *measured, program="eval.py")
+    assert first.returncode == 5, first.stderr
+    assert [job["state"] for job in rows(tmp_path)] == ["complete", "failed"]
+    report = tmp_path / "out" / "0" / "report.json"
+    written = report.stat().st_mtime_ns
+    again = sweep(tmp_path, *measured, program="eval.py")
+    assert again.returncode == 2
+    assert "out holds an earlier sweep; continue it by resume=auto" in again.stderr
+
+    shutil.copy(trained, tmp_path / "later.ckpt")
+    continued = sweep(tmp_path, *measured, "resume=auto", program="eval.py")
+    assert continued.returncode == 0, continued.stderr
+    assert "1 job(s) ended well" in continued.stdout
+    assert report.stat().st_mtime_ns == written
+    assert [job["state"] for job in rows(tmp_path)] == ["complete"] * 2
+    assert rows(tmp_path)[0]["value"] == rows(tmp_path)[1]["value"]
+
+
+@pytest.mark.parametrize("command", [["run"], ["eval", "ckpt_path=x"]], ids=["run", "eval"])
+def test_the_jobs_of_an_earlier_sweep_are_forgotten_by_no_command(command: list[str], tmp_path: Path) -> None:
+    from omegaconf import OmegaConf  # noqa: PLC0415
+
+    from unmask.runtime.config import compose_config  # noqa: PLC0415
+    from unmask.runtime.job_outcome import JobOutcome, outcome_path, read_outcomes, write_outcome  # noqa: PLC0415
+    from unmask.runtime.sweep import _may_continue  # noqa: PLC0415
+
+    write_outcome(outcome_path(tmp_path, 0), JobOutcome(0, ["seed=0"], str(tmp_path / "0"), state="complete"))
+    for resume, leaves in (("never", True), ("yes", True), ("auto", False), ("must", False)):
+        chosen = compose_config(command[0], [*command[1:], f"resume={resume}"]).resume
+        config = OmegaConf.create({"resume": chosen})
+        if leaves:
+            with pytest.raises(SystemExit):
+                _may_continue(config, tmp_path)
+        else:
+            assert _may_continue(config, tmp_path)
+    assert len(read_outcomes(tmp_path)) == 1
+    assert not _may_continue(OmegaConf.create({"resume": "never"}), tmp_path / "new")
+
+
+def test_an_evaluation_by_itself_is_told_that_it_does_not_resume() -> None:
+    from omegaconf import OmegaConf  # noqa: PLC0415
+
+    from unmask.runtime.cli import _evaluate_once  # noqa: PLC0415
+
+    with pytest.raises(ValueError, match="one by itself is made again, leave it out"):
+        _evaluate_once(OmegaConf.create({"resume": "auto"}))
 
 
 @pytest.mark.nightly

@@ -46,7 +46,7 @@ def evaluate() -> None:
     from unmask.runtime.config import with_own_data
 
     sys.argv[1:] = with_own_data(settings_before_flags(sys.argv[1:]))
-    _command("eval", _evaluate)
+    _command("eval", _evaluate_once)
 
 
 def export() -> None:
@@ -182,6 +182,14 @@ def _evaluate(config: DictConfig) -> Any:
     from unmask.runtime.evaluate import evaluate
 
     return evaluate(config)
+
+
+def _evaluate_once(config: DictConfig) -> Any:
+    if config.resume != "never":
+        raise ValueError(
+            f"resume={config.resume} continues a sweep of evaluations (-m); one by itself is made again, leave it out"
+        )
+    return _evaluate(config)
 
 
 def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:

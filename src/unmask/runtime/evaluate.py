@@ -61,6 +61,7 @@ _READ = (
     "data",
     "own_data",
     "ckpt_path",
+    "resume",  # by the sweep
     "compare",
     "seed",
     "seeds",

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.utils import get_original_cwd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from unmask.atomic_write import atomic_write
 from unmask.callbacks.stopping import EXIT_AT_ONCE, EXIT_PREEMPTED, StopSignals
@@ -74,16 +74,17 @@ class SweepSummary(Callback):
 
 
 def _may_continue(config: DictConfig, sweep_dir: Path) -> bool:
-    """Whether what the folder holds of an earlier sweep counts; refuses a pre-training that would write over it."""
-    resume = OmegaConf.select(config, "resume")
-    if resume in ("auto", "must"):
+    """Whether what the folder holds of an earlier sweep counts; refuses a sweep that would write over it."""
+    if config.resume in ("auto", "must"):
         return True
-    if resume is not None and read_outcomes(sweep_dir):
+    if config.resume != "never":
+        refuse(f"resume must be auto, never or must, got {config.resume!r}")
+    if read_outcomes(sweep_dir):
         refuse(
             f"{sweep_dir} holds an earlier sweep; continue it by resume=auto, or choose another folder by "
             "hydra.sweep.dir=DIR"
         )
-    return False  # evaluations are made again
+    return False
 
 
 def run_job() -> dict[str, Any]:
@@ -128,8 +129,7 @@ def stop_sweep(sweep_dir: Path) -> None:
     begun = [job.number for job in jobs if job.state != "waiting"]
     later = "; later jobs were not begun" if len(begun) < len(jobs) else ""
     sys.stderr.write(f"the sweep ends with job {max(begun, default=0)}{later}\n")
-    if any(word.startswith("resume=") for word in _words_of_sweep()) or _is_pretraining():
-        sys.stderr.write(f"go on with:\n  {_command_to_go_on(sweep_dir)}\n")
+    sys.stderr.write(f"go on with:\n  {_command_to_go_on(sweep_dir)}\n")
     sys.exit(EXIT_PREEMPTED)
 
 
@@ -180,18 +180,10 @@ def _lines(jobs: Sequence[JobOutcome]) -> list[str]:
     return lines
 
 
-def _words_of_sweep() -> list[str]:
-    return sys.argv[1:]
-
-
-def _is_pretraining() -> bool:
-    return Path(sys.argv[0]).stem in ("run", "unmask-run")
-
-
 def _command_to_go_on(sweep_dir: Path) -> str:
     program = sys.argv[0]
     start = ["python", program] if program.endswith(".py") else [program]
-    kept = [word for word in _words_of_sweep() if not word.startswith(_REPLACED)]
+    kept = [word for word in sys.argv[1:] if not word.startswith(_REPLACED)]
     return shlex.join([*start, *kept, f"hydra.sweep.dir={sweep_dir}", "resume=auto"])
 
 
