@@ -17,6 +17,7 @@ _VALUE = "value"
 _MOST_SETTINGS, _MOST_METRICS = 6, 4  # axes that fit beside each other
 _MOST_NAMES = 12  # of settings that are no numbers, written along an axis
 _HEIGHT = 420  # pixels
+_SENTENCE_WIDTH = 40  # characters, at least
 _NO_DEVIATION = 0.0
 
 
@@ -184,7 +185,14 @@ def _parallel_coordinates(jobs: Sequence[JobOutcome], axes: Mapping[str, _Axis])
         figure.line([position, position], [0, 1], color="#1a1a1a")
         heights, texts = list(axis.ticks), list(axis.ticks.values())
         figure.text(
-            [position] * len(texts), heights, text=texts, x_offset=6, text_baseline="middle", text_font_size="12px"
+            [position] * len(texts),
+            heights,
+            text=texts,
+            x_offset=6,
+            text_baseline="middle",
+            text_font_size="12px",
+            background_fill_color="white",  # lines pass behind it
+            background_fill_alpha=0.8,
         )
     return figure
 
@@ -228,9 +236,14 @@ def _jobs_table(jobs: Sequence[JobOutcome], settings: Sequence[str], measured: S
     for job in jobs:
         told = [_text(_told(job, name)) for name in (*settings, *measured)]
         seconds = "-" if job.seconds is None else f"{job.seconds:.0f}"
-        plain = [html.escape(cell) for cell in (job.state, *told, seconds, job.sentence or "")]
-        rows.append([_link(job, folder), *plain])
+        plain = [html.escape(cell) for cell in (job.state, *told, seconds)]
+        rows.append([_link(job, folder), *plain, _paragraph(job.sentence or "")])
     return _table(["job", "state", *settings, *measured, "seconds", "why"], rows)
+
+
+def _paragraph(text: str) -> str:
+    """A sentence that goes on in further lines, in a table whose other cells do not."""
+    return f'<div style="white-space:normal;min-width:{min(len(text), _SENTENCE_WIDTH)}ch">{html.escape(text)}</div>'
 
 
 def _link(job: JobOutcome, folder: Path) -> str:
