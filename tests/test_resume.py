@@ -355,11 +355,8 @@ def require_equal(cell: Cell, data: list[str], folder: Path) -> None:
 
 def _require_close(cell: Cell, folder: Path) -> None:
     """Each step is of the same images and at the same rate, whoever computes it, and ends in the same place."""
-    whole = _read_records(folder / "whole", cell.devices)
-    first, second = (
-        _read_records(folder / "first", cell.devices),
-        _read_records(folder / "second", cell.resumed().devices),
-    )
+    whole, first = (_read_records(folder / name, cell) for name in ("whole", "first"))
+    second = _read_records(folder / "second", cell.resumed())
     assert first.images.keys() & second.images.keys() == set()
     assert first.images | second.images == whole.images
     assert first.rates | second.rates == pytest.approx(whole.rates)
@@ -371,20 +368,21 @@ def _require_close(cell: Cell, folder: Path) -> None:
 
 
 class Records(NamedTuple):
-    """What all devices of a run have noted, by the optimizer step."""
+    """What all devices of a run have noted, by epoch and optimizer step of it."""
 
-    images: dict[int, list[tuple[int, float]]]  # of a step: number and sum of the pixels, ordered
-    rates: dict[int, float]
-    losses: dict[int, float]
+    images: dict[tuple[int, int], list[tuple[int, float]]]  # number and sum of the pixels, ordered
+    rates: dict[tuple[int, int], float]
+    losses: dict[tuple[int, int], float]
     weights: dict[str, torch.Tensor]  # at the end, the teacher's among them; empty before
 
 
-def _read_records(path: Path, devices: int) -> Records:
-    records = [torch.load(path.with_suffix(f".{rank}"), weights_only=True) for rank in range(devices)]
-    parts: dict[int, list[dict[str, Any]]] = {}
+def _read_records(path: Path, cell: Cell) -> Records:
+    records = [torch.load(path.with_suffix(f".{rank}"), weights_only=True) for rank in range(cell.devices)]
+    parts: dict[tuple[int, int], list[dict[str, Any]]] = {}
     for record in records:
-        for batch in record["batches"].values():
-            parts.setdefault(batch["step"], []).append(batch)
+        for place, batch in record["batches"].items():
+            number = int(place.partition(".")[2])
+            parts.setdefault((batch["epoch"], number // cell.accumulated), []).append(batch)
     images = {
         step: sorted(
             (index, total) for batch in batches for index, total in zip(batch["samples"], batch["images"], strict=True)
@@ -392,8 +390,8 @@ def _read_records(path: Path, devices: int) -> Records:
         for step, batches in parts.items()
     }
     rates = {step: batches[-1]["lr"] for step, batches in parts.items()}
-    losses = {
-        step: sum(float.fromhex(batch["loss"]) for batch in batches) / len(batches) for step, batches in parts.items()
+    losses = {  # Lightning has divided each by the number of accumulated parts
+        step: sum(float.fromhex(batch["loss"]) for batch in batches) / cell.devices for step, batches in parts.items()
     }
     return Records(images, rates, losses, records[0].get("weights", {}))
 
