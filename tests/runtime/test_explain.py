@@ -54,6 +54,45 @@ def test_the_last_file_that_sets_a_key_is_named_with_its_line(
     assert line_at(second).startswith(f"{key.rpartition('.')[2]}: ")
 
 
+def test_each_number_is_explained_once() -> None:
+    said = explained("optimizer.lr", "method=simmim", "model=vit_tiny")
+    keys = [line.strip().partition(" = ")[0] for line in said if " = " in line]
+    assert len(keys) == len(set(keys)) > 3
+
+
+def test_a_published_recipe_is_explained_as_published_and_over_the_steps_that_are_made() -> None:
+    recipe = ["experiment=mae_cifar10", "data=synthetic", "data.num_train=45000"]  # 87 steps of 512 an epoch
+    unstated = ["experiment=mae_vit-tiny_4096b-400e_in1k-224px", "data=synthetic", "data.num_train=9000"]
+    assert explained("base_lr", *unstated)[0] == "base_lr = 0.00015"
+    assert explained("schedule.warmup_epochs", *recipe)[0] == "schedule.warmup_epochs = 0.9"
+    _, _, epochs = explained("schedule.warmup_epochs", *recipe, "trainer.max_steps=20")[0].partition(" = ")
+    assert float(epochs) * 87 == pytest.approx(1.0)
+
+
+def test_a_key_of_an_evaluation_is_explained_and_a_misspelt_one_is_answered_with_those_it_has() -> None:
+    from unmask.runtime.explain import explain
+
+    first, second, *_ = explain("eval", "eval.k", ["eval=knn", "ckpt_path=x"])
+    assert first == "eval.k = 20"
+    assert line_at(second).startswith("k: 20")
+    with pytest.raises(ValueError, match=r"explain=eval\.also_j names no key; nearest: eval\.also_k"):
+        explain("eval", "eval.also_j", ["eval=knn", "ckpt_path=x"])
+
+
+def test_what_has_to_be_given_is_not_shown_as_a_value_and_a_node_is_shown_resolved() -> None:
+    said = explained("data.root", "data=folder", "data.root=nowhere", "model=vit_mini")
+    assert said == ["data.root = nowhere", "  set by the command line: data.root=nowhere"]
+    value = explained("optimizer", "method=mae", "model=vit_mini")[0]
+    assert "'betas': [0.9, 0.95]" in value
+    assert "$" not in value
+
+
+def test_one_key_of_a_node_typed_whole_is_traced_to_the_command_line() -> None:
+    typed = "method.decoder={embed_dim: 24, depth: 1, num_heads: 3}"
+    said = explained("method.decoder.depth", "method=mae", "model=vit_mini", typed)
+    assert said[:2] == ["method.decoder.depth = 1", f"  set by the command line: {typed}"]
+
+
 def test_a_part_of_a_node_that_stands_for_another_is_explained_as_that_one() -> None:
     said = explained("method.backbone.depth", "experiment=quickstart")
     assert said[:2] == ["method.backbone.depth is model.depth", "model.depth = 4"]

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from unmask.runtime.builders import build
 from unmask.runtime.config import compose_config, list_experiments
 from unmask.runtime.follow_data import (
     advice_on_length,
+    announce_length,
     describe_followed,
     follow_training_images,
     is_following,
@@ -134,6 +137,15 @@ def test_an_experiment_does_not_follow_the_images_unless_it_is_said(
     )
 
 
+@pytest.mark.parametrize(("chosen", "follows"), [([], True), (["experiment=mae_cifar10"], False)])
+def test_a_job_is_asked_for_its_experiment(chosen: list[str], follows: bool) -> None:
+    config = composed("method=mae")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        job = compose("run", chosen, return_hydra_config=True)
+    HydraConfig.instance().set_config(job)
+    assert is_following(config) is follows
+
+
 @pytest.mark.parametrize("name", ["num_train_images", "backbone_width"])
 def test_what_the_program_counts_is_refused_from_the_user(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} cannot be set"):
@@ -158,6 +170,19 @@ def test_an_evaluation_shows_what_it_trains_by() -> None:
     assert (config.mixup, config.augmentation.rand_augment, config.augmentation.scale) == (0.0, None, [0.4, 1.0])
 
 
+def test_a_large_set_is_not_said_to_be_followed() -> None:
+    assert describe_followed(composed("method=mae", images=IMAGENET)) is None
+
+
+def test_what_follows_and_what_is_too_short_are_announced(caplog: pytest.LogCaptureFixture) -> None:
+    config = composed("method=mae", "trainer.max_epochs=1", images=9000)
+    with caplog.at_level("INFO", logger="unmask"):
+        announce_length(config, num_images=9000)
+    followed, advised = [record.message for record in caplog.records]
+    assert followed.strip().startswith("by images  global_batch_size=128, base_lr=")
+    assert advised.startswith("70 optimizer steps are few")
+
+
 def advice(*overrides: str, images: int) -> str:
     return "; ".join(advice_on_length(composed(*overrides, images=images), num_images=images))
 
@@ -166,6 +191,8 @@ def test_a_run_of_few_steps_is_called_short() -> None:
     assert advice("method=mae", images=9000) == ""
     assert "306 optimizer steps are few" in advice("experiment=mae_cifar10", "data.root=x", images=9000)
     assert "70 optimizer steps are few" in advice("method=mae", "trainer.max_epochs=1", images=9000)
+    assert "499 optimizer steps are few" in advice("method=mae", "trainer.max_steps=499", images=9000)
+    assert advice("method=mae", "trainer.max_steps=500", images=9000) == ""
     assert "rises for 2 epochs of a run of 5" in advice(
         "method=mae", "schedule.warmup_epochs=2", "trainer.max_epochs=5", images=9000
     )

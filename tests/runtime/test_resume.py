@@ -139,11 +139,13 @@ def test_a_finished_run_says_so_and_stays_as_it_is(copied: Path, caplog: Any) ->
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(tmp_path: Path, caplog: Any) -> None:
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of the copy
+def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(copied: Path, tmp_path: Path, caplog: Any) -> None:
+    from unmask.runtime.run_record import recall_places
+
     caplog.set_level(logging.INFO)
-    run(copied := tmp_path / "parts", "trainer.max_epochs=2")
     run(tmp_path / "whole", "trainer.max_epochs=3")
-    run(copied, "trainer.max_epochs=3", "resume=auto")
+    last_loss = run(copied, "trainer.max_epochs=3", "resume=auto")
 
     assert "resumed from " in caplog.text
     assert "last.ckpt (step 4, 2 epochs done, 32 images seen)" in caplog.text
@@ -164,6 +166,8 @@ def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(tmp_path: Path,
         for name, rows in zip(names, losses, strict=True)
     ]
     assert wanted[0] == wanted[1]
+    assert last_loss == pytest.approx(float(next(loss for _, _, loss in reversed(wanted[1]) if loss)), rel=1e-4)
+    assert recall_places(loads[1]["unmask"]["record"]["run"])["name"] == "x"
 
 
 REFUSED = {
@@ -178,6 +182,7 @@ REFUSED = {
     "data.num_train=24": "data.num_train 16 in the checkpoint, 24 in this run",
     "augmentation.hflip_prob=0": "augmentation.hflip_prob",
     "optimizer=sgd": "optimizer._target_",
+    "schedule=warmup_cosine": "schedule._target_",
     "+trainer.limit_train_batches=1": "trainer.limit_train_batches None in the checkpoint, 1 in this run",
 }
 TAKING_EFFECT = {
@@ -185,6 +190,8 @@ TAKING_EFFECT = {
     "trainer.gradient_clip_val=1": "trainer.gradient_clip_val None in the checkpoint, 1 in this run",
     "images_per_device=2": "images_per_device None in the checkpoint, 2 in this run",
     "trainer.precision=bf16-mixed": "trainer.precision '32-true' in the checkpoint, 'bf16-mixed' in this run",
+    "data.on_bad_image=skip": "data.on_bad_image 'raise' in the checkpoint, 'skip' in this run",
+    "data.num_workers=3": "data.num_workers 0 in the checkpoint, 3 in this run",
     "checkpoint_every_minutes=1": "checkpoint_every_minutes 10 in the checkpoint, 1 in this run",
 }
 WITHOUT_EFFECT = [
@@ -233,6 +240,80 @@ def test_other_images_under_the_same_name_are_refused(copied: Path) -> None:
     with pytest.raises(ValueError, match="those of the train split have changed since"):
         require_same_images(point, {**point.fingerprints, "train": "0"})
     assert set(point.fingerprints) == {"train", "val"}
+
+
+def _rewrite(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def test_a_run_is_not_continued_on_other_images_with_another_network_or_settings(copied: Path) -> None:
+    path = copied / "checkpoints" / "last.ckpt"
+    more = ["trainer.max_epochs=3", "resume=auto"]
+    with pytest.raises(ValueError, match="was trained with other settings"):
+        run(copied, *more, "seed=7")
+    _rewrite(path, lambda content: content["callbacks"]["RunSettings"]["fingerprints"].update(val="0"))
+    with pytest.raises(ValueError, match="was trained on other images: those of the val split have changed since"):
+        run(copied, *more)
+    _rewrite(path, lambda content: content["unmask"]["backbone"].update(norm_eps=0.5))
+    with pytest.raises(ValueError, match=r"saved with another model than the configured one: norm_eps 0\.5"):
+        run(copied, *more)
+
+
+def test_a_run_that_may_still_go_on_is_not_complete(copied: Path) -> None:
+    from unmask.runtime.resume import is_complete
+
+    finished, config = point_of(copied, "resume=auto"), configure(copied, "trainer.max_epochs=2")
+    assert is_complete(finished, config)
+    assert not is_complete(finished, configure(copied, "trainer.max_epochs=3"))
+    assert not is_complete(finished, configure(copied, "trainer.max_epochs=null", "trainer.max_steps=9"))
+    status = json.loads((copied / "status.json").read_text())
+    (copied / "status.json").write_text(json.dumps(status | {"state": "failed"}))
+    assert not is_complete(finished, config)
+
+
+def test_a_trial_of_the_program_replaces_nothing_and_leaves_nothing(copied: Path, tmp_path: Path) -> None:
+    trial = "trainer.fast_dev_run=true"
+    assert point_of(copied, "resume=never", trial) is None
+    run(tmp_path / "trial", trial)
+    assert not (tmp_path / "trial" / "backbone.safetensors").exists()
+
+
+def test_of_older_files_the_newest_is_taken_and_a_partial_one_never(copied: Path) -> None:
+    folder = copied / "checkpoints"
+    for name in ("last.ckpt", "last-previous.ckpt"):
+        (folder / name).unlink()
+    for age, name in enumerate(("epoch_0002.ckpt", "epoch_0001.ckpt", ".last.ckpt.part.ckpt")):
+        shutil.copy(folder / "best.ckpt", folder / name)
+        os.utime(folder / name, (2e9 - age * (-1) ** (age == 2), 2e9 - age if age < 2 else 3e9))
+    assert point_of(copied, "resume=auto").path.name == "epoch_0002.ckpt"
+
+
+def test_a_home_folder_and_a_file_of_the_run_itself_are_understood(
+    copied: Path, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(begun.parent))
+    point = point_of(copied.parent / "fresh", "resume=must", "ckpt_path='~/run/checkpoints/last.ckpt'")
+    assert point.step == 4
+    own = copied / "checkpoints" / "best.ckpt"
+    monkeypatch.chdir(copied.parent)
+    assert point_of(copied, "resume=never", f"ckpt_path={own.relative_to(copied.parent)}").path.name == "best.ckpt"
+
+
+def test_images_may_have_moved_and_a_setting_may_be_new(begun: Path) -> None:
+    from unmask.runtime.resume import require_same_run, settings_of_run
+
+    point = point_of(begun, "resume=auto")
+    with pytest.raises(ValueError, match=r"data\.novelty None in the checkpoint, 1 in this run"):
+        require_same_run(point, {**point.settings, "data.novelty": 1})
+    assert require_same_run(point._replace(settings={}), {"seed": 1}) == []
+    before, after = ({"schedule.power": power, "method.schedule.power": power} for power in (1, 2))
+    assert require_same_run(point._replace(settings=before), after) == [
+        "schedule.power 1 in the checkpoint, 2 in this run"  # not twice
+    ]
+    data = {"_target_": "unmask.data.sources.folder.ImageFolder", "root": "here", "seed": 1}
+    assert settings_of_run({"data": data}) == {"data._target_": data["_target_"], "data.seed": 1}
 
 
 def test_a_folder_in_use_is_refused_with_the_process_that_uses_it(tmp_path: Path) -> None:

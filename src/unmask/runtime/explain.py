@@ -158,10 +158,9 @@ def _set_by_files(loaded: Sequence[tuple[str, str, str, Any]]) -> Iterator[tuple
 
 def _set_by_arguments(overrides: Sequence[str]) -> Iterator[tuple[str, _Setter]]:
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if not override.is_delete() and not override.is_sweep_override():
-            key = override.key_or_group.replace("/", ".")
-            for name, _ in _leaves(override.value(), key):
-                yield name, _Setter("the command line", str(override.input_line))
+        key = override.key_or_group.replace("/", ".")
+        for name, _ in _leaves(override.value(), key):
+            yield name, _Setter("the command line", str(override.input_line))
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
