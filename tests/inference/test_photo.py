@@ -52,6 +52,18 @@ def test_every_unit_offered_can_be_drawn_and_painted(
     assert 0 < ratio < 1
 
 
+def test_units_offered_for_a_hiera_are_whole_ones_of_it(open_photos: Callable[..., Any], photo: np.ndarray) -> None:
+    from unmask.inference.photo import PhotoModel
+    from unmask.runtime.api import build_method
+
+    small = ["model.embed_dim=8", "model.depths=[1,1,1]", "image_size=32"]
+    model = PhotoModel(build_method(["method=mae", "model=hiera_mini", *small]).eval())
+    assert model.own_masking() == (0.625, 8)
+    assert model.mask_units() == [8, 16]
+    shown = model.reconstruct(photo, model.draw(ratio=0.5, unit=16, seed=0))
+    assert float(shown.mask.masked.float().mean()) == 0.5
+
+
 def test_a_number_draws_the_same_mask_again_and_another_one_another(open_photos: Callable[..., Any]) -> None:
     model = open_photos("mae")
     first, again, other = (model.draw(ratio=0.5, unit=4, seed=seed).masked for seed in (1, 1, 2))

@@ -26,6 +26,7 @@ VIT = ["model=vit_mini", "model.embed_dim=24", "model.depth=2"]
 OVERRIDES = {
     "mae": [*VIT, "method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"],
     "simmim": ["model=swin_mini", "model.embed_dim=12", "model.depths=[1,1,1]", "model.num_heads=[1,2,4]"],
+    "hiera": ["model=hiera_mini", "model.embed_dim=8", "model.depths=[1,1,1]", "method.decoder.embed_dim=24"],
     "supervised": VIT,
     "fine-tuned": VIT,
 }
@@ -34,7 +35,7 @@ DATA = ["data.num_train=8", "data.num_val=2", "data.num_test=2", "global_batch_s
 
 def trained(method: str, folder: Path) -> tuple[Any, Path]:
     """A method after two steps, and the checkpoint its trainer wrote."""
-    name = "supervised" if method == "fine-tuned" else method
+    name = {"fine-tuned": "supervised", "hiera": "mae"}.get(method, method)
     config = compose_config("run", [f"method={name}", *OVERRIDES[method], *DATA, "schedule=constant"])
     data = build(config.data)
     module = build_module(config.method, data)

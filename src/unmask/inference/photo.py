@@ -57,8 +57,8 @@ class PhotoModel:
         return f"{type(self.module).__name__} on {type(self.backbone).__name__}, {height} x {width} px"
 
     def mask_units(self) -> list[int]:
-        """Sides in pixels of the squares that masks can be made of: of whole patches, which divide an image."""
-        cell = self.backbone.stages[0].stride
+        """Sides in pixels of the squares that masks can be made of: of whole mask units, which divide an image."""
+        cell = self.backbone.mask_unit_size
         largest = min(self.backbone.image_size)
         return [
             unit

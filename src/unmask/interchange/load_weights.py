@@ -20,6 +20,7 @@ _COMPARED = (
     "norm_after_pooling",
     "pooling",
     "always_partition",
+    "pool_last_stage",
     "pixel_mean",
     "pixel_std",
 )  # settings that no shape shows

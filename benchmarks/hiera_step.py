@@ -1,0 +1,151 @@
+"""What a training step of MAE on a Hiera saves by computing the visible mask units alone.
+
+    python benchmarks/hiera_step.py --model hiera_tiny --image-size 224 --batch 16
+
+Beside it stand the same method with all units encoded, masked tokens being replaced by a mask token behind the first
+convolution (the dense path), and SimMIM on a Swin of `--swin`, at the same batch, precision and ratio. The sides take
+turns in one process, so that whatever else the machine does falls on all; peak memory is that of a process of its own
+for each. Prints all and the ratios.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from turns import ratios, spread, take_turns
+
+from unmask.backbones.attention import prefer_fast_attention
+from unmask.methods.base import Method
+from unmask.methods.mae import MAE
+from unmask.optim.param_groups import decay_groups
+from unmask.patches import PatchMask
+from unmask.runtime.builders import build
+from unmask.runtime.config import compose_config
+from unmask.types import Images
+
+VISIBLE, DENSE, SIMMIM = SIDES = ("visible units", "all units", "SimMIM, Swin")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="hiera_mini")
+    parser.add_argument("--swin", default="swin_mini")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--ratio", type=float, default=0.6)
+    parser.add_argument("--rounds", type=int, default=8, help="timed turns of each side")
+    parser.add_argument("--steps", type=int, default=3, help="steps a turn")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    settings = parser.parse_args()
+
+    memory = {name: peak_memory(name, settings) for name in SIDES}
+    steps = {name: make_step(name, settings) for name in SIDES}
+    milliseconds = take_turns(steps, functools.partial(timed, settings=settings), rounds=settings.rounds)
+
+    described = f"{settings.image_size} px, batch {settings.batch}, ratio {settings.ratio}, {settings.device}"
+    print(f"{settings.model} and {settings.swin}, {described}, bfloat16 autocast")
+    print("| step | ms (median) | fastest | times the visible one | peak memory, MiB | over the dense one's |")
+    print("|---|---|---|---|---|---|")
+    for name in SIDES:
+        times = milliseconds[name]
+        slower = spread(ratios(times, milliseconds[VISIBLE]))
+        print(
+            f"| {name} | {statistics.median(times):.1f} | {min(times):.1f} | {slower} | {memory[name]:.0f} | "
+            f"{memory[name] / memory[DENSE]:.2f} |"
+        )
+
+
+class DenseMAE(nn.Module):
+    """The loss of a MAE whose encoder is given all units, with a mask token in the place of masked tokens."""
+
+    def __init__(self, method: MAE) -> None:
+        super().__init__()
+        self.method = method
+        hiera: Any = method.backbone.hiera
+        self.mask_token = nn.Parameter(0.02 * torch.randn(hiera.blocks[0].dim))
+        self.masked: Tensor | None = None
+        hiera.patch_embed.register_forward_hook(self._replace_masked)
+
+    def forward(self, images: Images) -> Float[Tensor, ""]:
+        method, backbone = self.method, self.method.backbone
+        mask = method.mask_generator(images)
+        self.masked = mask.at_stride(backbone.stages[0].stride).flatten(1)
+        nothing = PatchMask(torch.zeros_like(mask.masked), mask.patch_size, num_masked=0)
+        method.predict_patches = lambda shown, _: MAE.predict_patches(method, shown, nothing)  # type: ignore[method-assign]
+        loss: Tensor = method(images * ~mask.at_pixels(), mask).loss
+        return loss
+
+    def _replace_masked(self, _: nn.Module, __: Any, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        assert self.masked is not None
+        return torch.where(self.masked[..., None], self.mask_token.to(tokens.dtype), tokens)
+
+
+def make_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
+    """A training step on one fixed batch, as the Trainer takes it."""
+    torch.manual_seed(0)
+    device = torch.device(settings.device)
+    chosen = (
+        ["method=simmim", f"model={settings.swin}"] if name == SIMMIM else ["method=mae", f"model={settings.model}"]
+    )
+    masking = f"method.mask_generator.ratio={settings.ratio}"
+    config = compose_config("run", [*chosen, f"image_size={settings.image_size}", masking])
+    method: Method = build(config.method)
+    trained: nn.Module = DenseMAE(method) if name == DENSE and isinstance(method, MAE) else method
+    trained = trained.to(device).train()
+    prefer_fast_attention(trained, device=device, is_bfloat16=True)
+    optimizer = torch.optim.AdamW(decay_groups(trained), lr=1e-4)
+    images = torch.randn(settings.batch, 3, settings.image_size, settings.image_size, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = trained(images) if name == DENSE else method(images).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 5.0)
+        optimizer.step()
+
+    return step
+
+
+def timed(step: Callable[[], None], settings: argparse.Namespace) -> float:
+    """Milliseconds a step."""
+    _wait(settings)
+    start = time.perf_counter()
+    for _ in range(settings.steps):
+        step()
+    _wait(settings)
+    return 1e3 * (time.perf_counter() - start) / settings.steps
+
+
+def peak_memory(name: str, settings: argparse.Namespace) -> float:
+    """MiB: on a GPU what tensors took, on a CPU what three steps added to the process."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(functools.partial(_measure_memory, name, settings))
+
+
+def _measure_memory(name: str, settings: argparse.Namespace) -> float:
+    step = make_step(name, settings)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(3):
+        step()
+    if settings.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 2**20
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
+
+
+def _wait(settings: argparse.Namespace) -> None:
+    if settings.device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
