@@ -188,11 +188,13 @@ class Commands:
 
     Args:
         run, evaluate: The scripts that train and evaluate.
+        one_core: Whether each command keeps to one core.
     """
 
-    def __init__(self, *, run: Path = RUN, evaluate: Path = EVAL) -> None:
+    def __init__(self, *, run: Path = RUN, evaluate: Path = EVAL, one_core: bool = True) -> None:
         self.run = run
         self.evaluate = evaluate
+        self._environment = ONE_CORE if one_core else {}
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
         self._is_stopped = False
@@ -251,7 +253,7 @@ class Commands:
                 if self._is_stopped:
                     raise CommandError("not begun: the comparison was stopped")
                 process = subprocess.Popen(
-                    command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **ONE_CORE}
+                    command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **self._environment}
                 )
                 self._running.add(process)
             _, status, usage = os.wait4(process.pid, 0)
