@@ -11,6 +11,7 @@ one rule holds; all of its constants are ours (docs/LOG.md says what was measure
   rule, arXiv:2205.10287) and from there as one over the width (arXiv:2203.03466); the published peaks of ViT-B and
   Swin-B lie near it;
 - teacher: it averages over a four-hundredth of a run of those epochs, and over 12 steps at least;
+- DDMIM's reconstruction: 20 times its published weight, beside which the contrast leads (conf/method/ddmim.yaml);
 - linear probe: the power of two that makes at least 16 steps an epoch, within 16 and 1,024; 90 epochs, or as many as
   make 1,000 steps.
 """

@@ -68,6 +68,13 @@ def test_the_teacher_follows_the_images() -> None:
     assert longer.method.teacher.time_constant == 128 * 12  # or a run could not be continued for longer
 
 
+def test_ddmims_reconstruction_leads_on_small_sets_alone() -> None:
+    weights = {images: composed("method=ddmim", images=images).method.reconstruction.weight for images in (50, IMAGENET)}
+    assert weights == {50: 20.0, IMAGENET: 1.0}
+    assert composed("experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px").method.reconstruction.weight == 1.0
+    assert "method.reconstruction.weight=20" in str(describe_followed(composed("method=ddmim", images=9000)))
+
+
 @pytest.mark.parametrize("method", ["mae", "simmim", "ddmim"])
 def test_without_the_images_counted_nothing_changes(method: str) -> None:
     assert resolved(composed(f"method={method}")) == resolved(composed(f"method={method}", images=IMAGENET))
@@ -79,6 +86,7 @@ EXPLICIT = {
     "base_lr": "0.5",
     "schedule.warmup_epochs": "0.25",
     "method.teacher.time_constant": "77.0",
+    "method.reconstruction.weight": "3.0",
 }
 
 

@@ -18,7 +18,7 @@ FEW_STEPS = 500  # of a whole run; ours
 _LONG_WARMUP = 1 / 3  # of a whole run; ours
 _log = logging.getLogger("unmask")
 _SET_HERE = ("num_train_images", "backbone_width")
-_RULE = "${fit_"
+_RULES = ("${fit_", "${if_small:")
 # What is shown of it.
 _OF_A_RUN = (
     "global_batch_size",
@@ -26,6 +26,7 @@ _OF_A_RUN = (
     "base_lr",
     "schedule.warmup_epochs",
     "method.teacher.time_constant",
+    "method.reconstruction.weight",
 )
 _OF_AN_EVALUATION = ("global_batch_size", "eval.epochs", "base_lr")
 
@@ -72,7 +73,7 @@ def describe_followed(config: DictConfig) -> str | None:
     values = [
         f"{path}={OmegaConf.select(config, path):.4g}"
         for path in (_OF_A_RUN if "method" in config else _OF_AN_EVALUATION)
-        if is_small(config.num_train_images) and _written(config, path).startswith(_RULE)
+        if is_small(config.num_train_images) and _written(config, path).startswith(_RULES)
     ]
     return f"{', '.join(values)}, of {config.num_train_images:,} images" if values else None
 
