@@ -69,7 +69,9 @@ def test_the_teacher_follows_the_images() -> None:
 
 
 def test_ddmims_reconstruction_leads_on_small_sets_alone() -> None:
-    weights = {images: composed("method=ddmim", images=images).method.reconstruction.weight for images in (50, IMAGENET)}
+    weights = {
+        images: composed("method=ddmim", images=images).method.reconstruction.weight for images in (50, IMAGENET)
+    }
     assert weights == {50: 20.0, IMAGENET: 1.0}
     assert composed("experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px").method.reconstruction.weight == 1.0
     assert "method.reconstruction.weight=20" in str(describe_followed(composed("method=ddmim", images=9000)))
