@@ -68,6 +68,18 @@ def test_a_loss_that_rises_above_its_least_diverges(losses, expected):
     assert verdict(loss=losses).verdict is expected
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_epoch_whose_loss_was_not_finite_hides_no_later_rise_and_no_standstill(bad):
+    """A step that is skipped for its loss leaves the epoch without a mean, and the run goes on."""
+    assert verdict(loss=[None, bad]).verdict is Verdict.DIVERGING
+    assert verdict(loss=[None, bad, 2.0, 1.0, 1.9]).verdict is Verdict.DIVERGING
+    assert verdict(loss=[None, bad, *[2.0] * 8]).verdict is Verdict.SLOW
+    assert verdict(loss=[None, bad, 2.0, 1.5, 1.2]).verdict is Verdict.NORMAL
+    norms = [None, bad, 0.5, 0.5, 0.5]
+    assert "is 20 times" in verdict(loss=[None, 2.0, 1.0, 0.9, 0.8, 1.0], norm=[*norms, 10.0]).reason
+    assert "norm, inf" in verdict(loss=[None, 2.0, 1.0, 0.9, 0.8, 1.0], norm=[*norms, math.inf]).reason
+
+
 def test_the_loss_of_a_moving_target_may_rise_but_not_explode():
     assert verdict(loss=[None, 1.0, 0.5, 3.0], compares_losses=False).verdict is Verdict.NORMAL
     assert verdict(loss=[None, 1.0, 0.5, 30.0], compares_losses=False).verdict is Verdict.DIVERGING

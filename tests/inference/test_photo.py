@@ -129,6 +129,20 @@ def test_classes_are_named_the_likeliest_first(open_photos: Callable[..., Any], 
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
 
 
+def test_classes_of_one_name_keep_their_own_scores(open_photos: Callable[..., Any], photo: np.ndarray) -> None:
+    """ImageNet calls a bird and a machine crane."""
+    from unmask.inference.photo import PhotoModel
+
+    module = open_photos("supervised", "data.num_train=20").module
+    names = ["crane", *(f"kind {number}" for number in range(1, module.head.linear.out_features - 1)), "crane"]
+    with torch.no_grad():
+        module.head.linear.bias[0] += 100.0
+    scores = PhotoModel(module, names).classify(photo)
+
+    assert next(iter(scores.items())) == ("crane (0)", pytest.approx(1.0))
+    assert scores[f"crane ({len(names) - 1})"] < 0.1
+
+
 def test_other_channels_than_rgb_are_refused(open_photos: Callable[..., Any]) -> None:
     from unmask.inference.photo import PhotoModel
 

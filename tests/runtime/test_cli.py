@@ -163,6 +163,28 @@ def test_a_folder_that_held_something_is_never_removed(monkeypatch: pytest.Monke
     assert Path("mine/notes.log").read_text() == "kept"
 
 
+def test_an_evaluation_does_not_write_over_the_run_it_measures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from unmask.runtime import cli
+
+    kept = {f"mine/{name}": name for name in ("checkpoints/last.ckpt", "csv/metrics.csv", ".hydra/config.yaml")}
+    for path, text in kept.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+    monkeypatch.setattr(
+        "sys.argv", ["eval.py", "eval=knn", "ckpt_path=mine/checkpoints/last.ckpt", "hydra.run.dir=mine"]
+    )
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as stopped:
+        cli.evaluate()
+
+    assert stopped.value.code == 2
+    assert "error: mine holds a training run" in capsys.readouterr().err
+    assert {path: Path(path).read_text() for path in kept} == kept
+    assert not Path("mine/eval.log").exists()
+
+
 def test_an_empty_folder_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     Path("photos").mkdir()
 

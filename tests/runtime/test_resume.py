@@ -192,6 +192,7 @@ TAKING_EFFECT = {
     "trainer.precision=bf16-mixed": "trainer.precision '32-true' in the checkpoint, 'bf16-mixed' in this run",
     "data.on_bad_image=skip": "data.on_bad_image 'raise' in the checkpoint, 'skip' in this run",
     "data.num_workers=3": "data.num_workers 0 in the checkpoint, 3 in this run",
+    "data.worker_timeout=5": "data.worker_timeout 600.0 in the checkpoint, 5 in this run",
     "checkpoint_every_minutes=1": "checkpoint_every_minutes 10 in the checkpoint, 1 in this run",
 }
 WITHOUT_EFFECT = [

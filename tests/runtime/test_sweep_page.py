@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unmask.runtime.job_outcome import JobOutcome, same_job
+from unmask.runtime.job_outcome import JobOutcome, outcome_path, read_outcomes, same_job, write_outcome
 from unmask.runtime.sweep_page import _Axis, sweep_html
 from unmask.runtime.sweep_table import average_over_seeds, differing_settings
 
@@ -19,7 +19,9 @@ def job(number: int, overrides: list[str], value: float | None, **further: objec
     metrics = {} if value is None else {"val/loss": value, "probe/own/knn_top1": 10.0 * value}
     state = "failed" if value is None else "complete"
     return JobOutcome(
-        number, overrides, f"/sweep/{number}", **{"state": state, "value": value, "metrics": metrics, **further}
+        number,
+        overrides,
+        **{"folder": f"/sweep/{number}", "state": state, "value": value, "metrics": metrics, **further},
     )  # type: ignore[arg-type]
 
 
@@ -138,3 +140,16 @@ addEventListener('load',()=>setTimeout(()=>{
     assert found["focused"]
     assert found["overflow"] <= 0
     assert not re.findall(r"(?:WARNING|ERROR):CONSOLE.*", done.stderr)
+
+
+def test_what_a_killed_job_left_half_written_is_no_job(tmp_path: Path) -> None:
+    write_outcome(outcome_path(tmp_path, 0), JOBS[0])
+    (tmp_path / "jobs" / ".000000.123.partial.json").write_text('{"number": 0, "overr')
+    assert read_outcomes(tmp_path) == JOBS[:1]
+
+
+def test_what_a_user_typed_is_text_on_the_page(tmp_path: Path) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    jobs = [job(number, [f"name={evil}{number}", f"seed={number}", f"{evil}=1"], 1.0 + number) for number in range(3)]
+    jobs.append(job(3, ["name=b", "seed=3"], None, sentence=evil, folder=f"{tmp_path}/{evil}"))
+    assert evil not in sweep_html(jobs, folder=tmp_path / evil)

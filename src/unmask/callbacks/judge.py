@@ -112,7 +112,7 @@ def describe_readings(now: EpochReadings, reference: Reference | None) -> str:
 
 
 def _divergence(history: Sequence[EpochReadings], *, compares_losses: bool) -> Iterator[str]:
-    losses, now = _series(history, TRAIN_LOSS), history[-1].values.get(TRAIN_LOSS)
+    losses, now = _finite(history, TRAIN_LOSS), history[-1].values.get(TRAIN_LOSS)
     is_rising = False
     if now is not None and not math.isfinite(now):
         yield f"the loss is {now}"
@@ -124,11 +124,11 @@ def _divergence(history: Sequence[EpochReadings], *, compares_losses: bool) -> I
             yield f"the loss, {now:.4g}, has risen above its least, {best:.4g}; lower the learning rate"
     elif now is not None and now > _EXPLODED * abs(losses[0]):
         yield f"the loss, {now:.4g}, is {now / losses[0]:.0f} times its first; lower the learning rate"
-    norms = _series(history, GRADIENT_NORM)
-    if len(norms) > _FEWEST_EPOCHS and GRADIENT_NORM in history[-1].values and (is_rising or not compares_losses):
-        usual = statistics.median(norms[:-1])
-        if norms[-1] > _GRADIENT_FACTOR * usual:
-            yield f"the gradient's norm, {norms[-1]:.3g}, is {norms[-1] / usual:.0f} times what it was"
+    before, norm = _finite(history[:-1], GRADIENT_NORM), history[-1].values.get(GRADIENT_NORM)
+    if norm is not None and len(before) >= _FEWEST_EPOCHS and (is_rising or not compares_losses):
+        usual = statistics.median(before)
+        if norm > _GRADIENT_FACTOR * usual:
+            yield f"the gradient's norm, {norm:.3g}, is {norm / usual:.0f} times what it was"
 
 
 def _collapse(history: Sequence[EpochReadings], *, needs_rank: bool) -> Iterator[str]:
@@ -168,7 +168,7 @@ def _standstill(history: Sequence[EpochReadings], *, compares_losses: bool) -> I
             f"the encoder does not learn: after {history[-1].step:,} steps the features of held-out images differ by "
             f"{change:.2%} from those of the first step"
         )
-    losses = _series(history, TRAIN_LOSS)
+    losses = _finite(history, TRAIN_LOSS)
     if not compares_losses or len(losses) < _PLATEAU_EPOCHS or min(losses) < _LEARNED * losses[0]:
         return
     half = len(losses) // 2
@@ -180,6 +180,11 @@ def _standstill(history: Sequence[EpochReadings], *, compares_losses: bool) -> I
 
 def _series(history: Sequence[EpochReadings], key: str) -> list[float]:
     return [reading.values[key] for reading in history if key in reading.values]
+
+
+def _finite(history: Sequence[EpochReadings], key: str) -> list[float]:
+    """The readings that others can be compared with; a step that is left out for its numbers leaves an epoch none."""
+    return [value for value in _series(history, key) if math.isfinite(value)]
 
 
 def _band(reference: Reference | None, key: str, step: int) -> Band | None:

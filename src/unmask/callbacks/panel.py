@@ -184,7 +184,9 @@ def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle
     figure.set_facecolor("white")
 
     def write(text: str, left: int | float, baseline: int | float, **style: Any) -> None:
-        figure.text(left / total_width, 1 - baseline / total_height, text, **({"va": "baseline"} | style))
+        figure.text(
+            left / total_width, 1 - baseline / total_height, text, parse_math=False, **({"va": "baseline"} | style)
+        )
 
     write(title, margin, 26 * zoom, size=_TITLE, weight="bold", color=_INK)
     write(subtitle, margin, 44 * zoom, size=_TEXT, color=_FAINT)

@@ -50,7 +50,7 @@ def contact_sheet(
     figure.set_facecolor("white")
 
     def write(text: str, left: float, baseline: float, **style: Any) -> None:
-        figure.text(left / total_width, 1 - baseline / total_height, text, **style)
+        figure.text(left / total_width, 1 - baseline / total_height, text, parse_math=False, **style)
 
     write(title, _MARGIN, 24, size=_TITLE, color=_INK, weight="bold")
     write(subtitle, _MARGIN, 42, size=_TEXT, color=_FAINT)

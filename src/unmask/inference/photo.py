@@ -1,5 +1,6 @@
 """What a checkpoint makes of one photo, under a mask that is drawn by ratio and unit or painted by hand."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ class PhotoModel:
 
     Args:
         module: In eval mode.
-        class_names: Of a classifier's outputs.
+        class_names: Of a classifier's outputs; those that several share, as ImageNet's cranes do, are told apart by
+            their numbers.
 
     Raises:
         ValueError: It takes other images than RGB.
@@ -40,7 +42,10 @@ class PhotoModel:
     def __init__(self, module: BackboneModule, class_names: Sequence[str] = ()) -> None:
         self.module = module
         self.backbone = module.exported_backbone
-        self.class_names = tuple(class_names)
+        counts = Counter(class_names)
+        self.class_names = tuple(
+            f"{name} ({number})" if counts[name] > 1 else name for number, name in enumerate(class_names)
+        )
         if self.backbone.in_channels != 3:
             raise ValueError(
                 f"photos have three channels, and this checkpoint takes images of {self.backbone.in_channels}; use "

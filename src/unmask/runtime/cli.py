@@ -210,7 +210,7 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         show_constructor_defaults()
     if not any(argument in _SHOWS_ALONE for argument in sys.argv[1:]):  # it imports torch
         _require_safe_loading()
-        _require_own_files(sys.argv[1:])
+        _require_own_files(sys.argv[1:], is_evaluation=config_name == "eval")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
     main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))
     if os.environ.get(_TRACEBACK_SWITCH) == "1":
@@ -276,14 +276,17 @@ def _require_safe_loading() -> None:
         sys.exit(_explain(error))
 
 
-def _require_own_files(overrides: Sequence[str]) -> None:
+def _require_own_files(overrides: Sequence[str], *, is_evaluation: bool = False) -> None:
     """Looks at the folder of a run before Hydra writes to it."""
-    from unmask.runtime.run_folder import require_own_files
+    from unmask.runtime.run_folder import require_no_training, require_own_files
 
     for override in overrides:
         if override.startswith(_RUN_DIR):
+            folder = Path(override.removeprefix(_RUN_DIR).strip("'\""))
             try:
-                require_own_files(Path(override.removeprefix(_RUN_DIR).strip("'\"")))
+                require_own_files(folder)
+                if is_evaluation:
+                    require_no_training(folder)
             except ValueError as error:
                 sys.exit(_explain(error))
 

@@ -456,7 +456,7 @@ def _write(run_dir: Path, results: Sequence[EvalResult]) -> None:
         "report.tex": latex_report(results) + "\n",
     }
     for name, text in texts.items():
-        (run_dir / name).write_text(text)
+        (run_dir / name).write_text(text, encoding="utf-8")
     _log.info(f"\n{table}\n")
     _log.info(f"report written to {run_dir / 'report.json'} and report.md, .csv and .tex beside it")
 

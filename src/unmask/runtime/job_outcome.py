@@ -77,7 +77,7 @@ def read_outcome(path: Path) -> JobOutcome:
 
 def read_outcomes(sweep_dir: Path) -> list[JobOutcome]:
     """Reads all jobs that a sweep has prepared so far, by their numbers."""
-    return [read_outcome(path) for path in sorted((sweep_dir / FOLDER_NAME).glob("*.json"))]
+    return [read_outcome(path) for path in sorted((sweep_dir / FOLDER_NAME).glob("[0-9]*.json"))]
 
 
 def write_outcome(path: Path, job: JobOutcome) -> None:

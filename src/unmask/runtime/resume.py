@@ -50,6 +50,7 @@ _FREE = (  # from the next step on
     "data.max_bad_fraction",
     "data.num_workers",
     "data.on_bad_image",
+    "data.worker_timeout",
     "images_per_device",
     "monitor",
     "on_nonfinite",

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from unmask.atomic_write import atomic_write, remove_partial
+from unmask.callbacks.durable_checkpoint import LAST_NAME
 from unmask.runtime.started_processes import is_first_process
 
 LOCK_NAME, HOLDER_NAME = "run.lock", "running.json"
@@ -67,6 +68,19 @@ def require_own_files(run_dir: Path) -> None:
                 f"{path} is a link to {path.readlink()}, outside the folder of the run, which would write to it; "
                 "remove the link"
             )
+
+
+def require_no_training(folder: Path) -> None:
+    """Refuses the folder of a pre-training to an evaluation, which would replace its settings and its readings.
+
+    Raises:
+        ValueError: It holds a checkpoint to continue from.
+    """
+    if (folder / "checkpoints" / LAST_NAME).exists():
+        raise ValueError(
+            f"{folder} holds a training run, whose settings and readings an evaluation would replace; choose another "
+            "folder by hydra.run.dir=DIR, or leave it out"
+        )
 
 
 def _write_holder(run_dir: Path) -> None:
