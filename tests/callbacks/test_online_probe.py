@@ -108,6 +108,15 @@ def test_a_probe_reads_whole_images_without_a_mask_in_eval_mode(fit, make_mae, m
     assert all(not training and not has_gradient for _, training, has_gradient in seen)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_streamed_images_are_refused_before_the_first_step(fit, make_labelled, split):
+    data, kept = make_labelled(), Kept()
+    data.dataset(split).is_streamed = True
+    with pytest.raises(ValueError, match=f"the {split} split of its data is streamed"):
+        fit(OnlineProbe(name="a", data=data, k=3), kept, max_epochs=1)
+    assert kept.found == []
+
+
 def test_readings_are_logged_at_the_step_just_done(fit, make_labelled, tmp_path):
     logger = CSVLogger(tmp_path, name="", version="csv")
     fit(OnlineProbe(name="a", data=make_labelled(), k=3), logger=logger, max_epochs=1)

@@ -306,3 +306,20 @@ addEventListener('load',()=>setTimeout(()=>{
     assert found["plots"] == 2  # loss and images a second
     assert found["overflow"] <= 0
     assert not re.findall(r"(?:WARNING|ERROR):CONSOLE.*", done.stderr)
+
+
+def test_what_others_wrote_into_a_folder_is_text_on_the_page(make_run):
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    folder = make_run("<img src=x onerror=alert(1)>", overrides=[f"name={evil}", f"{evil}=1"])
+    (folder / "status.json").write_text(json.dumps({"state": f"failed {evil}", "reason": evil}))
+    (folder / "verdicts.csv").write_text(f"epoch,step,verdict,reason\n1,3,{evil},{evil}\n")
+    (folder / "run.log").write_text(f"2026-01-01 00:00:00 WARNING {evil}\n")
+    profile = {"parts": {evil: 1.0}, "bottleneck": evil}
+    (folder / "step_profile.json").write_text(json.dumps(profile))
+    (folder / "csv/metrics.csv").write_text(f"step,epoch,{evil},train/{evil}\n0,0,1.0,2.0\n")
+    (folder / "panels/epoch_of_mine.png").write_bytes(b"no picture")
+    for runs in ([read_run(folder)], [read_run(folder), read_run(make_run("other"))]):
+        page = report_html(runs)
+        assert "onerror=alert(1)&gt;" in page
+        assert "<img src=x" not in page
+        assert "<script>alert" not in page

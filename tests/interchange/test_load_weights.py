@@ -86,6 +86,16 @@ def test_less_than_all_is_refused_unless_allowed(make_vit, randomize) -> None:
     assert "missing keys, left as they were: vit.norm.bias" in coverage.describe()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_never_taken(make_vit, bad) -> None:
+    theirs, ours = make_vit(), make_vit()
+    before = {name: weight.clone() for name, weight in ours.state_dict().items()}
+    theirs.vit.blocks[0].mlp.fc1.weight.data[3, 2] = bad
+    with pytest.raises(ValueError, match=r"file.pth holds numbers in vit.blocks.0.mlp.fc1.weight that are not finite"):
+        load_backbone_weights(ours, conversion_of(theirs), allow_partial=True)
+    assert all(torch.equal(weight, ours.state_dict()[name]) for name, weight in before.items())
+
+
 @pytest.mark.parametrize("allow_partial", [False, True])
 @pytest.mark.parametrize(
     ("changes", "message"),

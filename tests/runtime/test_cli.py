@@ -185,6 +185,22 @@ def test_an_evaluation_does_not_write_over_the_run_it_measures(
     assert not Path("mine/eval.log").exists()
 
 
+def test_a_place_that_cannot_be_written_to_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from unmask.runtime import cli
+
+    Path("mine/.hydra").mkdir(parents=True)
+    Path("file").write_text("kept")
+    for argument, reason in (("out=mine", "mine: Is a directory"), ("out=file/page.html", "file: File exists")):
+        monkeypatch.setattr("sys.argv", ["report", "mine", argument])
+        with pytest.raises(SystemExit) as stopped:
+            cli.report()
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.startswith(f"error: {reason}; name another file or folder")
+    assert Path("file").read_text() == "kept"
+
+
 def test_an_empty_folder_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     Path("photos").mkdir()
 

@@ -159,3 +159,11 @@ def test_a_sampler_that_has_tried_everything_ends_the_study(tmp_path: Path) -> N
     sampler = {"_target_": "optuna.samplers.GridSampler", "search_space": grid, "seed": 0}
     search(tmp_path, Jobs(0.5, 0.4), space=["model=vit_mini,beit_mini"], sampler=sampler, n_trials=5)
     assert states(tmp_path) == ["COMPLETE", "COMPLETE"]
+
+
+@pytest.mark.parametrize("setting", ["n_trials", "n_jobs"])
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_number_of_trials_that_is_none_is_refused(setting: str, number: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"hydra\.sweeper\.{setting} must be a whole number from 1, got"):
+        search(tmp_path, Jobs(), **{setting: number})
+    assert list(tmp_path.iterdir()) == []

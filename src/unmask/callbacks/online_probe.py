@@ -44,7 +44,8 @@ class OnlineProbe(Callback):
         inverse_strength: Of the logistic regression, scikit-learn's `C`; ours.
 
     Raises:
-        ValueError: A value is out of range; as training begins, a split lacks labels or holds fewer than `k` images.
+        ValueError: A value is out of range; as training begins, a split lacks labels, is streamed or holds fewer than
+            `k` images.
     """
 
     def __init__(
@@ -79,6 +80,11 @@ class OnlineProbe(Callback):
             dataset = self.data.dataset(split)
             if not dataset.is_labelled:
                 raise ValueError(f"probes.{self.name} needs labels, but the {split} split of its data has none")
+            if dataset.is_streamed:
+                raise ValueError(
+                    f"probes.{self.name} chooses images, and the {split} split of its data is streamed; name data that "
+                    f"are not by probes.{self.name}.data=NAME"
+                )
         bank_size = min(len(self.data.dataset("train")), self.num_images)
         if bank_size < self.knn.k:
             raise ValueError(

@@ -338,7 +338,8 @@ def _heading(text: str, name: str, *, is_alone: bool) -> str:
 
 
 def _by_epoch(folder: Path) -> dict[int, Path]:
-    return {int(path.stem.rpartition("_")[2]): path for path in sorted(folder.glob("epoch_*.png"))}
+    found = {path.stem.removeprefix("epoch_"): path for path in sorted(folder.glob("epoch_*.png"))}
+    return {int(number): path for number, path in found.items() if number.isdecimal()}
 
 
 def _panels(run: RunFiles, name: str, *, is_alone: bool) -> str:

@@ -41,7 +41,8 @@ def load_backbone_weights(
         What was loaded and what was not.
 
     Raises:
-        ValueError: The file is of another architecture, or lacks part of the backbone and `allow_partial` is false.
+        ValueError: The file is of another architecture, holds weights that are not finite, or lacks part of the
+            backbone and `allow_partial` is false.
     """
     own = backbone.state_dict()
     offered = _spread_shared_table(conversion.backbone, own)
@@ -62,6 +63,12 @@ def load_backbone_weights(
     missing_keys = tuple(name for name in own if name not in offered)
     unexpected_keys = tuple(name for name in offered if name not in own)
     _require_fit(misfits, missing_keys, unexpected_keys, conversion, allow_partial=allow_partial)
+    bad = next((name for name, weight in fitting.items() if not weight.float().isfinite().all()), None)
+    if bad is not None:
+        raise ValueError(
+            f"{conversion.source} holds numbers in {bad} that are not finite, so that nothing can be computed by it; "
+            "take an earlier checkpoint, or download the file again"
+        )
     backbone.load_state_dict(fitting, strict=False)
     return LoadReport(
         source_format=conversion.source_format,

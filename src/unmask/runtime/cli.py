@@ -354,7 +354,9 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from omegaconf.errors import OmegaConfBaseException
 
-    errors = [HydraException, OmegaConfBaseException, MisconfigurationException, ValueError, FileNotFoundError]
+    from unmask.runtime.mistakes import WRONG_PLACES
+
+    errors = [HydraException, OmegaConfBaseException, MisconfigurationException, ValueError, *WRONG_PLACES]
     if "wandb" in sys.modules:  # else it has raised nothing
         errors.append(sys.modules["wandb"].Error)
     return tuple(errors)

@@ -24,6 +24,7 @@ from unmask.data.inspection import Inspection, inspect_images
 from unmask.inference.contact_sheet import Cell, contact_sheet
 from unmask.methods.backbone_module import BackboneModule
 from unmask.runtime.builders import build, build_module, build_trainer
+from unmask.runtime.setting_types import require_types
 from unmask.types import ImageBatch
 
 _SMALL = 32  # px; images with a shorter side are counted
@@ -43,6 +44,7 @@ def inspect(config: DictConfig) -> None:
         ValueError: There are no training images, or none can be read.
     """
     start = time.monotonic()
+    require_types(config)
     logging.getLogger(AutoSplitDataModule.__module__).setLevel(logging.WARNING)  # what it says of splits is said below
     data: ImageDataModule = build(config.data, on_bad_image="skip", max_bad_fraction=1.0, statistics="auto")
     splits, missing = _splits(data)

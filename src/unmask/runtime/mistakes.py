@@ -52,6 +52,8 @@ _WHOLE_ELSEWHERE = {  # settings that are written in another way altogether
 }
 _ONE_OF_SEVERAL = {"optimizer.lr": "which is the peak as it is; base_lr={value} is scaled by the batch"}
 
+# What the system says of a path that a user gave.
+WRONG_PLACES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _COMPUTING_FAILED = re.compile(r"\w+ raised while resolving interpolation: ")
 _MAX_OPTIONS = 20  # shown in one sentence
 _OMEGACONF_DETAILS = ("full_key:", "object_type=", "reference_type=")
@@ -101,6 +103,8 @@ def _innermost(error: BaseException) -> str:
     """The text of the error, unpacked where Hydra wrapped a constructor's into its own."""
     while isinstance(error, InstantiationException) and error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, WRONG_PLACES) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; name another file or folder"
     text = str(error) or type(error).__name__
     if not _FROM_WORKER.match(text):
         return text

@@ -62,10 +62,14 @@ def run_study(
         The settings and values of the best trials.
 
     Raises:
-        ValueError: Optuna is not installed, nothing is searched, a direction is unknown, several objectives are to be
-            pruned by, or the study exists and is not to be continued, or has other objectives.
+        ValueError: Optuna is not installed, a number is not positive, nothing is searched, a direction is unknown,
+            several objectives are to be pruned by, or the study exists and is not to be continued, or has other
+            objectives.
     """
     optuna = _optuna()
+    for name, number in (("n_trials", n_trials), ("n_jobs", n_jobs)):
+        if type(number) is not int or number < 1:
+            raise ValueError(f"hydra.sweeper.{name} must be a whole number from 1, got {number!r}")
     wanted = _directions(objectives)
     if pruner is not None and len(wanted) > 1:
         raise ValueError("Optuna prunes by one objective; give hydra.sweeper.objectives one, or leave out the pruner")

@@ -16,7 +16,9 @@ from unmask.data.dataset import RawBatch
 from unmask.data.packing import Packing, write_packed
 from unmask.data.sources.shards import Shards
 from unmask.runtime.builders import build
+from unmask.runtime.setting_types import require_types
 
+_OWN = ("size", "jpeg_quality", "images_per_shard", "timing_seconds", "seed", "global_batch_size")
 _TURNS = 3  # of each side
 
 _log = logging.getLogger("unmask")
@@ -30,6 +32,7 @@ def pack(config: DictConfig) -> None:
     """
     if config.get("data") is None:
         raise ValueError("name the source to pack, such as data=folder data.root=DIR")
+    require_types(config, _OWN)  # what a recipe adds refers to keys of training
     data: ImageDataModule = build(config.data)
     packing = Packing(
         format=config.format,
@@ -37,7 +40,7 @@ def pack(config: DictConfig) -> None:
         jpeg_quality=config.jpeg_quality,
         images_per_shard=config.images_per_shard,
     )
-    out = Path(config.out).expanduser()
+    out = Path(str(config.out)).expanduser()
     record = write_packed(data, out, packing, list(config.splits))
     _log.info(_summary(record, out))
     if config.timing_seconds > 0:

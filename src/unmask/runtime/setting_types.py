@@ -1,7 +1,7 @@
 """Refuses values of another type for the keys that no constructor takes by themselves."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
@@ -33,7 +33,9 @@ def _or_null(kind: _Kind) -> _Kind:
 
 
 _COUNT = _whole(1, _LARGEST_COUNT)
-_KINDS = {  # of keys at the top of run.yaml, eval.yaml or what they share; ranges are looked at where values are used
+_POSITIVE = _Kind("a number above 0", lambda value: _NUMBER.is_one(value) and value > 0)
+# Of keys at the top of run.yaml, eval.yaml, inspect.yaml or pack.yaml; ranges are looked at where values are used.
+_KINDS = {
     "seed": _whole(0, _LARGEST_SEED),
     "global_batch_size": _COUNT,
     "images_per_device": _or_null(_COUNT),
@@ -48,15 +50,27 @@ _KINDS = {  # of keys at the top of run.yaml, eval.yaml or what they share; rang
     "follow_data": _or_null(_SWITCH),
     "allow_partial": _SWITCH,
     "use_ema_weights": _SWITCH,
+    "decoded_images": _COUNT,
+    "seconds_of_loading": _POSITIVE,
+    "timed_steps": _whole(0, _LARGEST_COUNT),
+    "size": _or_null(_COUNT),
+    "jpeg_quality": _COUNT,
+    "images_per_shard": _COUNT,
+    "timing_seconds": _NUMBER,
 }
 
 
-def require_types(config: DictConfig) -> None:
+def require_types(config: DictConfig, names: Collection[str] = tuple(_KINDS)) -> None:
     """Looks at the types of the top-level keys.
+
+    Args:
+        config: Of a command.
+        names: Of the keys; those that the command does not have are left out.
 
     Raises:
         ValueError: A value is of another type, not finite, or beyond what any run could take.
     """
-    for name, kind in _KINDS.items():
+    for name in names:
+        kind = _KINDS[name]
         if name in config and not kind.is_one(config[name]):
             raise ValueError(f"{name} must be {kind.words}, got {config[name]!r}")

@@ -109,6 +109,9 @@ def test_statistics_of_the_images_come_from_the_folder(tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(described))
     backbone = load_backbone(tmp_path)
     assert (backbone.pixel_mean, backbone.pixel_std) == ((0.5,) * 3, (0.4,) * 3)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(described | {"do_normalize": False}))
+    backbone = load_backbone(tmp_path)
+    assert (backbone.pixel_mean, backbone.pixel_std) == ((0.0,) * 3, (1.0,) * 3)
 
 
 def test_windows_of_the_pretraining_are_kept(randomize, images, tmp_path: Path, require_same_features) -> None:

@@ -130,5 +130,7 @@ def _swin(
 
 
 def _statistics(file: WeightFile) -> dict[str, Any]:
+    if file.preprocessing.get("do_normalize") is False:  # means and deviations may stand beside it, unused
+        return {"pixel_mean": [0.0] * 3, "pixel_std": [1.0] * 3}
     names = {"image_mean": "pixel_mean", "image_std": "pixel_std"}
     return {ours: file.preprocessing[theirs] for theirs, ours in names.items() if theirs in file.preprocessing}
