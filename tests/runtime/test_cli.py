@@ -163,24 +163,32 @@ def test_a_folder_that_held_something_is_never_removed(monkeypatch: pytest.Monke
     assert Path("mine/notes.log").read_text() == "kept"
 
 
-def test_an_evaluation_does_not_write_over_the_run_it_measures(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("result", "sentence"),
+    [
+        (
+            "checkpoints/last.ckpt",
+            "error: mine holds a training run, whose settings and readings this evaluation would",
+        ),
+        ("report.json", "error: mine holds the report of an evaluation, which this evaluation would replace"),
+    ],
+)
+def test_an_evaluation_does_not_write_over_what_another_command_left(
+    result: str, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     from unmask.runtime import cli
 
-    kept = {f"mine/{name}": name for name in ("checkpoints/last.ckpt", "csv/metrics.csv", ".hydra/config.yaml")}
+    kept = {f"mine/{name}": name for name in (result, "csv/metrics.csv", ".hydra/config.yaml")}
     for path, text in kept.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)
-    monkeypatch.setattr(
-        "sys.argv", ["eval.py", "eval=knn", "ckpt_path=mine/checkpoints/last.ckpt", "hydra.run.dir=mine"]
-    )
+    monkeypatch.setattr("sys.argv", ["eval.py", "eval=knn", "ckpt_path=last.ckpt", "hydra.run.dir=mine"])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stopped:
         cli.evaluate()
 
     assert stopped.value.code == 2
-    assert "error: mine holds a training run" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(sentence)
     assert {path: Path(path).read_text() for path in kept} == kept
     assert not Path("mine/eval.log").exists()
 

@@ -278,7 +278,7 @@ def _require_safe_loading() -> None:
 
 def _require_own_files(overrides: Sequence[str], *, is_evaluation: bool = False) -> None:
     """Looks at the folder of a run before Hydra writes to it."""
-    from unmask.runtime.run_folder import require_no_training, require_own_files
+    from unmask.runtime.run_folder import require_own_files, require_unmeasured
 
     for override in overrides:
         if override.startswith(_RUN_DIR):
@@ -286,7 +286,7 @@ def _require_own_files(overrides: Sequence[str], *, is_evaluation: bool = False)
             try:
                 require_own_files(folder)
                 if is_evaluation:
-                    require_no_training(folder)
+                    require_unmeasured(folder)
             except ValueError as error:
                 sys.exit(_explain(error))
 

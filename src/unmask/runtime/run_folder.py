@@ -15,6 +15,7 @@ from unmask.callbacks.durable_checkpoint import LAST_NAME
 from unmask.runtime.started_processes import is_first_process
 
 LOCK_NAME, HOLDER_NAME = "run.lock", "running.json"
+REPORT_NAME = "report.json"  # of an evaluation
 _WRITTEN_TO = ("*", ".hydra/*", "csv/*")  # else files are replaced whole, or new
 
 
@@ -70,17 +71,22 @@ def require_own_files(run_dir: Path) -> None:
             )
 
 
-def require_no_training(folder: Path) -> None:
-    """Refuses the folder of a pre-training to an evaluation, which would replace its settings and its readings.
+def require_unmeasured(folder: Path) -> None:
+    """Refuses a folder to an evaluation that would replace what another command left in it.
 
     Raises:
-        ValueError: It holds a checkpoint to continue from.
+        ValueError: It holds a training run, or the report of an evaluation.
     """
-    if (folder / "checkpoints" / LAST_NAME).exists():
-        raise ValueError(
-            f"{folder} holds a training run, whose settings and readings an evaluation would replace; choose another "
-            "folder by hydra.run.dir=DIR, or leave it out"
-        )
+    results = {
+        f"checkpoints/{LAST_NAME}": "a training run, whose settings and readings",
+        REPORT_NAME: "the report of an evaluation, which",
+    }
+    for name, what in results.items():
+        if (folder / name).exists():
+            raise ValueError(
+                f"{folder} holds {what} this evaluation would replace; choose another folder by hydra.run.dir=DIR, or "
+                "leave it out"
+            )
 
 
 def _write_holder(run_dir: Path) -> None:
