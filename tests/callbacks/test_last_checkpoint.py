@@ -80,6 +80,15 @@ def test_a_run_limited_by_steps_keeps_its_last_step(train: Callable[..., dict[st
     assert train([3.0, 1.0], max_epochs=-1, max_steps=10)["last.ckpt"] == 10
 
 
+def test_a_second_run_by_the_same_callbacks_is_saved_too(train: Callable[..., dict[str, int]], tmp_path: Path) -> None:
+    from unmask.callbacks.last_checkpoint import LastCheckpoint
+
+    callbacks: list[Callback] = [LastCheckpoint(dirpath=tmp_path / "checkpoints")]
+    assert train([1.0], callbacks=callbacks) == {"last.ckpt": 6}
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    assert train([1.0], callbacks=callbacks) == {"last.ckpt": 6}
+
+
 def test_the_last_checkpoint_knows_what_the_best_one_was(train: Callable[..., dict[str, int]], tmp_path: Path) -> None:
     train([3.0, 1.0])
 

@@ -62,7 +62,7 @@ def in_memory() -> Any:
         image_size=32,
         pixel_mean=(0.5, 0.5, 0.5),
         pixel_std=(0.5, 0.5, 0.5),
-        augmentation=Augmentation(),
+        augmentation=Augmentation(random_erasing_prob=1.0),
         global_batch_size=2,
     )
 

@@ -75,6 +75,8 @@ def test_a_key_of_an_evaluation_is_explained_and_a_misspelt_one_is_answered_with
     first, second, *_ = explain("eval", "eval.k", ["eval=knn", "ckpt_path=x"])
     assert first == "eval.k = 20"
     assert line_at(second).startswith("k: 20")
+    rule = explain("eval", "base_lr", ["eval=finetune", "ckpt_path=x"])
+    assert not any("no images were counted" in line for line in rule)  # those of the run are not known here
     with pytest.raises(ValueError, match=r"explain=eval\.also_j names no key; nearest: eval\.also_k"):
         explain("eval", "eval.also_j", ["eval=knn", "ckpt_path=x"])
 

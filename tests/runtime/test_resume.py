@@ -283,6 +283,7 @@ def test_a_trial_of_the_program_replaces_nothing_and_leaves_nothing(copied: Path
     assert point_of(copied, "resume=never", trial) is None
     run(tmp_path / "trial", trial)
     assert not (tmp_path / "trial" / "backbone.safetensors").exists()
+    assert not (tmp_path / "trial" / "checkpoints").exists()
 
 
 def test_of_older_files_the_newest_is_taken_and_a_partial_one_never(copied: Path) -> None:

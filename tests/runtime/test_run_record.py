@@ -169,7 +169,9 @@ def test_resuming_removes_nothing_that_the_file_names(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     saving = ModelCheckpoint(dirpath=folder, monitor="val/loss", save_top_k=1)
     hostile = f"{folder}/../../victim"
-    state = saving.state_dict() | {"best_k_models": {hostile: torch.tensor(9.0)}, "kth_best_model_path": hostile}
+    of_another_run = str(victim / "last.ckpt")
+    named = dict.fromkeys((hostile, of_another_run), torch.tensor(9.0))
+    state = saving.state_dict() | {"best_k_models": named, "kth_best_model_path": of_another_run}
     state |= {"best_model_path": hostile, "last_model_path": hostile}
     checkpoint = {"callbacks": {saving.state_key: state}, "pytorch-lightning_version": "2.6.6"}
     trainer = Trainer(default_root_dir=tmp_path / "run", callbacks=[RestrictedState(), saving], logger=False)
