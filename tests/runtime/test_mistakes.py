@@ -31,7 +31,7 @@ def test_an_experiment_of_the_other_command_names_that_command(command: str, nam
 
 
 def test_a_choice_that_does_not_exist_is_answered_with_all_there_are() -> None:
-    assert sentence_of(["optimizer=sdg"]) == "optimizer=sdg does not exist; nearest: sgd (of adamw, lars, sgd)"
+    assert sentence_of(["optimizer=sdg"]) == "optimizer=sdg does not exist; nearest: sgd (of adamw, lars, muon, sgd)"
 
 
 @pytest.mark.parametrize(
