@@ -109,6 +109,8 @@ def test_what_is_not_stated_follows_what_is() -> None:
     steps = composed("method=mae", "trainer.max_steps=100", images=9000)
     assert steps.trainer.max_epochs == 2  # of 70 steps
     assert steps.schedule.warmup_epochs == pytest.approx(10 / 70)
+    limited = composed("method=mae", "trainer.max_steps=100", "trainer.limit_train_batches=10", images=9000)
+    assert limited.trainer.max_epochs == -1  # or 2 epochs of 10 batches would end it at 20 steps
     endless = composed("method=mae", "trainer.max_epochs=-1", images=9000)
     assert endless.schedule.warmup_epochs == 0.0  # as of any run without an end
 

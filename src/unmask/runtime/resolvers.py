@@ -220,10 +220,21 @@ def fit_batch(otherwise: int, num_train_images: int | None) -> int:
     return otherwise if num_train_images is None or not is_small(num_train_images) else batch_size_for(num_train_images)
 
 
-def fit_epochs(otherwise: int, num_train_images: int | None, global_batch_size: Any, max_steps: Any) -> int:
-    """The length of a training on a small set; where the user counts in steps, as many epochs as those take."""
+def fit_epochs(
+    otherwise: int,
+    num_train_images: int | None,
+    global_batch_size: Any,
+    max_steps: Any,
+    limit_train_batches: Any = None,
+) -> int:
+    """The length of a training on a small set; where the user counts in steps, as many epochs as those take.
+
+    Where the user also limits the batches of an epoch, the steps alone end the run.
+    """
     if num_train_images is None or not is_small(num_train_images) or not _is_count(global_batch_size):
         return otherwise
+    if limit_train_batches is not None and _is_count(max_steps):
+        return -1
     return epochs_for(num_train_images, global_batch_size, num_steps=max_steps if _is_count(max_steps) else None)
 
 
