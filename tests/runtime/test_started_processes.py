@@ -75,16 +75,33 @@ def test_processes_that_would_each_do_the_whole_run_are_refused(
 def test_the_first_process_of_another_machine_leaves_the_folder_to_the_first_of_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unmask.runtime.run_folder import locked
+    from lightning.pytorch.utilities import rank_zero_only
 
+    from unmask.runtime.run_folder import locked
+    from unmask.runtime.started_processes import tell_machine
+
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    monkeypatch.setenv("NODE_RANK", "1")
     with locked(tmp_path):
-        monkeypatch.setenv("NODE_RANK", "1")
+        tell_machine(num_nodes=1)  # the machine's number is of something else
+        with pytest.raises(ValueError, match="is in use"), locked(tmp_path):
+            pass
+        tell_machine(num_nodes=2)
         with locked(tmp_path):
             pass
         assert (tmp_path / "running.json").exists()
-        monkeypatch.setenv("NODE_RANK", "0")
-        with pytest.raises(ValueError, match="is in use"), locked(tmp_path):
-            pass
+
+
+def test_what_torchrun_started_goes_on_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.runtime.cli import _launcher
+
+    assert _launcher() == ["python"]
+    torchrun_starts(4, monkeypatch)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "1")
+    assert _launcher() == ["torchrun", "--nproc-per-node=2"]
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    assert _launcher() == ["torchrun", "--nnodes=2", "...", "--nproc-per-node=2"]
 
 
 @pytest.mark.nightly

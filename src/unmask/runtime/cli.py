@@ -304,12 +304,13 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         from unmask.runtime.console import quiet_libraries
         from unmask.runtime.job_outcome import is_job_of_sweep, report_to_sweep
         from unmask.runtime.mistakes import one_sentence
-        from unmask.runtime.started_processes import is_first_process
+        from unmask.runtime.started_processes import is_first_process, tell_machine
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             from unmask.runtime.sweep import run_job
 
             return run_job()
+        tell_machine(num_nodes=config.trainer.num_nodes)
         quiet_libraries()
         run_dir = Path(config.paths.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)  # Hydra makes its own folder alone, which it is by default

@@ -18,12 +18,18 @@ _LONGEST_WAIT = timedelta(seconds=60)  # for torchrun's store, which is there be
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of its run that writes and speaks.
+    """Whether this process is the one of its run that writes and speaks."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
-    Until a Trainer is built, Lightning counts processes that a user has started on several machines from 0 on each.
+
+def tell_machine(*, num_nodes: int) -> None:
+    """Tells Lightning on which machine this process is, where a user has started the run on several.
+
+    Until it builds a Trainer, Lightning counts the processes of each machine from 0.
     """
-    is_on_first_machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")) == "0"
-    return is_on_first_machine and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+    machine = int(os.environ.get("NODE_RANK", "0"))
+    if num_nodes > 1 and machine > 0 and is_first_process():
+        rank_zero_only.rank = machine  # type: ignore[attr-defined]
 
 
 def shared_by_processes(own: str, *, num_nodes: int) -> str:
