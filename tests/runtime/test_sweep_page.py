@@ -83,6 +83,20 @@ def test_a_page_shows_what_tells_jobs_apart_each_once(tmp_path: Path) -> None:
     assert re.findall(r"\[0,.base_lr.\]|.val/loss.\],\[3", page)  # the axes of the plot have names
 
 
+def test_methods_are_compared_by_what_all_of_them_measure(tmp_path: Path) -> None:
+    jobs = [job(number, [f"method={method}"], 1.0 + number) for number, method in enumerate(("mae", "simmim", "ddmim"))]
+    for number in range(6):
+        jobs[2].metrics[f"val/a_term_{number}"] = 3.0
+    jobs.append(job(3, ["method=supervised"], None))
+    page = sweep_html(jobs, folder=tmp_path)
+    head = re.findall(r'<th scope="col">([^<]*)</th>', page)
+    assert head[:5] == ["job", "state", "method", "val/loss", "probe/own/knn_top1"]
+    assert head[5] == "val/a_term_0"
+    assert "3 jobs as lines over method, val/loss, probe/own/knn_top1;" in page
+    own = [JobOutcome(**{**vars(each), "metrics": {f"val/{each.number}": 1.0}}) for each in jobs[:2]]
+    assert "2 jobs as lines over method, value;" in sweep_html(own, folder=tmp_path)
+
+
 def test_a_sweep_without_results_has_a_page(tmp_path: Path) -> None:
     assert "0 of 1 jobs complete. 1 failed" in sweep_html(JOBS[3:], folder=tmp_path)
 

@@ -17,6 +17,7 @@ _VALUE = "value"
 _MOST_SETTINGS, _MOST_METRICS = 6, 4  # axes that fit beside each other
 _MOST_NAMES = 12  # of settings that are no numbers, written along an axis
 _HEIGHT = 420  # pixels
+_SLANT = 0.5  # rad
 _SENTENCE_WIDTH = 40  # characters, at least
 _NO_DEVIATION = 0.0
 
@@ -42,7 +43,8 @@ def sweep_html(jobs: Sequence[JobOutcome], *, folder: Path) -> str:
     measured = [*([_VALUE] if says_more else []), *_telling(jobs)]
     averages = average_over_seeds(jobs)
     num_complete = sum(job.state == "complete" for job in jobs)
-    axes = [*settings[:_MOST_SETTINGS], *measured[-_MOST_METRICS:]]
+    compared = [name for name in measured if _is_of_all(jobs, name)] or measured
+    axes = [*settings[:_MOST_SETTINGS], *compared[-_MOST_METRICS:]]
     scripts, plots = _plots(jobs, axes, averages)
     title = f"Sweep {folder.name}"
     body = [
@@ -57,13 +59,21 @@ def sweep_html(jobs: Sequence[JobOutcome], *, folder: Path) -> str:
 
 
 def _telling(jobs: Sequence[JobOutcome]) -> list[str]:
-    """The metrics that say how good a job is, each once: the training loss, what was validated, and probes last."""
+    """The metrics that say how good a job is, each once: the training loss, what was validated, and probes.
+
+    Those that not all jobs have, such as the terms of one method among several, come behind those that all have.
+    """
     told: list[str] = []
     for name in sorted(metrics_of(jobs), key=lambda name: (name.startswith("probe/"), name)):
         is_judged = name == "train/loss" or not name.startswith(("train/", "system/"))
         if is_judged and not any(_says_the_same(jobs, name, other) for other in told):
             told.append(name)
-    return told
+    return sorted(told, key=lambda name: not _is_of_all(jobs, name))
+
+
+def _is_of_all(jobs: Sequence[JobOutcome], name: str) -> bool:
+    """Whether every job that has measured anything has measured this."""
+    return all(_told(job, name) is not None for job in jobs if job.metrics)
 
 
 def _says_the_same(jobs: Sequence[JobOutcome], name: str, other: str) -> bool:
@@ -180,6 +190,7 @@ def _parallel_coordinates(jobs: Sequence[JobOutcome], axes: Mapping[str, _Axis])
     figure.yaxis.visible = figure.ygrid.visible = False
     figure.xaxis.ticker = list(range(len(axes)))
     figure.xaxis.major_label_overrides = dict(enumerate(axes))
+    figure.xaxis.major_label_orientation = _SLANT  # side by side they do not fit a narrow screen
     figure.multi_line("xs", "ys", color="color", line_width=3, alpha=0.8, source=plotting.ColumnDataSource(rows))
     for position, axis in enumerate(axes.values()):
         figure.line([position, position], [0, 1], color="#1a1a1a")
