@@ -120,7 +120,7 @@ OTHER_DEVICES = [
         for cell in (
             Cell("mae", point="middle of an epoch", batch=8, resumed_devices=2),
             Cell("ddmim", point="end of validation", batch=8, resumed_devices=2),
-            Cell("supervised", point="end of an epoch", devices=2, resumed_devices=1, resumed_accumulated=2),
+            Cell("mae", point="end of an epoch", devices=2, resumed_devices=1, resumed_accumulated=2),
             Cell("simmim", point="end of an epoch", accumulated=2, resumed_devices=2, resumed_accumulated=1),
         )
     ),
