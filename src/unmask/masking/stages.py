@@ -1,6 +1,6 @@
 """Masks for the stages of a hierarchical backbone."""
 
-import warnings
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +14,8 @@ from unmask.masking.random import RandomMaskGenerator
 from unmask.patches import PatchMask
 from unmask.randomness import sample_keys
 from unmask.types import Images
+
+_log = logging.getLogger("unmask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +67,9 @@ class StageMaskGenerator:
         deepest = max(stage for stage, ratio in enumerate(self.ratios) if ratio != 0)
         cell = self.token_size * 2**deepest
         if self.nested and self.patch_size % cell and self.distribution == "exact":
-            warnings.warn(
+            _log.warning(
                 f"mask patches of {self.patch_size} px are not whole cells of {cell} px of stage {deepest}, so what "
-                f"is masked at that stage is not what is masked of the image; use a multiple of {cell} px",
-                stacklevel=3,
+                f"is masked at that stage is not what is masked of the image; use a multiple of {cell} px"
             )
 
     def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
