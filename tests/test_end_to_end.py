@@ -169,6 +169,7 @@ def test_two_processes_train_as_one(pretrained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # tests/runtime/test_wandb.py reads such a run back by default
 def test_weights_and_biases_offline_holds_losses_panels_and_configuration(tmp_path: Path) -> None:
     done = command(
         "run.py", "method=mae", *TINY, "trainer.max_epochs=1", "trainer.log_every_n_steps=1", "logger=wandb",

@@ -327,7 +327,7 @@ TINY = [
 
 
 @pytest.mark.slow
-def test_a_table_of_two_variants_and_two_seeds(tmp_path: Path) -> None:
+def test_a_table_of_two_variants_by_the_real_commands(tmp_path: Path) -> None:
     plan = {
         "variants": {
             "SimMIM": ["method=simmim"],
@@ -337,7 +337,7 @@ def test_a_table_of_two_variants_and_two_seeds(tmp_path: Path) -> None:
         "evaluations": {"knn": ["eval=knn", "eval.also_k=[10]"]},
         "budget": {"epochs": 2},
         "budgets": {"supervised, all labels": {"steps": 24}},  # of 16 an epoch
-        "seeds": [0, 1],
+        "seeds": [1],
     }
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan))
     command = [str(BENCHMARKS / "compare.py"), "plan.yaml", "--out", "out", "--jobs", "2", *TINY]
@@ -348,9 +348,9 @@ def test_a_table_of_two_variants_and_two_seeds(tmp_path: Path) -> None:
     with (tmp_path / "out" / "table.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["metric"] == "knn top1"]
     assert [(row["pretraining"], row["seed"], row["epochs"]) for row in rows] == [
-        *[("SimMIM", seed, "2.0") for seed in "01"],
-        *[("supervised, all labels", seed, "1.5") for seed in "01"],
-        *[("untrained", seed, "") for seed in "01"],
+        ("SimMIM", "1", "2.0"),
+        ("supervised, all labels", "1", "1.5"),
+        ("untrained", "1", ""),
     ]
     for row in rows:
         folder = row["pretraining"].replace("untrained", "SimMIM").replace(", ", "-").replace(" ", "-")

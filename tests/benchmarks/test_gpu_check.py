@@ -82,7 +82,7 @@ def test_every_full_row_composes() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        "options accumulate",
+        pytest.param("options accumulate", marks=pytest.mark.nightly),
         pytest.param("train ddmim", marks=pytest.mark.nightly),
         pytest.param("scaler", marks=pytest.mark.nightly),
     ],

@@ -39,6 +39,8 @@ def test_an_exploded_run_is_shown_again(method: list[str], tmp_path: Path, caplo
     assert " here: loss " in caplog.text
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_step_whose_gradient_was_far_above_the_usual_is_shown_again(tmp_path: Path, caplog: Any) -> None:
     from unmask.runtime.config import compose_config
     from unmask.runtime.pretrain import pretrain
