@@ -159,7 +159,7 @@ def describe_machine() -> dict[str, Any]:
 def table_of(records: Mapping[str, Mapping[str, Any]]) -> str:
     """Writes the records as Markdown, the shortest class first and the best linear probe first in each."""
     lines = [
-        "| entry | steps | wall min | CPU min of the first process | linear probe | k-NN | held-out linear | bar | load |",
+        "| entry | steps | wall min | CPU min, 1st process | linear probe | k-NN | held-out linear | bar | load |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     ordered = sorted(records.items(), key=lambda item: (item[1]["minutes"], -_mean(item[1], "linear")))
