@@ -104,9 +104,10 @@ def race(path: Path, out: Path, overrides: Sequence[str], seeds: Sequence[int]) 
             home / "frozen", EVAL, [*EVALUATION, f"seed={seed}", f"ckpt_path={checkpoint}"], "report.json"
         )
         runs.append(
-            {"seed": seed, "load_before": round(load, 1), "commit": trained["git"], "command": trained["command"]}
+            {"seed": seed, "load_before": round(load, 1), "commit": trained["git"]}
+            | {"command": without_places(trained["command"])}
             | {key: round(trained[key], 1) for key in ("wall_seconds", "cpu_seconds")}
-            | {"evaluation": measured["command"], "steps": _steps_of(checkpoint)}
+            | {"evaluation": without_places(measured["command"]), "steps": _steps_of(checkpoint)}
             | figures_of(json.loads((home / "frozen" / "report.json").read_text()))
             | {"curve": curve_of(home / "pretraining" / "csv" / "metrics.csv", trained["wall_seconds"])}
         )
@@ -118,6 +119,11 @@ def race(path: Path, out: Path, overrides: Sequence[str], seeds: Sequence[int]) 
         "machine": describe_machine(),
         "runs": runs,
     }
+
+
+def without_places(command: Sequence[str]) -> list[str]:
+    """Leaves out where files lie, which is nobody else's concern."""
+    return [word for word in command if not word.startswith(("data.root=", "ckpt_path=", "hydra.run.dir="))]
 
 
 def figures_of(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def test_a_record_holds_every_seed_and_its_table_says_whether_the_bar_was_reache
     assert [(run["seed"], run["linear"], run["knn"], run["val_linear"]) for run in record["runs"]] == [
         (seed, 50.0 + seed, 40.0, 52.0 + seed) for seed in (0, 1, 2)
     ]
-    assert record["runs"][0]["command"] == ["run.py", "method=mae", *tool.DATA, "data.root=DIR", "seed=0"]
+    assert record["runs"][0]["command"] == ["run.py", "method=mae", *tool.DATA, "seed=0"]
     assert record["runs"][0]["curve"] == [(18.0, 2.0), (118.0, 1.0)]  # seconds: 9 and 59 of 59 steps
     assert record["runs"][0]["steps"] == 60
     row = tool.table_of({"mine": record}).splitlines()[-1]
