@@ -8,13 +8,11 @@ process of its own for each. Prints both and the ratios.
 
 import argparse
 import functools
-import multiprocessing
-import resource
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from steps import peak_memory, timed
 from turns import ratios, spread, take_turns
 
 from unmask.backbones.attention import prefer_fast_attention
@@ -38,7 +36,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of the DDMIM run, such as method.contrast=null")
     settings = parser.parse_args()
 
-    memory = {name: peak_memory(name, settings) for name in METHODS}
+    memory = {name: peak_memory(functools.partial(make_step, name, settings), settings) for name in METHODS}
     steps = {name: make_step(name, settings) for name in METHODS}
     milliseconds = take_turns(steps, functools.partial(timed, settings=settings), rounds=settings.rounds)
 
@@ -85,38 +83,6 @@ def make_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
             method.teacher.update(method.student_networks(), num_images=settings.batch, step_of_epoch=1)
 
     return step
-
-
-def timed(step: Callable[[], None], settings: argparse.Namespace) -> float:
-    """Milliseconds a step."""
-    _wait(settings)
-    start = time.perf_counter()
-    for _ in range(settings.steps):
-        step()
-    _wait(settings)
-    return 1e3 * (time.perf_counter() - start) / settings.steps
-
-
-def peak_memory(name: str, settings: argparse.Namespace) -> float:
-    """MiB: on a GPU what tensors took, on a CPU what three steps added to the process."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(functools.partial(_measure_memory, name, settings))
-
-
-def _measure_memory(name: str, settings: argparse.Namespace) -> float:
-    step = make_step(name, settings)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
-        step()
-    if settings.device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
-
-
-def _wait(settings: argparse.Namespace) -> None:
-    if settings.device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

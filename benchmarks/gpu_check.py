@@ -40,6 +40,7 @@ from host_syncs import HostSyncError, require_no_host_sync, training_step
 from lightning import Callback, LightningModule, Trainer, seed_everything
 from lightning.fabric.utilities.throughput import get_available_flops
 from lightning.pytorch.plugins import MixedPrecision
+from steps import wait_for
 from torch import Tensor
 
 from unmask.callbacks.model_flops import count_flops
@@ -125,11 +126,6 @@ class Recorder(Callback):
                 self._caught.close()
             wait_for(module.device)
             self.seconds = time.perf_counter() - self._start
-
-
-def wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def accelerator(settings: argparse.Namespace) -> str:

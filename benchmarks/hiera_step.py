@@ -11,8 +11,6 @@ ratios.
 
 import argparse
 import functools
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from steps import peak_memory, timed
 from torch import Tensor, nn
 from turns import ratios, spread, take_turns
 
@@ -48,9 +47,11 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of MAE, such as method.decoder.depth=2")
     settings = parser.parse_args()
 
-    memory = {name: peak_memory(name, settings) for name in SIDES}
+    memory = {name: peak_memory(functools.partial(make_step, name, settings), settings) for name in SIDES}
     steps = {name: make_step(name, settings) for name in SIDES}
-    milliseconds = take_turns(steps, functools.partial(timed, settings=settings), rounds=settings.rounds)
+    clock = time.perf_counter if settings.device.startswith("cuda") else time.process_time
+    measure = functools.partial(timed, settings=settings, clock=clock)
+    milliseconds = take_turns(steps, measure, rounds=settings.rounds)
 
     described = f"{settings.image_size} px, batch {settings.batch}, ratio {settings.ratio}, {settings.device}"
     print(f"{settings.model} and {settings.swin}, {described}, bfloat16 autocast")
@@ -116,39 +117,6 @@ def make_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def timed(step: Callable[[], None], settings: argparse.Namespace) -> float:
-    """Milliseconds a step; on a CPU of the process's own time."""
-    clock = time.perf_counter if settings.device.startswith("cuda") else time.process_time
-    _wait(settings)
-    start = clock()
-    for _ in range(settings.steps):
-        step()
-    _wait(settings)
-    return 1e3 * (clock() - start) / settings.steps
-
-
-def peak_memory(name: str, settings: argparse.Namespace) -> float:
-    """MiB: on a GPU what tensors took, on a CPU what three steps added to the process."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(functools.partial(_measure_memory, name, settings))
-
-
-def _measure_memory(name: str, settings: argparse.Namespace) -> float:
-    step = make_step(name, settings)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
-        step()
-    if settings.device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
-
-
-def _wait(settings: argparse.Namespace) -> None:
-    if settings.device.startswith("cuda"):
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

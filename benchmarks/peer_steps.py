@@ -13,23 +13,20 @@ needs less.
 
 import argparse
 import functools
-import multiprocessing
 import os
 import platform
-import resource
 import statistics
-import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import timm
 import torch
+from steps import Step, peak_memory, timed
 from torch import Tensor, nn
 from turns import ratios, spread, take_turns
 
 OURS = "unmask"
-Step = Callable[[], Any]
 
 
 class Row(NamedTuple):
@@ -161,45 +158,12 @@ def _timm_name(row: Row) -> str:
     return f"vit_{size}_patch16_224" if row.overrides[0] == "method=mae" else f"swin_{size}_patch4_window7_224"
 
 
-def timed(step: Step, device: torch.device, steps: int) -> float:
-    """Milliseconds a step."""
-    _wait_for(device)
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    _wait_for(device)
-    return 1e3 * (time.perf_counter() - start) / steps
-
-
-def peak_memory(name: str, side: str, device: torch.device) -> float:
-    """MiB: on a GPU what tensors took, on a CPU what three steps added to the process."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measure_memory, (name, side, device))
-
-
-def _measure_memory(name: str, side: str, device: torch.device) -> float:
-    step = make_step(name, side, device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(3):
-        step()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def report(name: str, settings: argparse.Namespace) -> None:
     """Measures a row and prints its table."""
     row, device = ROWS[name], torch.device(settings.device)
-    memory = {side: peak_memory(name, side, device) for side in row.sides}
+    memory = {side: peak_memory(functools.partial(make_step, name, side, device), settings) for side in row.sides}
     steps = {side: make_step(name, side, device) for side in row.sides}
-    times = take_turns(
-        steps, functools.partial(timed, device=device, steps=settings.steps), rounds=settings.rounds, warm_up=1
-    )
+    times = take_turns(steps, functools.partial(timed, settings=settings), rounds=settings.rounds)
     print(f"\n{name}: {' '.join(row.overrides)}, {row.image_size} px, batch {row.batch_size}, {settings.rounds} rounds")
     print("| side | ms a step | time over Unmask's | peak memory, MiB | memory over Unmask's |\n|---|---|---|---|---|")
     for side in row.sides:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from lightning import Callback, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from unmask.masking.random import RandomMaskGenerator
 from unmask.methods.base import Method
@@ -46,10 +46,7 @@ def batch_of(index: list[int], seed: int = 0) -> ImageBatch:
 
 
 def loader_of(batch: ImageBatch, batch_size: int) -> DataLoader:
-    def join(rows: list[tuple[Tensor, ...]]) -> ImageBatch:
-        return ImageBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
-
-    return DataLoader(TensorDataset(*batch), batch_size, collate_fn=join)
+    return DataLoader([ImageBatch(*row) for row in zip(*batch, strict=True)], batch_size)
 
 
 def make_trainer(*callbacks: Callback, **changes: Any) -> Trainer:

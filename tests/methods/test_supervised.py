@@ -8,7 +8,7 @@ import torch
 from lightning import Callback, Trainer
 from timm.data import Mixup
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from unmask.heads.classifier import BatchNormMLPClassifier, LinearClassifier
 from unmask.methods.supervised import Supervised
@@ -35,10 +35,7 @@ def make_batch(count: int) -> ImageBatch:
 
 
 def make_loader(batch: ImageBatch, batch_size: int) -> DataLoader:
-    def join(rows: list[tuple[Tensor, ...]]) -> ImageBatch:
-        return ImageBatch(*(torch.stack(column) for column in zip(*rows, strict=True)))
-
-    return DataLoader(TensorDataset(*batch), batch_size, collate_fn=join)
+    return DataLoader([ImageBatch(*row) for row in zip(*batch, strict=True)], batch_size)
 
 
 def make_trainer(*callbacks: Callback, **changes: Any) -> Trainer:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unmask.backbones.base import Pooling, StageFusion, VisibleTokenBackbone
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
+from unmask.backbones.initialize import initialize_as_mae
 from unmask.backbones.settings import TimmSettings, require_square_patch, takes
 from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import are_whole_cells, patch_grid
@@ -193,14 +194,7 @@ class TimmHiera(VisibleTokenBackbone):
 
     def initialize_as_mae(self) -> None:
         """Draws linear layers and the first convolution by Xavier's uniform, as the paper's code; positions stay."""
-        for module in self.hiera.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        nn.init.xavier_uniform_(self.hiera.patch_embed.proj.weight.flatten(1))
+        initialize_as_mae(self.hiera, patch_embedding=self.hiera.patch_embed.proj.weight)
 
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Lets the last stage pool and puts a fresh norm behind the pooling of its tokens."""

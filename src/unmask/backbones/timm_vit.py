@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unmask.backbones.base import Pooling, StageFusion, VisibleTokenBackbone
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
+from unmask.backbones.initialize import initialize_as_mae
 from unmask.backbones.sequence import (
     NUM_PREFIX_TOKENS,
     TIMM_POOLINGS,
@@ -162,14 +163,7 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
         return TimmSpec(self._settings.name, arguments, self._weights_for_timm(), classifier="head")
 
     def initialize_as_mae(self) -> None:
-        for module in self.vit.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
-        nn.init.xavier_uniform_(self.vit.patch_embed.proj.weight.flatten(1))
+        initialize_as_mae(self.vit, patch_embedding=self.vit.patch_embed.proj.weight)
         nn.init.normal_(self.vit.cls_token, std=0.02)
 
     def _stage_tokens(self, images: Images, edit: StageEdit | None) -> list[Float[Tensor, "b n d"]]:
