@@ -5,7 +5,8 @@
 Bugs: a comparison or a Boolean turned round, a condition negated, a keyword argument dropped, two returned values or
 arguments exchanged, a number off by one, and `epoch`, `seed`, `rank`, `world_size` replaced by 0 where they are handed
 on. Each is planted in a copy of `src`, against which the tests of its file run (fast ones alone). A file is tested by
-its mirror in `tests` and by what `MEETINGS` adds where it meets other rooms.
+its mirror in `tests` and by what `MEETINGS` adds where it meets other rooms; of these, those are run that enter the
+function the bug is in, the quickest first, up to the first that fails.
 """
 
 import argparse
@@ -21,12 +22,13 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 SRC, TESTS = ROOT / "src" / "unmask", ROOT / "tests"
 QUIET = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins imported before the process was forked
 TIMEOUT = 900.0  # seconds; a test that hangs has noticed
+NO_TESTS = 5  # pytest's code
 CPU_LIMIT = 240  # seconds of computing, whatever else the machine does; a test that never ends has noticed too
 MEETINGS = {
     "runtime/evaluate.py": ["tests/runtime/test_evaluate.py"],
@@ -88,6 +90,7 @@ class Mutant(NamedTuple):
 
     file: str  # below src/unmask
     line: int
+    function: range  # lines of the innermost one it is in; of the whole file outside all
     before: str
     after: str
     source: str  # of the whole file
@@ -111,8 +114,18 @@ def mutants_of(file: str) -> list[Mutant]:
             after = f"({after})"
         changed = (content[:begin] + after.encode() + content[end:]).decode()
         if changed != source:
-            found.append(Mutant(file, node.lineno, " ".join(before.split()), after, changed))
+            found.append(Mutant(file, node.lineno, _around(tree, node), " ".join(before.split()), after, changed))
     return found
+
+
+def _around(tree: ast.Module, node: ast.expr) -> range:
+    """The lines of the innermost function with a name that holds a node, its decorators among them."""
+    spans = [
+        range(min([part.lineno, *(decorator.lineno for decorator in part.decorator_list)]), part.end_lineno + 1)
+        for part in ast.walk(tree)
+        if isinstance(part, ast.FunctionDef)
+    ]
+    return min((span for span in spans if node.lineno in span), key=len, default=range(0))
 
 
 def _replacements(tree: ast.Module) -> Iterator[tuple[ast.expr, ast.expr]]:
@@ -137,6 +150,8 @@ def _replacements(tree: ast.Module) -> Iterator[tuple[ast.expr, ast.expr]]:
 
 def _of_call(node: ast.Call) -> Iterator[tuple[ast.expr, ast.expr]]:
     for dropped in node.keywords:
+        if dropped.arg == "strict":  # of zip: an assertion for readers
+            continue
         kept = [keyword for keyword in node.keywords if keyword is not dropped]
         yield node, ast.Call(node.func, node.args, kept)
         if dropped.arg in HANDED_ON and not isinstance(dropped.value, ast.Constant):
@@ -177,8 +192,67 @@ def tests_of(file: str) -> list[str]:
     return list(dict.fromkeys([*own, *MEETINGS.get(file, [])])) or [str(mirror.parent)]
 
 
-def _run_tests(copy: str, tests: list[str], marks: str) -> None:
-    """Runs in a process of its own, which has no module of the package yet; ends with pytest's code."""
+class Reached:
+    """A plugin of pytest: which tests enter which functions of a file, and how long each takes.
+
+    What a fixture does, which tests of a module may share, counts for all tests of that module.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = f"/src/unmask/{file}"
+        self.by_test: dict[str, set[int]] = {}  # first lines of functions
+        self.by_module: dict[str, set[int]] = {}
+        self.seconds: dict[str, float] = {}
+        self._entered: set[int] = set()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._entered = self.by_module.setdefault(nodeid.partition("::")[0], set())
+        sys.settrace(self._trace)
+
+    def pytest_runtest_call(self, item: Any) -> None:
+        self._entered = self.by_test.setdefault(item.nodeid, set())
+        sys.settrace(self._trace)
+
+    def pytest_runtest_teardown(self, item: Any) -> None:
+        self._entered = self.by_module[item.nodeid.partition("::")[0]]
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        sys.settrace(None)
+
+    def _trace(self, frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_filename.endswith(self.file):
+            self._entered.add(frame.f_code.co_firstlineno)
+
+    def tests_entering(self, function: range) -> dict[str, float]:
+        """The tests that enter a function, with their seconds; all tests where none is known to."""
+        entering = {
+            test: self.seconds.get(test, 0.0)
+            for test, entered in self.by_test.items()
+            if any(line in function for line in entered | self.by_module[test.partition("::")[0]])
+        }
+        return entering or dict.fromkeys(self.by_test, 0.0)
+
+
+class Chosen:
+    """A plugin of pytest: runs some tests alone, the quickest first within their module, quick modules first."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [item for item in items if item.nodeid in self.seconds]
+        of_module: dict[str, float] = {}
+        for test, seconds in self.seconds.items():
+            module = test.partition("::")[0]
+            of_module[module] = of_module.get(module, 0.0) + seconds
+        items.sort(key=lambda item: (of_module[item.nodeid.partition("::")[0]], self.seconds[item.nodeid]))
+
+
+def _run_tests(copy: str, tests: list[str], marks: str, plugin: Any, answers: Any) -> None:
+    """Runs in a process of its own, which has no module of the package yet; answers with pytest's code."""
     import pytest  # noqa: PLC0415
 
     os.chdir(ROOT)
@@ -186,29 +260,37 @@ def _run_tests(copy: str, tests: list[str], marks: str) -> None:
     os.environ["PYTHONPATH"] = copy
     sys.path.insert(0, copy)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *QUIET, "-m", marks, *tests])
-    os._exit(int(code))
+        code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *QUIET, "-m", marks, *tests], plugins=[plugin])
+    answers.send((int(code), plugin))
+    os._exit(0)
 
 
-def is_noticed(mutant: Mutant | None, tests: list[str], *, also_slow: bool = False) -> bool:
-    """Tells whether any test fails; without a mutant, of the source as it is."""
-    marks = "not bolts and not nightly" if also_slow else "not slow and not bolts"
+def run_tests(file: str, source: str | None, tests: list[str], plugin: Any) -> tuple[int, Any]:
+    """Runs tests of a file against the package with this source of it; without one, as it is.
+
+    Returns:
+        pytest's code, 0 where all have passed, and the plugin with what it has learned.
+    """
+    marks = "not bolts and not nightly" if file in TESTED_SLOWLY else "not slow and not bolts and not nightly"
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(SRC, Path(folder) / "src" / "unmask", ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("conf", "docs", "run.py", "eval.py", "pyproject.toml"):
             (Path(folder) / name).symlink_to(ROOT / name)
-        if mutant is not None:
-            (Path(folder) / "src" / "unmask" / mutant.file).write_text(mutant.source)
-        process = multiprocessing.get_context("fork").Process(
-            target=_run_tests, args=(str(Path(folder) / "src"), tests, marks)
-        )
+        if source is not None:
+            (Path(folder) / "src" / "unmask" / file).write_text(source)
+        context = multiprocessing.get_context("fork")
+        answered, answers = context.Pipe(duplex=False)
+        arguments = (str(Path(folder) / "src"), tests, marks, plugin, answers)
+        process = context.Process(target=_run_tests, args=arguments)
         process.start()
-        process.join(TIMEOUT)
-        if process.is_alive():
+        answers.close()
+        try:
+            return answered.recv() if answered.poll(TIMEOUT) else (1, None)
+        except EOFError:  # it died, which is noticed too
+            return 1, None
+        finally:
             process.kill()
             process.join()
-            return True
-        return process.exitcode != 0
 
 
 def main() -> None:
@@ -227,15 +309,19 @@ def main() -> None:
         draw.shuffle(mutants)
     longest = max(map(len, planted.values()))
     by_turns = [mutants[turn] for turn in range(longest) for mutants in planted.values() if turn < len(mutants)]
-    chosen, survivors, sound = by_turns[: arguments.number], [], set()
+    chosen, survivors, reached = by_turns[: arguments.number], [], {}
     print(f"{len(chosen)} of {len(by_turns)} bugs in {len(planted)} files")
-    for number, mutant in enumerate(chosen, start=1):
-        tests, also_slow = tests_of(mutant.file), mutant.file in TESTED_SLOWLY
-        if mutant.file not in sound:
-            if is_noticed(None, tests, also_slow=also_slow):
+    for number, mutant in sorted(enumerate(chosen, start=1), key=lambda entry: entry[1].file):
+        tests = tests_of(mutant.file)
+        if mutant.file not in reached:
+            code, reached[mutant.file] = run_tests(mutant.file, None, tests, Reached(mutant.file))
+            if code:
                 sys.exit(f"the tests of {mutant.file} fail without a bug: {' '.join(tests)}")
-            sound.add(mutant.file)
-        noticed = is_noticed(mutant, tests, also_slow=also_slow)
+        entering = reached[mutant.file].tests_entering(mutant.function)
+        code, _ = run_tests(mutant.file, mutant.source, tests, Chosen(entering))
+        if code == NO_TESTS:
+            sys.exit(f"no test of {mutant.file} was run")
+        noticed = code != 0
         survivors += [] if noticed else [mutant]
         text = f"{mutant.file}:{mutant.line}: {mutant.before[:90]} -> {mutant.after[:90]}"
         print(f"{number:>4} {'noticed ' if noticed else 'SURVIVED'} {text}", flush=True)

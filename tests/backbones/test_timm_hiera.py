@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import Tensor
 
-from unmask.backbones.timm_hiera import TimmHiera
+from unmask.backbones.timm_hiera import HieraSettings, TimmHiera
 
 ABSWIN = {"name": "hiera_small_abswin_256", "image_size": 64, "patch_size": 4, "depths": (1, 1, 1, 1), "embed_dim": 8}
 
@@ -159,6 +159,21 @@ def test_layers_are_the_stages_and_the_last_is_what_evaluation_reads(make_hiera,
         torch.testing.assert_close(pooled["mean"], feature_map.mean(dim=(2, 3)))
         torch.testing.assert_close(pooled["max"], feature_map.amax(dim=(2, 3)))
     torch.testing.assert_close(layers[-1]["mean"], backbone.forward_pooled(images))
+    with torch.no_grad():
+        largest = [m.amax(dim=(1, 2)) for m in backbone._stage_maps(images, None)][-1]
+    torch.testing.assert_close(layers[-1]["max"], backbone.hiera.head.norm(largest))
+
+
+def test_timm_builds_the_same_network_from_its_description(make_hiera, randomize) -> None:
+    backbone = randomize(make_hiera(pool_last_stage=True))
+    spec = backbone.to_timm()
+    theirs = timm.create_model(spec.name, num_classes=3, **spec.arguments)
+    names = {name for name in theirs.state_dict() if name not in spec.state_dict}
+    assert names == {f"{spec.classifier}.weight", f"{spec.classifier}.bias"}
+    theirs.load_state_dict(spec.state_dict, strict=False)
+    images = torch.randn(1, 3, 32, 32)
+    pooled = theirs.eval().forward_head(theirs.forward_features(images), pre_logits=True)
+    assert torch.equal(pooled, backbone.eval().forward_pooled(images))
 
 
 def test_fine_tuning_pools_in_the_last_stage_and_begins_with_a_fresh_norm(make_hiera, randomize) -> None:
@@ -198,6 +213,13 @@ def test_layer_ids_count_blocks_through_all_stages(make_hiera) -> None:
     assert {name: backbone.layer_id(name) for name in ids} == ids
     assert ids.keys() <= names.keys()
     assert {backbone.layer_id(name) for name in names} == set(range(backbone.num_blocks + 2))
+
+
+def test_as_many_tokens_are_taken_as_networks_have() -> None:
+    most = {"name": "hiera_tiny_224", "patch_size": 4}
+    assert HieraSettings(image_size=4096, **most).size == (4096, 4096)  # 2^20 tokens
+    with pytest.raises(ValueError, match="an image of 1032 x 1024 patches is too large for any network"):
+        HieraSettings(image_size=(4128, 4096), **most)
 
 
 @pytest.mark.parametrize("image_size", [36, (32, 20)])

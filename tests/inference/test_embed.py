@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -47,12 +48,15 @@ def test_parquet_holds_what_npz_holds(write) -> None:
         assert table["features"].to_pylist() == part["features"].tolist()
 
 
-def test_the_same_command_makes_the_missing_parts_alone(write) -> None:
+def test_the_same_command_makes_the_missing_parts_alone(write, caplog) -> None:
+    caplog.set_level("INFO")
     folder = write()
     first, second = folder / "part-00000.npz", folder / "part-00001.npz"
     before, content = first.stat(), second.read_bytes()
     second.unlink()
+    assert "written before" not in caplog.text
     write()
+    assert "5 image(s), 3 features each, in 3 part(s), 2 of them written before: " in caplog.text
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     again = np.load(second)
     np.testing.assert_array_equal(again["features"], np.load(io.BytesIO(content))["features"])
@@ -70,6 +74,39 @@ def test_a_folder_of_something_else_is_refused(write, channel_means, tmp_path: P
     with pytest.raises(ValueError, match="exists and contains something else"):
         write("mine")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(ValueError, match="exists and contains something else"):
+        write("file")
+    assert (tmp_path / "file").read_text() == "kept"
+    (tmp_path / "empty").mkdir()
+    assert len(list(write("empty").glob("part-*.npz"))) == 3
+
+
+def test_the_record_of_a_folder_says_what_is_in_it(write, channel_means, pictures: Path, point_at) -> None:
+    text = (write(part_size=1) / "embeddings.json").read_text()
+    record = json.loads(text)
+    assert text == json.dumps(record, indent=2) + "\n"
+    weights = hashlib.blake2b(channel_means.version.numpy().tobytes(), digest_size=16).hexdigest()
+    told = ("weights", "images", "num_images", "image_size", "format", "part_size")
+    expected = [weights, point_at(pictures).dataset.fingerprint, 5, [32, 32], "npz", 1]
+    assert [record[name] for name in told] == expected
+
+
+def test_what_no_file_can_be_written_by_is_refused(monkeypatch) -> None:
+    from unmask.inference import embed  # noqa: PLC0415
+
+    with pytest.raises(ValueError, match=r"eval\.part_size must be at least 1, got 0"):
+        embed.Embed(out="x", image=None, part_size=0)
+
+    def lack(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(embed, "import_module", lack)
+    embed.Embed(out="x", image=None, format="npz")
+    with pytest.raises(
+        ValueError, match=r"eval\.format=parquet needs pyarrow; pip install 'unmask\[hub\]', or use npz"
+    ):
+        embed.Embed(out="x", image=None, format="parquet")
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,12 @@ def test_the_sheet_shows_each_query_beside_its_neighbors(
     from unmask.inference import neighbors
     from unmask.inference.neighbors import NearestNeighbors
 
-    drawn, draw = [], neighbors.contact_sheet
-    monkeypatch.setattr(neighbors, "contact_sheet", lambda rows, **text: drawn.extend(rows) or draw(rows, **text))
+    drawn, written, draw = [], {}, neighbors.contact_sheet
+    monkeypatch.setattr(
+        neighbors,
+        "contact_sheet",
+        lambda rows, **text: drawn.extend(rows) or written.update(text) or draw(rows, **text),
+    )
 
     def find(path, split):
         return point_at(pictures / "pink.png" if path == "queries" else pictures)
@@ -60,7 +64,9 @@ def test_the_sheet_shows_each_query_beside_its_neighbors(
         inference.run(channel_means, find, run_dir=tmp_path, device=CPU)
     rows = list(csv.DictReader((tmp_path / "neighbors.csv").read_text().splitlines()))
     # By hand: the cosines of 2 c / 255 - 1 are 0.52 for yellow and 0.32 for red.
-    assert [Path(row["neighbor"]).stem for row in rows] == ["yellow", "red"]
+    assert [(row["rank"], Path(row["neighbor"]).stem) for row in rows] == [("1", "yellow"), ("2", "red")]
+    assert written["title"] == "2 nearest of 5 images"
+    assert written["subtitle"] == "left: the query; cosine similarity of pooled features"
     sheet = Image.open(tmp_path / "neighbors.png").convert("RGB")
     size = 128
     seen = [

@@ -4,6 +4,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -52,6 +53,48 @@ def test_every_unit_offered_can_be_drawn_and_painted(
     assert 0 < ratio < 1
 
 
+def test_the_unit_offered_first_is_that_of_the_method(open_photos: Callable[..., Any]) -> None:
+    model = open_photos("mae", "method.mask_generator.patch_size=16")
+    assert model.mask_units() == [4, 8, 16]
+    assert model.own_masking() == (0.75, 16)
+
+
+@pytest.mark.parametrize(("side", "smallest"), [(32, 1), (34, 2), (64, 2)])
+def test_squares_too_small_to_be_told_apart_are_not_offered(side: int, smallest: int) -> None:
+    from unmask.inference.photo import PhotoModel
+    from unmask.methods.backbone_module import BackboneModule
+
+    backbone = Mock(image_size=(side, side), in_channels=3, mask_unit_size=1)
+    assert PhotoModel(Mock(spec=BackboneModule, exported_backbone=backbone)).mask_units()[0] == smallest
+
+
+@pytest.mark.parametrize("is_classifier", [True, False])
+def test_a_file_is_opened_with_its_classes_where_it_has_any(
+    is_classifier: bool, open_photos: Callable[..., Any]
+) -> None:
+    from unmask.inference.base import Checkpoint
+    from unmask.inference.photo import open_for_photos
+
+    module = open_photos(*(("supervised", "data.num_train=20") if is_classifier else ("mae",))).module
+    checkpoint = Mock(spec=Checkpoint)
+    checkpoint.load_module.return_value = module
+    checkpoint.class_names.return_value = ("a", "b")
+    opened = open_for_photos(checkpoint)
+    assert opened.module is module
+    assert opened.class_names == (("a", "b") if is_classifier else ())
+
+
+def test_a_small_picture_is_enlarged_by_the_factor_that_fills_the_page() -> None:
+    from unmask.inference.photo import as_picture
+
+    images = torch.rand(2, 3, 100, 60)
+    picture = as_picture(images)
+    assert picture.shape == (400, 240, 3)
+    expected = (255 * images[0]).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.array_equal(picture[1::4, 2::4], expected)
+    assert as_picture(torch.zeros(1, 3, 300, 400)).shape == (300, 400, 3)
+
+
 def test_units_offered_for_a_hiera_are_whole_ones_of_it(open_photos: Callable[..., Any], photo: np.ndarray) -> None:
     from unmask.inference.photo import PhotoModel
     from unmask.runtime.api import build_method
@@ -78,6 +121,10 @@ def test_paint_on_a_small_part_of_a_patch_masks_nothing(open_photos: Callable[..
         model.mask_painted(painted, unit=8)
     with pytest.raises(ValueError, match="leave some of the photo visible"):
         model.mask_painted(painted + 1, unit=8)
+    with pytest.raises(ValueError, match="nothing is painted"):
+        model.mask_painted(painted + 127 / 255, unit=8)
+    with pytest.raises(ValueError, match="leave some of the photo visible"):
+        model.mask_painted(painted + 128 / 255, unit=8)
     painted[:16, 16:24] = 1.0  # half of the second patch
     painted[:4, 32:36] = 1.0  # a sixteenth of the third
     painted[32:40, 32:40] = 1.0  # a quarter of the one in the third row

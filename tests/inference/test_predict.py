@@ -1,5 +1,6 @@
 import csv
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -47,3 +48,41 @@ def test_the_table_holds_what_was_predicted(classifier, pictures: Path, point_at
     assert pink.split()[1:] == ["red", "90.7", "blue", "5.4,", "green", "3.9"]
     with pytest.raises(ValueError, match=r"eval\.top must be at least 1, got 0"):
         Predict(image=None, top=0)
+
+
+@pytest.mark.parametrize("count", [20, 21])
+def test_the_terminal_shows_the_first_images_and_says_so(
+    count: int, classifier, tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.inference.predict import Predict, Prediction  # noqa: PLC0415
+
+    scores = [0.5, 0.25, 0.125, 0.0625, 0.0625]
+    made = [Prediction(f"{number}.png", list("abcde"), scores) for number in range(count)]
+    monkeypatch.setattr(Predict, "predict", lambda *_: made)
+    with caplog.at_level("INFO"):
+        Predict(image=None, top=1).run(classifier, lambda *_: None, run_dir=tmp_path, device=torch.device("cpu"))
+    shown, said = caplog.messages
+    assert shown.strip("\n").splitlines()[0].split() == ["image", "class", "score,", "%", "then"]
+    assert shown.strip("\n").splitlines()[2:] == [
+        f"{f'{number}.png':<8}a      50.0      b 25.0, c 12.5" for number in range(20)
+    ]
+    assert said.startswith("the first 20 of 21 image(s), 5 classes each" if count > 20 else "20 image(s)")
+
+
+@pytest.mark.parametrize("is_classifier", [True, False])
+def test_a_checkpoint_without_classes_is_refused(is_classifier: bool) -> None:
+    from unmask.backbones.base import MaskedBackbone  # noqa: PLC0415
+    from unmask.inference.base import Checkpoint  # noqa: PLC0415
+    from unmask.inference.predict import Predict  # noqa: PLC0415
+    from unmask.methods.backbone_module import BackboneModule  # noqa: PLC0415
+
+    module = Mock(spec=BackboneModule, is_classifier=is_classifier, backbone=Mock(spec=MaskedBackbone))
+    module._modules = {}
+    checkpoint = Mock(spec=Checkpoint, path="a.ckpt")
+    checkpoint.load_module.return_value, checkpoint.class_names.return_value = module, CLASSES
+    if not is_classifier:
+        with pytest.raises(ValueError, match=r"a\.ckpt holds .*, which names no classes; train .* ckpt_path=a\.ckpt"):
+            Predict(image=None).load(checkpoint)
+        return
+    classifier, backbone = Predict(image=None).load(checkpoint)
+    assert (classifier.module, classifier.class_names, backbone) == (module, CLASSES, module.backbone)

@@ -1,6 +1,7 @@
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_the_picture_is_what_the_method_makes_of_the_given_images(
     drawn = {}
     panel = module.reconstruction_panel
     monkeypatch.setattr(
-        module, "reconstruction_panel", lambda shown, **text: drawn.update(shown=shown) or panel(shown, **text)
+        module, "reconstruction_panel", lambda shown, **text: drawn.update(text, shown=shown) or panel(shown, **text)
     )
     method = unmask.build_method(TINY).eval()
     backbone = method.exported_backbone
@@ -40,6 +41,8 @@ def test_the_picture_is_what_the_method_makes_of_the_given_images(
 
     with caplog.at_level("INFO"):
         masks = [run(seed) for seed in (3, 4, 3)]
+    assert drawn["title"] == "MAE: 2 image(s)"
+    assert drawn["subtitle"].startswith("75% of each image masked  ·  seed 3  ·  loss ")
     assert torch.equal(masks[0], masks[2])
     assert not torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0][0], masks[0][1])
@@ -66,3 +69,22 @@ def test_images_are_chosen_evenly() -> None:
 
     assert evenly_spaced(10, 4) == [0, 2, 5, 7]
     assert evenly_spaced(3, 8) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("method", ["mae", "supervised"])
+def test_a_classifier_is_refused_and_one_image_is_enough(method: str) -> None:
+    import unmask
+    from unmask.inference.base import Checkpoint
+    from unmask.inference.reconstruct import Reconstruct
+
+    module = unmask.build_method(TINY if method == "mae" else ["method=supervised", "model=vit_mini", "model.depth=1"])
+    checkpoint = Mock(spec=Checkpoint, path="a.ckpt")
+    checkpoint.load_module.return_value = module
+    inference = Reconstruct(image=None, num_images=1)
+    if method == "mae":
+        assert inference.load(checkpoint) == (module, module.exported_backbone)
+    else:
+        with pytest.raises(ValueError, match=r"a\.ckpt holds a classifier, which masks nothing"):
+            inference.load(checkpoint)
+    with pytest.raises(ValueError, match=r"eval\.num_images must be at least 1, got 0"):
+        Reconstruct(image=None, num_images=0)

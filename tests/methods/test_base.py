@@ -2,6 +2,7 @@
 
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -137,6 +138,51 @@ def test_what_is_logged_of_a_step_is_the_mean_over_its_images(
             "train/term": pytest.approx(2 * mean, rel=1e-3, abs=1e-6),
             "train/monitor": pytest.approx(3 * mean, rel=1e-3, abs=1e-6),
         }
+
+
+def test_one_device_logs_every_step_of_accumulated_batches(make_vit) -> None:
+    """Progress bars and callbacks read what is between two logged steps."""
+    method, batch, logged = MeanOfImages(backbone=make_vit(depth=1)), batch_of(list(range(8))), Logged()
+    settings: dict[str, Any] = {"limit_val_batches": 0, "log_every_n_steps": 3}
+    for accumulated in (1, 2):
+        trainer = make_trainer(logged, max_epochs=1, accumulate_grad_batches=accumulated, **settings)
+        trainer.fit(method, loader_of(batch, 2), loader_of(batch, 2))
+    assert [set(readings) for readings in logged.readings] == [{"train/loss", "train/term", "train/monitor"}] * (4 + 2)
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_several_devices_are_asked_at_logged_steps_alone_and_weighed_by_their_images(
+    make_vit, accumulated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, logged = MeanOfImages(backbone=make_vit(depth=1)), []
+    asked: list[int] = []
+
+    def reduce(sums: Tensor, reduce_op: str = "mean") -> Tensor:
+        asked.append(trainer.global_step)
+        other = torch.tensor([10.0, 30.0, 5.0])  # of another device: five images
+        return sums + other if reduce_op == "sum" else (sums + other) / 2
+
+    trainer = Mock(spec=Trainer, world_size=2, accumulate_grad_batches=accumulated, log_every_n_steps=3)
+    trainer.strategy.reduce = reduce
+    monkeypatch.setattr(method, "_trainer", trainer)
+    monkeypatch.setattr(
+        MeanOfImages, "log_dict", lambda self, means, **_: logged.append({name: float(means[name]) for name in means})
+    )
+    num_batches = 5 * accumulated + 1  # the last window of an epoch is shorter
+    for number in range(num_batches):
+        trainer.global_step, trainer.is_last_batch = number // accumulated, number == num_batches - 1
+        readings = {"loss": torch.tensor(float(number)), "term": torch.tensor(2.0 * number)}
+        method.log_training(readings, batch_of([0, 1]), number)
+
+    assert asked == [2, 5]
+    steps = [[2], [5]] if accumulated == 1 else [[4, 5], [10]]
+    assert logged == [
+        {
+            "train/loss": pytest.approx((10 + 2 * sum(step)) / (5 + 2 * len(step))),
+            "train/term": pytest.approx((30 + 4 * sum(step)) / (5 + 2 * len(step))),
+        }
+        for step in steps
+    ]
 
 
 @pytest.mark.parametrize(("policy", "is_decayed"), [("weights", False), ("tokens", True)])

@@ -1,20 +1,27 @@
 """One table over checkpoints, seeds and a random backbone; an evaluation at another image size or window."""
 
+import copy
 import csv
 import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 from torch import nn
 
-from unmask.runtime.checkpoint import export_weights, load_backbone
+from unmask.data.datamodule import ImageDataModule
+from unmask.evaluation.base import EvalReport
+from unmask.evaluation.evaluator import ModuleEvaluator
+from unmask.runtime.checkpoint import export_weights, load_backbone, load_module
 from unmask.runtime.config import compose_config
-from unmask.runtime.evaluate import evaluate
+from unmask.runtime.evaluate import CheckpointRun, _join_group, evaluate
+from unmask.runtime.run_record import recall_places, remember_places
 from unmask.small_sets import peak_lr_for
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -43,7 +50,9 @@ def run(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         folder = tmp_path / "run"
         folder.mkdir()
         returned = evaluate(compose_config("eval", [*data, *QUIET, f"paths.run_dir={folder}", *overrides]))
-        report = json.loads((folder / "report.json").read_text())
+        text = (folder / "report.json").read_text()
+        report = json.loads(text)
+        assert text == json.dumps(report, indent=2) + "\n"
         assert returned == pytest.approx(expected_of_a_sweep(report))
         return report
 
@@ -124,6 +133,12 @@ def test_one_protocol_alone_gives_the_numbers_it_has_among_all(
         (["eval=knn", "ckpt_path={a}", "compare={../b: {b}}"], "compare has the name '../b'"),
         (["eval=knn", "ckpt_path={a}", "compare={other: nowhere.ckpt}"], "nowhere.ckpt does not exist"),
         (["eval=knn", "ckpt_path={a}", "seeds=[1,1]"], "seeds must be different whole numbers"),
+        (["eval=knn", "ckpt_path={a}", "seeds=[1.5,0]"], "seeds must be different whole numbers"),
+        (["eval=knn", "ckpt_path={a}", "seeds=[]"], r"seeds must be different whole numbers such as .*, got \[\]"),
+        (["eval=knn", "ckpt_path=[]"], "checkpoint must name different files"),
+        (["eval=embed", "eval.out=x", "ckpt_path={a}", "seeds=[1]"], "this command reads one checkpoint"),
+        (["eval=embed", "eval.out=x", "ckpt_path={a}", "compare={b: {b}}"], "this command reads one checkpoint"),
+        (["eval=embed", "eval.out=x", "ckpt_path=[{a}]"], "this command reads one checkpoint"),
         (["eval=test", "ckpt_path={a}", "seeds=[1,2]"], "no seed changes its figures; leave seeds out"),
         (["eval=all", "ckpt_path={a}", "eval.protocols.knn.k=41"], "set eval.protocols.knn.k=40 or less"),
         (["eval=linear", "ckpt_path={a}", "eval.layers=[5]"], "has block 1 to block 4; choose from 1 to 4"),
@@ -316,13 +331,19 @@ def test_a_seed_trains_alone_as_among_others(evaluate_own: Callable[..., tuple[d
         assert record["training"]["starts_from_file"] == is_from_file
 
 
-def test_random_weights_are_those_of_their_own_seed(evaluate_own: Callable[..., tuple[dict[str, Any], Path]]) -> None:
+def test_random_weights_are_those_of_their_own_seed(
+    evaluate_own: Callable[..., tuple[dict[str, Any], Path]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     sizes = ["eval=clustering", "+own_data.num_train=20", "+own_data.num_test=30", "eval.num_starts=1"]
     together, _ = evaluate_own("together", *sizes, "seeds=[3,5]")
     alone, _ = evaluate_own("alone", *sizes, "seeds=[5]")
     for backbone in ("checkpoint", "random"):
         assert together[f"{backbone}/seed_5"]["metrics"] == alone[backbone]["metrics"]
     assert together["random/seed_3"]["metrics"] != together["random/seed_5"]["metrics"]
+    measured = [f"{backbone}: Clustering, seed {seed}" for backbone in ("checkpoint", "random") for seed in (3, 5)]
+    assert [message for message in caplog.messages if "Clustering" in message][:4] == measured
+    assert "Seed set to" not in caplog.text
 
 
 def test_each_backbone_sees_the_images_of_a_checkpoint_as_it_was_trained_to(
@@ -339,3 +360,116 @@ def test_each_backbone_sees_the_images_of_a_checkpoint_as_it_was_trained_to(
 def test_a_protocol_without_top1_gives_a_sweep_nothing(files: dict[str, str], tmp_path: Path) -> None:
     given = ["eval=clustering", "eval.baseline=false", f"ckpt_path={files['a']}", f"paths.run_dir={tmp_path}"]
     assert evaluate(compose_config("eval", [*DATA, *QUIET, *given])) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("image_size=64", r"data\.image_size follows the checkpoint and the keys of the evaluation; leave it out"),
+        ("seed=1", r"data\.seed follows the checkpoint"),
+        ("numtrain=9", r"data\.numtrain is no setting of the Synthetic data .* use one of .*, num_train,"),
+    ],
+)
+def test_a_setting_that_the_checkpoints_own_data_cannot_take_is_refused(
+    change: str, sentence: str, evaluate_own: Callable[..., tuple[dict[str, Any], Path]]
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        evaluate_own("refused", "eval=knn", f"+own_data.{change}")
+
+
+def test_weights_without_a_run_need_data_to_be_named(files: dict[str, str], run: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ValueError, match=r"a\.safetensors does not record the data it was trained on; add data=NAME"):
+        run("eval=knn", f"ckpt_path={files['a']}", data=[])
+
+
+def test_what_trains_is_announced_and_kept_in_one_file_that_knows_its_places(
+    evaluate_own: Callable[..., tuple[dict[str, Any], Path]], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    evaluate_own("knn", "eval=knn", "eval.k=2", "eval.also_k=[]", "eval.baseline=false")
+    assert not any(message.startswith("batch ") for message in caplog.messages)
+
+    trained = ["eval=finetune", "eval.epochs=1", "base_lr=0.1", "global_batch_size=2", "eval.baseline=false"]
+    _, folder = evaluate_own("tuned", *trained)
+    (told,) = [message for message in caplog.messages if message.startswith("batch ")]
+    assert "2" in told
+    given = [*QUIET, f"ckpt_path={TRAINED_ON_FOUR_IMAGES}", f"paths.run_dir={folder.parent}", *trained]
+    evaluate(compose_config("eval", given))  # in the same folder once more
+    assert {path.name for path in folder.rglob("*.ckpt")} == {"last.ckpt", "last-previous.ckpt"}
+    record = torch.load(folder / "checkpoint" / "last.ckpt", weights_only=True)["unmask"]["record"]
+    places = recall_places(record["run"])
+    assert (places["name"], places["ckpt_path"]) == ("x", str(TRAINED_ON_FOUR_IMAGES))
+
+
+def test_every_logger_but_that_of_files_is_told_the_figures(
+    evaluate_own: Callable[..., tuple[dict[str, Any], Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loggers = [Mock(spec=CSVLogger), Mock()]
+    monkeypatch.setattr("unmask.runtime.evaluate.build_loggers", lambda config: loggers)
+    reports, _ = evaluate_own("told", "eval=knn", "eval.k=2", "eval.also_k=[]")
+    assert loggers[0].mock_calls == []
+    (figures,), _ = loggers[1].log_metrics.call_args
+    top1 = {name: value for name, value in figures.items() if name.endswith("/top1")}
+    assert top1 == {f"eval/knn/{name}/top1": report["metrics"]["top1"] for name, report in reports.items()}
+    told = {"ckpt_path": str(TRAINED_ON_FOUR_IMAGES), "evaluation": "x"}
+    loggers[1].log_hyperparams.assert_called_once_with(told)
+
+
+def test_a_logger_that_groups_runs_learns_which_run_is_measured(files: dict[str, str]) -> None:
+    saved = torch.load(TRAINED_ON_FOUR_IMAGES, weights_only=True)["unmask"]["record"]
+    remember_places(saved, {"name": "trained earlier", "data": {"_target_": "unmask.data.sources.synthetic.Synthetic"}})
+
+    def group_of(path: str, *logger: str) -> str:
+        config = compose_config("eval", ["eval=knn", "name=x", "paths.run_dir=x", f"ckpt_path={path}", *logger])
+        _join_group(config)
+        return str(config.trained_as)
+
+    path, grouping = str(TRAINED_ON_FOUR_IMAGES), ("logger=csv", "+logger.b.group=y")
+    assert group_of(path, *grouping) == group_of(f"[{path},{files['a']}]", *grouping) == "trained earlier"
+    assert group_of(files["a"], *grouping) == group_of(path, "logger=csv") == group_of(path, "logger=none") == "x"
+
+
+@pytest.mark.parametrize("crop_pct", [None, 0.5])
+def test_a_module_is_tested_on_images_of_the_seed_prepared_as_its_file_says(
+    crop_pct: float | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    changes: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        "unmask.runtime.evaluate.load_module", lambda path, **given: changes.append(given) or load_module(path)
+    )
+
+    def prepare(config: Any, loaded: Any, path: str) -> Any:
+        assert path == str(TRAINED_ON_FOUR_IMAGES)
+        prepared = copy.deepcopy(config)
+        prepared.crop_pct = crop_pct
+        return config if crop_pct is None else prepared
+
+    monkeypatch.setattr("unmask.runtime.evaluate.prepare_as_named", prepare)
+    served: list[ImageDataModule] = []
+
+    class Note(ModuleEvaluator):
+        def evaluate_module(self, module: Any, data: ImageDataModule, make_trainer: Any, outputs: Any) -> EvalReport:
+            served.append(data)
+            return EvalReport(protocol="noted", metrics={}, num_train_images=0, num_test_images=0)
+
+    given = ["eval=test", f"ckpt_path={TRAINED_ON_FOUR_IMAGES}", "seed=5", "backbone.window_size=2"]
+    config = compose_config("eval", [*given, *QUIET, f"paths.run_dir={tmp_path}"])
+    (result,) = CheckpointRun(config, [5]).test_modules(Note())
+    (data,) = served
+    assert (result.seed, data.seed) == (5, 5)
+    assert data.crop_pct == (1.0 if crop_pct is None else crop_pct)
+    assert changes == [{"window_size": 2}]
+
+
+def test_an_inference_is_shown_the_checkpoint_and_data_as_the_backbone_takes_them(
+    make_vit: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("unmask.runtime.evaluate.run_inference", lambda *given: asked.append(given))
+    given = ["eval=embed", "eval.out=x", "ckpt_path=b.safetensors", *FEW, *QUIET, f"paths.run_dir={tmp_path}"]
+    assert evaluate(compose_config("eval", given)) is None
+    ((config, inference, build_data),) = asked
+    assert (config.ckpt_path, type(inference).__name__) == ("b.safetensors", "Embed")
+    data = build_data(config, make_vit(image_size=16, depth=1, pixel_mean=(0.1, 0.2, 0.3)))
+    assert (data.image_size, tuple(data.pixel_mean)) == ((16, 16), (0.1, 0.2, 0.3))
+    assert list(tmp_path.iterdir()) == []

@@ -145,3 +145,16 @@ def test_generated_pictures_are_counted_without_being_drawn(monkeypatch: pytest.
 
     monkeypatch.setattr("unmask.data.sources.synthetic.Synthetic.load_split", refuse)
     assert explained("num_train_images", "method=mae", "data.num_train=300")[0] == "num_train_images = 300"
+
+
+@pytest.mark.parametrize("key", ["seed.x", "method.init_from.x.y", "data.nowhere.x", "data.nowhere", "nowhere.x.y"])
+def test_a_key_within_a_value_or_nowhere_is_no_key(key: str) -> None:
+    with pytest.raises(ValueError, match=f"explain={re.escape(key)} names no key|no key is called {re.escape(key)}"):
+        explained(key, "method=mae")
+
+
+@pytest.mark.parametrize("length", [160, 161])
+def test_a_long_value_is_cut_to_a_line(length: int) -> None:
+    name = "n" * length
+    shown = name if length == 160 else f"{'n' * 157}..."
+    assert explained("name", "method=mae", f"name={name}")[0] == f"name = {shown}"

@@ -208,4 +208,7 @@ def test_a_run_of_few_steps_is_called_short() -> None:
     assert "rises for 2 epochs of a run of 5" in advice(
         "method=mae", "schedule.warmup_epochs=2", "trainer.max_epochs=5", images=9000
     )
+    for warmup, is_long in ((2.99, False), (3, False), (3.01, True)):  # a third of nine epochs
+        said = advice("method=mae", f"schedule.warmup_epochs={warmup}", "trainer.max_epochs=9", images=9000)
+        assert ("the rate rises for" in said) == is_long
     assert "trainer.max_time may end the run" in advice("method=mae", "trainer.max_time=00:00:05:00", images=9000)

@@ -3,14 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
 from PIL import Image
 
+from unmask.evaluation.base import Outputs
+from unmask.methods.backbone_module import BackboneModule
 from unmask.runtime.builders import build
-from unmask.runtime.checkpoint import export_weights
+from unmask.runtime.checkpoint import LoadedModule, export_weights
 from unmask.runtime.config import compose_config
-from unmask.runtime.inference import run_inference
+from unmask.runtime.inference import CheckpointFile, run_inference
 
 TRAINED = Path(__file__).parents[1] / "format_1" / "last.ckpt"
 CHOICES = ["predict", "embed", "neighbors", "reconstruct"]
@@ -28,11 +32,12 @@ def served(make_vit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Mon
         given = [f"eval={choice}", f"ckpt_path={path}", f"paths.run_dir={tmp_path}", "name=x"]
         given += [] if data is None else [f"data={data}"]
         given += ["eval.out=features"] if choice == "embed" else []
-        given += ["trainer.accelerator=cpu", "logger=none", "callbacks=none", *overrides]
+        given += ["trainer.accelerator=cpu", "logger=csv", "callbacks=none", *overrides]
         config = compose_config("eval", given)
         inference, found = build(config.eval), []
 
         def look(model: Any, find: Any, **_: Any) -> None:
+            assert torch.initial_seed() == config.seed
             found.extend(find(place, split) for place in (str(photo), *([] if data is None else [None])))
 
         def load(checkpoint: Any) -> tuple[Any, Any]:
@@ -90,6 +95,27 @@ def test_images_at_a_path_are_decoded_as_the_data_and_normalised_for_the_backbon
     assert tuple(at_path.data.pixel_std) == (0.4, 0.5, 0.6)
 
 
+def test_images_at_a_path_have_the_backbones_channels_and_the_machines_workers(
+    served: Callable[..., Any], make_vit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    grey = export_weights(
+        make_vit(depth=1, in_channels=1, pixel_mean=(0.5,), pixel_std=(0.5,)), tmp_path / "grey.safetensors"
+    )
+    monkeypatch.setattr("unmask.runtime.inference.auto_workers", lambda: 3)
+    (at_path,) = served("embed", f"ckpt_path={grey}", "seed=4", data=None)
+    assert at_path.data.num_workers == 3
+    assert at_path.data.decoder.channels == 1
+
+
+def test_nothing_is_logged_of_an_inference(
+    served: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    served("embed")
+    assert not (tmp_path / "csv").exists()
+    assert "Seed set to" not in caplog.text
+
+
 def test_images_at_a_path_are_cropped_as_those_the_checkpoint_was_trained_on(served: Callable[..., Any]) -> None:
     (at_path,) = served("embed", f"ckpt_path={TRAINED}", data=None)
     assert at_path.data.crop_pct == 1.0
@@ -98,3 +124,86 @@ def test_images_at_a_path_are_cropped_as_those_the_checkpoint_was_trained_on(ser
 def test_several_devices_are_refused(served: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"x computes on one device, and trainer\.devices gives 2"):
         served("embed", "trainer.devices=2")
+
+
+class Asked(Exception):  # noqa: N818  (no mistake)
+    """Ends a command at its file."""
+
+
+def test_a_classifier_is_read_with_the_settings_and_the_crop_the_user_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def load(path: str, **changes: Any) -> LoadedModule:
+        asked.append(changes)
+        return LoadedModule(Mock(spec=BackboneModule, backbone=None), Outputs())
+
+    def prepare(config: Any, loaded: Any, path: str, **given: Any) -> Any:
+        asked.append(given)
+        raise Asked
+
+    monkeypatch.setattr("unmask.runtime.inference.load_module", load)
+    monkeypatch.setattr("unmask.runtime.inference.prepare_as_named", prepare)
+    given = ["eval=predict", "ckpt_path=a.pth", "backbone.image_size=48", "eval.crop_pct=0.35", "name=x"]
+    config = compose_config("eval", [*given, f"paths.run_dir={tmp_path}", "trainer.accelerator=cpu"])
+    inference = build(config.eval)
+    monkeypatch.setattr(inference, "load", lambda checkpoint: (checkpoint.load_module(), None))
+    with pytest.raises(Asked):
+        run_inference(config, inference, Mock())
+    assert asked == [{"image_size": 48}, {"eval_crop_pct": 0.35}]
+
+
+@pytest.mark.parametrize("of_data", [None, (), ("cat", "dog")])
+def test_classes_are_named_by_the_data_only_where_data_are_named(
+    of_data: tuple[str, ...] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = LoadedModule(Mock(spec=BackboneModule, backbone=None), Outputs(num=2))
+    monkeypatch.setattr("unmask.runtime.inference.load_module", lambda path: loaded)
+    named: list[tuple[str, ...]] = []
+
+    def look(checkpoint: CheckpointFile) -> None:
+        named.append(checkpoint.class_names())
+        raise Asked
+
+    data = [] if of_data is None else ["data=synthetic"]
+    given = ["eval=predict", "ckpt_path=a.pth", "name=x", f"paths.run_dir={tmp_path}", "trainer.accelerator=cpu"]
+    config = compose_config("eval", [*given, *data])
+    inference = build(config.eval)
+    monkeypatch.setattr(inference, "load", look)
+
+    def build_data(asked_config: Any, backbone: Any) -> Any:
+        assert (asked_config, backbone) == (config, loaded.module.backbone)
+        return Mock(class_names=of_data)
+
+    with pytest.raises(Asked):
+        run_inference(config, inference, build_data)
+    assert named == [of_data or ("class 0", "class 1")]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "of_data", "expected"),
+    [
+        (Outputs(num=2, class_names=["owl", "fox"]), ["cat", "dog"], ("owl", "fox")),
+        (Outputs(num=3), ["a", "b", "c"], ("a", "b", "c")),
+        (Outputs(num=5, num_unused=2), ["a", "b", "c"], ("a", "b", "c", "output 3", "output 4")),
+        (Outputs(num=2), None, ("class 0", "class 1")),
+    ],
+)
+def test_outputs_are_named_by_the_file_else_by_the_data_else_by_number(
+    outputs: Outputs, of_data: list[str] | None, expected: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    names_of_data = None if of_data is None else lambda backbone: of_data
+    file = CheckpointFile("a.pth", names_of_data=names_of_data)
+    file.loaded = LoadedModule(Mock(spec=BackboneModule, backbone=None), outputs)  # type: ignore[misc]  # read already
+    assert file.class_names() == expected
+    are_taken = of_data is not None and not outputs.class_names
+    assert ("a.pth does not name its classes; they have the names of the data's" in caplog.text) == are_taken
+
+
+def test_names_of_another_number_of_classes_are_refused() -> None:
+    file = CheckpointFile("a.pth", names_of_data=lambda backbone: ["a", "b"])
+    file.loaded = LoadedModule(Mock(spec=BackboneModule, backbone=None), Outputs(num=5, num_unused=1))  # type: ignore[misc]
+    with pytest.raises(ValueError, match="has 5 outputs and does not name them, and the data have 2 classes"):
+        file.class_names()

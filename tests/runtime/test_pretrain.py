@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,8 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Buil
             settings.append(given)
 
         monkeypatch.setattr(pretrain, "build_trainer", stop)
+        for described in ("learning_rate", "limit", "waiting"):
+            monkeypatch.setattr(pretrain, f"describe_{described}", lambda *_, described=described: described)
         monkeypatch.setattr(pretrain, "initialize", initialize)
         with pytest.raises(AllBuilt):
             pretrain.pretrain(compose_config("run", [*method, *TINY, f"paths.run_dir={tmp_path}", *overrides]))
@@ -55,14 +58,16 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Buil
     return built
 
 
-def test_new_weights_and_masks_follow_the_seed(build: Callable[..., Built]) -> None:
+def test_new_weights_and_masks_follow_the_seed(build: Callable[..., Built], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     first, again, other = (build(f"seed={seed}") for seed in (3, 3, 4))
     weights = [built.method.state_dict()["backbone.vit.blocks.0.mlp.fc1.weight"] for built in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert [built.method.seed for built in (first, other)] == [3, 4]
     (card,) = [callback for callback in other.callbacks if type(callback).__name__ == "SettingsCard"]
-    assert card.seed == 4
+    assert (card.seed, card.learning_rate, card.limits_batch, card.waiting) == (4, "learning_rate", "limit", "waiting")
+    assert "Seed set to" not in caplog.text
 
 
 def test_the_network_sees_images_by_the_statistics_that_were_measured(
@@ -83,6 +88,100 @@ def test_a_file_to_start_from_is_read_as_the_user_says(build: Callable[..., Buil
 def test_what_a_checkpoint_names_is_restricted_before_other_callbacks_read_it(build: Callable[..., Built]) -> None:
     names = [type(callback).__name__ for callback in build().callbacks]
     assert names.index("RestrictedState") < names.index("ModelCheckpoint") < names.index("LastCheckpoint")
+
+
+@pytest.mark.parametrize("method", ["mae", "supervised"])
+def test_labels_are_needed_where_they_are_learned_alone(
+    method: str, build: Callable[..., Built], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.data.datamodule import ImageDataModule
+
+    whole = ImageDataModule.dataset
+
+    def without_labels(data: Any, split: str) -> Any:
+        dataset = whole(data, split)
+        return Mock(wraps=dataset, is_labelled=split == "train", fingerprint=dataset.fingerprint)
+
+    monkeypatch.setattr(ImageDataModule, "dataset", without_labels)
+    chosen = MAE if method == "mae" else ["method=supervised"]
+    if method == "mae":
+        build(method=chosen)
+        return
+    with pytest.raises(ValueError, match="one for every image, but the val split lacks some"):
+        build(method=chosen)
+
+
+class Lost(Exception):  # noqa: N818  (of another process)
+    """The connection to another process."""
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_that_lost_a_process_says_where_and_why(
+    rank: int, is_lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.callbacks.process_watch import FIRST_PROCESS
+    from unmask.callbacks.run_status import read_status
+    from unmask.callbacks.stopping import MachineFailed
+    from unmask.data.datamodule import ImageDataModule
+    from unmask.methods.backbone_module import BackboneModule
+    from unmask.runtime import pretrain
+
+    monkeypatch.setenv(FIRST_PROCESS, "of another run")
+    failed = MachineFailed("process 1 of this run was killed") if is_lost else None
+    monkeypatch.setattr(pretrain, "lost_process", lambda trainer, error: failed)
+    trainer = Mock(spec=Trainer, is_global_zero=rank == 0, global_step=7, current_epoch=3)
+    trainer.fit.side_effect = Lost("connection closed")
+    method, data = Mock(spec=BackboneModule), Mock(spec=ImageDataModule)
+    with pytest.raises(MachineFailed if is_lost else Lost):
+        pretrain._fit(trainer, method, data, tmp_path, resumed=tmp_path / "last.ckpt")
+
+    given = {"datamodule": data, "ckpt_path": str(tmp_path / "last.ckpt"), "weights_only": True}
+    trainer.fit.assert_called_once_with(method, **given)
+    assert os.environ[FIRST_PROCESS] == (str(os.getpid()) if rank == 0 else "of another run")
+    status = read_status(tmp_path)
+    if rank == 0 and is_lost:
+        assert status is not None
+        told = [status[name] for name in ("state", "step", "epoch", "reason")]
+        assert told == ["failed", 7, 3, "process 1 of this run was killed"]
+    else:
+        assert status is None
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_weights_and_biases_keeps_the_best_of_what_improves(rank: int, make_vit: Callable[..., nn.Module]) -> None:
+    from lightning.pytorch.loggers import WandbLogger
+
+    from unmask.methods.backbone_module import BackboneModule
+    from unmask.runtime.config import compose_config
+    from unmask.runtime.pretrain import _log_settings
+
+    class Plain(BackboneModule):
+        """A backbone."""
+
+    method = Plain(backbone=make_vit(depth=1), optimizer=Mock(), schedule=Mock())
+    loggers = [Mock(spec=WandbLogger, experiment=Mock()), Mock()]
+    config = compose_config("run", [*MAE, *TINY, "paths.run_dir=x"])
+    _log_settings(Mock(spec=Trainer, loggers=loggers, is_global_zero=rank == 0), config, method, {})
+    kept = {call.args[0]: call.kwargs["summary"] for call in loggers[0].experiment.define_metric.mock_calls}
+    best = {"val/loss": "min", "val/top1": "max", "probe/*": "max"}
+    assert kept == ({**best, "system/images_per_s": "mean", "system/mfu": "mean"} if rank == 0 else {})
+    assert not loggers[1].experiment.mock_calls
+
+
+@pytest.mark.parametrize(("is_labelled", "choice"), [(True, "eval=knn"), (False, "eval=reconstruct image=PHOTO")])
+def test_the_end_of_a_run_says_what_to_do_next(
+    is_labelled: bool, choice: str, make_vit: Callable[..., nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from unmask.methods.backbone_module import BackboneModule
+    from unmask.runtime.pretrain import _export
+
+    class Plain(BackboneModule):
+        """A backbone."""
+
+    caplog.set_level("INFO")
+    _export(Plain(backbone=make_vit(depth=1), optimizer=Mock(), schedule=Mock()), tmp_path, is_labelled=is_labelled)
+    assert f"next: python eval.py {choice} ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}" in caplog.text
 
 
 def test_loggers_are_told_settings_images_and_sizes(make_vit: Callable[..., nn.Module]) -> None:

@@ -135,7 +135,8 @@ def test_a_file_from_elsewhere_does_not_replace_another_run(copied: Path, begun:
 
 def test_a_finished_run_says_so_and_stays_as_it_is(copied: Path, caplog: Any) -> None:
     before = {path: path.read_bytes() for path in copied.rglob("*") if path.is_file() and path.name != "run.lock"}
-    assert json.loads((copied / "status.json").read_text())["state"] == "complete"
+    status = json.loads((copied / "status.json").read_text())
+    assert [status[name] for name in ("state", "step", "epoch")] == ["complete", 4, 2]
     caplog.set_level(logging.INFO)
     assert run(copied, "trainer.max_epochs=2", "resume=auto") is None
 
@@ -144,9 +145,14 @@ def test_a_finished_run_says_so_and_stays_as_it_is(copied: Path, caplog: Any) ->
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # of the copy
-def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(copied: Path, tmp_path: Path, caplog: Any) -> None:
+def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(
+    copied: Path, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.runtime import pretrain
     from unmask.runtime.run_record import recall_places
 
+    told: list[dict[str, float]] = []
+    monkeypatch.setattr(pretrain, "report_to_sweep", lambda *, metrics: told.append(metrics))
     caplog.set_level(logging.INFO)
     run(tmp_path / "whole", "trainer.max_epochs=3")
     last_loss = run(copied, "trainer.max_epochs=3", "resume=auto")
@@ -172,6 +178,8 @@ def test_more_epochs_are_the_run_that_was_asked_for_more_at_once(copied: Path, t
     assert wanted[0] == wanted[1]
     assert last_loss == pytest.approx(float(next(loss for _, _, loss in reversed(wanted[1]) if loss)), rel=1e-4)
     assert recall_places(loads[1]["unmask"]["record"]["run"])["name"] == "x"
+    assert told[1]["val/loss"] == last_loss
+    assert all("/" in name for name in told[1])  # no name of a progress bar
 
 
 REFUSED = {
@@ -264,6 +272,25 @@ def test_a_run_is_not_continued_on_other_images_with_another_network_or_settings
     _rewrite(path, lambda content: content["unmask"]["backbone"].update(norm_eps=0.5))
     with pytest.raises(ValueError, match=r"saved with another model than the configured one: norm_eps 0\.5"):
         run(copied, *more)
+
+
+@pytest.mark.parametrize("count", [-1, 2**63, True, 4.0, "4", None])
+def test_a_number_of_steps_that_is_none_is_refused(count: Any, copied: Path) -> None:
+    from unmask.runtime.resume import read_resume_point
+
+    path = copied / "checkpoints" / "last.ckpt"
+    _rewrite(path, lambda content: content.update(global_step=count))
+    with pytest.raises(ValueError, match=r"it lacks a number of steps or images, and holds .*method\.init_from=FILE"):
+        read_resume_point(path)
+
+
+def test_what_is_set_above_is_named_before_what_lies_within(begun: Path) -> None:
+    from unmask.runtime.resume import require_same_run
+
+    point = point_of(begun, "resume=auto")
+    changed = dict.fromkeys(["b.c.d", "a.b", "seed", "a.a", "a.a.a", "z"], 1)
+    with pytest.raises(ValueError, match=r": seed .*; z .*; a\.a .*; a\.b [^;]*\. Leave them"):
+        require_same_run(point._replace(settings={"seed": 0}), changed)
 
 
 def test_a_run_that_may_still_go_on_is_not_complete(copied: Path) -> None:

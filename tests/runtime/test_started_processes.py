@@ -38,6 +38,15 @@ def test_processes_of_torchrun_share_the_folder_that_the_first_has_named(monkeyp
     assert [run_folder("never", now, 2) for now in ("13-00", "13-01")] == ["13-00"] * 2
 
 
+def test_processes_of_torchrun_without_its_store_need_the_folders_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.runtime.resolvers import run_folder
+
+    torchrun_starts(2, monkeypatch)
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE")
+    with pytest.raises(ValueError, match=r"choose one that all of them see by hydra\.run\.dir=DIR"):
+        run_folder("never", "12-00", 1)
+
+
 def test_processes_that_cannot_agree_on_a_folder_need_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     from unmask.runtime.resolvers import run_folder
 
