@@ -4,7 +4,10 @@ import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
@@ -61,7 +64,8 @@ def test_the_page_links_each_run_escapes_what_was_typed_and_needs_nothing_else(t
     odd = job(4, ["method=<script>alert(1)</script>", "seed=0"], 2.0)
     jobs = [JobOutcome(**{**vars(each), "folder": str(tmp_path / str(each.number))}) for each in (*JOBS, odd)]
     page = sweep_html(jobs, folder=tmp_path)
-    assert re.findall(r'<a href="([^"]*)">(\d)</a>', page) == [("0/report.html", "0"), *((n, n) for n in "1234")]
+    links = re.findall(r'<a href="([^"]*)">(\d)</a>', page)
+    assert links == [("3", "3"), ("0/report.html", "0"), *((n, n) for n in "1234")]  # the failed one at the head too
     assert "4 of 5 jobs complete. 1 failed" in page
     assert "2 ± 1.4" in page
     assert "a &lt;b&gt;bad&lt;/b&gt; number" in page
@@ -71,6 +75,30 @@ def test_the_page_links_each_run_escapes_what_was_typed_and_needs_nothing_else(t
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", markup)
 
 
+def test_a_link_leads_to_a_folder_of_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "50%20 #1" / "why? a&b 'c' ä:"
+    (folder / "run").mkdir(parents=True)
+    (folder / "run" / "report.html").touch()
+    page = sweep_html([job(0, ["seed=0"], 1.0, folder=str(folder / "run"))], folder=tmp_path)
+    (place,) = re.findall(r'<a href="([^"]*)">0</a>', page)
+    address = urlsplit(urljoin((tmp_path / "sweep.html").as_uri(), unescape(place)))
+    assert (address.query, address.fragment) == ("", "")
+    assert Path(url2pathname(address.path)) == folder / "run" / "report.html"
+
+
+def test_why_jobs_failed_stands_at_the_head_each_reason_once(tmp_path: Path) -> None:
+    jobs = [job(number, [f"seed={number}"], None, sentence=f"reason {number % 2}") for number in range(4)]
+    head = sweep_html(jobs, folder=tmp_path)
+    said = " ".join(re.sub("<[^>]*>", " ", re.findall(r"<ul>.*</ul>", head)[0]).split())
+    assert said == "job 0 , 2 : reason 0 job 1 , 3 : reason 1"
+
+    many = [job(number, [f"seed={number}"], None, sentence=f"reason {number}.") for number in range(9)]
+    page = sweep_html(many, folder=tmp_path)
+    assert re.findall(r"<ul>.*</ul>", page)[0].count("reason") == 5
+    assert "others in the table of jobs" in page
+    assert all(f"reason {number}." in page.partition("<h2>Jobs</h2>")[2] for number in range(9))
+
+
 def test_a_page_shows_what_tells_jobs_apart_each_once(tmp_path: Path) -> None:
     own = {"train/loss": 2.0, "train/lr": 0.1, "system/images_per_s": 9.0, "val/pixel_mse": 1.0}
     jobs = [job(0, ["base_lr=0.004430375245218269"], 1.0), job(1, ["base_lr=0.1"], 2.0)]
@@ -78,7 +106,7 @@ def test_a_page_shows_what_tells_jobs_apart_each_once(tmp_path: Path) -> None:
     jobs[1].metrics.update({**own, "val/pixel_mse": 2.0})
     page = sweep_html(jobs, folder=tmp_path)
     head = re.findall(r'<th scope="col">([^<]*)</th>', page)
-    assert head == ["job", "state", "base_lr", "train/loss", "val/loss", "probe/own/knn_top1", "seconds", "why"]
+    assert head == ["job", "state", "base_lr", "train/loss", "val/loss", "probe/own/knn_top1", "seconds"]
     assert "<td>0.00443</td>" in page
     assert re.findall(r"\[0,.base_lr.\]|.val/loss.\],\[3", page)  # the axes of the plot have names
 
@@ -127,6 +155,7 @@ addEventListener('load',()=>setTimeout(()=>{
   document.title=JSON.stringify({errors,focused:document.activeElement===link,
     plots:document.querySelectorAll('.bk-Figure').length,
     said:[...document.querySelectorAll('[role=img]')].map(place=>place.getAttribute('aria-label')),
+    why:(({left,right})=>left>=0&&right<=innerWidth)(document.querySelector('td[colspan]>div').getBoundingClientRect()),
     rows:[...document.querySelectorAll('table')].map(table=>table.tBodies[0].rows.length),
     overflow:document.documentElement.scrollWidth-innerWidth});
 },1500));</script>"""
@@ -150,7 +179,8 @@ addEventListener('load',()=>setTimeout(()=>{
         found["said"][0]
         == "3 jobs as lines over method, seed, val/loss, probe/own/knn_top1; the table below holds the same"
     )
-    assert found["rows"] == [2, 4]
+    assert found["rows"] == [2, 5]  # one of them says why
+    assert found["why"]  # without scrolling
     assert found["focused"]
     assert found["overflow"] <= 0
     assert not re.findall(r"(?:WARNING|ERROR):CONSOLE.*", done.stderr)

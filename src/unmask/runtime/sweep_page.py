@@ -5,8 +5,10 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from unmask.callbacks.report_page import REPORT_NAME, html_page, write_page
 from unmask.runtime.job_outcome import JobOutcome
@@ -18,7 +20,7 @@ _MOST_SETTINGS, _MOST_METRICS = 6, 4  # axes that fit beside each other
 _MOST_NAMES = 12  # of settings that are no numbers, written along an axis
 _HEIGHT = 420  # pixels
 _SLANT = 0.5  # rad
-_SENTENCE_WIDTH = 40  # characters, at least
+_MOST_REASONS = 5  # at the head of the page; the table below says them all
 _NO_DEVIATION = 0.0
 
 
@@ -50,6 +52,7 @@ def sweep_html(jobs: Sequence[JobOutcome], *, folder: Path) -> str:
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{num_complete} of {len(jobs)} jobs complete. {html.escape(_others(jobs))}</p>",
+        _reasons(jobs, folder),
         plots,
         _averages_table(averages, measured),
         "<h2>Jobs</h2>",
@@ -243,25 +246,37 @@ def _averages_table(averages: Sequence[SeedAverage], measured: Sequence[str]) ->
 
 
 def _jobs_table(jobs: Sequence[JobOutcome], settings: Sequence[str], measured: Sequence[str], folder: Path) -> str:
-    rows = []
+    rows, notes = [], []
     for job in jobs:
         told = [_text(_told(job, name)) for name in (*settings, *measured)]
         seconds = "-" if job.seconds is None else f"{job.seconds:.0f}"
-        plain = [html.escape(cell) for cell in (job.state, *told, seconds)]
-        rows.append([_link(job, folder), *plain, _paragraph(job.sentence or "")])
-    return _table(["job", "state", *settings, *measured, "seconds", "why"], rows)
+        rows.append([_link(job, folder), *(html.escape(cell) for cell in (job.state, *told, seconds))])
+        notes.append(job.sentence)
+    return _table(["job", "state", *settings, *measured, "seconds"], rows, notes)
 
 
-def _paragraph(text: str) -> str:
-    """A sentence that goes on in further lines, in a table whose other cells do not."""
-    return f'<div style="white-space:normal;min-width:{min(len(text), _SENTENCE_WIDTH)}ch">{html.escape(text)}</div>'
+def _reasons(jobs: Sequence[JobOutcome], folder: Path) -> str:
+    """Why jobs did not end well, at the head of the page: each reason once, with the jobs that gave it."""
+    by_reason: dict[str, list[JobOutcome]] = {}
+    for job in jobs:
+        if job.sentence is not None:
+            by_reason.setdefault(job.sentence, []).append(job)
+    if not by_reason:
+        return ""
+    lines = [
+        f"<li>job {', '.join(_link(job, folder) for job in those)}: {html.escape(reason)}</li>"
+        for reason, those in list(by_reason.items())[:_MOST_REASONS]
+    ]
+    if len(by_reason) > _MOST_REASONS:
+        lines.append("<li>others in the table of jobs</li>")
+    return f"<ul>{''.join(lines)}</ul>"
 
 
 def _link(job: JobOutcome, folder: Path) -> str:
     """The job's number, which leads to the page of its run, or to its folder where it has none."""
     page = Path(job.folder) / REPORT_NAME
     target = page if page.is_file() else page.parent
-    place = html.escape(Path(os.path.relpath(target, folder)).as_posix())
+    place = quote(Path(os.path.relpath(target, folder)).as_posix())
     return f'<a href="{place}">{job.number}</a>'
 
 
@@ -278,9 +293,24 @@ def _text(told: str | float | None) -> str:
     return str(told) if number is None else f"{number:.4g}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose cells are HTML already; its head is not."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str | None] = ()) -> str:
+    """A table whose cells are HTML already; its head and its notes are not.
+
+    Args:
+        head: Names of the columns.
+        rows: Their cells.
+        notes: Text below a row, from its second column on and over as many lines as it takes; None for none.
+    """
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
-    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f"<table><thead><tr>{top}</tr></thead><tbody>{lines}</tbody></table>"
+    lines = []
+    for row, note in zip_longest(rows, notes):
+        lines.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>")
+        if note is not None:
+            lines.append(f'<tr><td></td><td colspan="{len(head) - 1}">{_paragraph(note)}</td></tr>')
+    table = f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return f'<div class="wide" style="white-space:nowrap">{table}</div>'
+
+
+def _paragraph(text: str) -> str:
+    """Text in a table wider than the screen, all of which is seen without scrolling sideways."""
+    return f'<div style="white-space:normal;max-width:min(70ch,75vw)">{html.escape(text)}</div>'
