@@ -17,6 +17,7 @@ SETTINGS = {
     "trainer.max_epochs": 2,
     "trainer.precision": "32-true",
 }
+IMAGES = {"train": "ab", "val": "cd"}
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def epochs(*losses, probe=""):
 
 def test_the_band_holds_four_deviations_of_the_runs(make_table, tmp_path):
     tables = [make_table(number, epochs(2.0, loss, loss, probe=30)) for number, loss in enumerate((0.8, 1.0, 1.2))]
-    write_reference(tmp_path / "good.reference.json", tables, settings=SETTINGS)
+    write_reference(tmp_path / "good.reference.json", tables, settings=SETTINGS, images=IMAGES)
     good = read_reference(tmp_path / "good.reference.json")
 
     assert (good.name, good.num_runs, good.num_steps) == ("good", 3, 30)
@@ -56,14 +57,20 @@ def test_the_band_holds_four_deviations_of_the_runs(make_table, tmp_path):
 def test_a_run_is_comparable_with_another_seed_and_another_rate_but_not_with_other_images_or_steps(
     make_table, tmp_path
 ):
-    write_reference(tmp_path / "good.json", [make_table("one", epochs(2.0, 1.0))], settings=SETTINGS)
+    write_reference(tmp_path / "good.json", [make_table("one", epochs(2.0, 1.0))], settings=SETTINGS, images=IMAGES)
     good = read_reference(tmp_path / "good.json")
 
     free = {"seed": 2, "data.seed": 2, "base_lr": 1.0, "method.optimizer.lr": 1.0, "data.num_workers": 0}
-    assert good.difference(SETTINGS | free, num_steps=20) is None
-    assert good.difference(SETTINGS | {"data.num_train": 11}, num_steps=20) == "data.num_train is 11, there 10"
-    assert good.difference(SETTINGS, num_steps=21) == "21 optimizer steps, there 20"
-    assert good.difference({}, num_steps=20) == "global_batch_size is None, there 4"
+    assert good.difference(SETTINGS | free, images=IMAGES, num_steps=20) is None
+    assert (
+        good.difference(SETTINGS | {"data.num_train": 11}, images=IMAGES, num_steps=20)
+        == "data.num_train is 11, there 10"
+    )
+    assert good.difference(SETTINGS, images=IMAGES, num_steps=21) == "21 optimizer steps, there 20"
+    assert good.difference({}, images=IMAGES, num_steps=20) == "global_batch_size is None, there 4"
+    elsewhere = good.difference(SETTINGS, images=IMAGES | {"train": "ef"}, num_steps=20)
+    assert elsewhere == "other images in the train split"
+    assert good.difference(SETTINGS, images={}, num_steps=20) == "other images in the train and val split"
     assert set(compared_settings(SETTINGS)) == {
         "data.num_train",
         "global_batch_size",
@@ -74,9 +81,11 @@ def test_a_run_is_comparable_with_another_seed_and_another_rate_but_not_with_oth
 def test_runs_of_other_lengths_or_without_the_readings_are_refused(make_table, tmp_path):
     one, other = make_table("one", epochs(2.0, 1.0)), make_table("other", epochs(2.0))
     with pytest.raises(ValueError, match="the runs are of 10, 20 steps"):
-        write_reference(tmp_path / "good.json", [one, other], settings=SETTINGS)
+        write_reference(tmp_path / "good.json", [one, other], settings=SETTINGS, images=IMAGES)
     with pytest.raises(ValueError, match="holds no train/loss_epoch"):
-        write_reference(tmp_path / "good.json", [make_table("empty", [{"step": 9, "train/loss": 1}])], settings={})
+        write_reference(
+            tmp_path / "good.json", [make_table("empty", [{"step": 9, "train/loss": 1}])], settings={}, images={}
+        )
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", json.dumps({"format": 2}), '{"format": 1, "runs": 1}'])

@@ -18,13 +18,16 @@ RUN = ["method=mae", *TINY, *DECODER, "global_batch_size=8", "trainer=cpu", "tra
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_what_is_shipped_was_made_with_the_settings_of_its_experiment(path: Path) -> None:
     from unmask.callbacks.reference import read_reference
-    from unmask.runtime.builders import resolve_config
+    from unmask.runtime.builders import build_data, resolve_config
     from unmask.runtime.config import compose_config
     from unmask.runtime.resume import settings_of_run
 
     good = read_reference(path)
     config = compose_config("run", [f"experiment={good.name}", "paths.run_dir=x"])
-    assert good.difference(settings_of_run(resolve_config(config)), num_steps=good.num_steps) is None
+    data = build_data(config)
+    images = {split: data.dataset(split).fingerprint for split in ("train", "val")}
+    settings = settings_of_run(resolve_config(config))
+    assert good.difference(settings, images=images, num_steps=good.num_steps) is None
     assert good.num_runs >= 3
     assert good.band("train/loss_epoch", good.num_steps) is not None
 
@@ -55,8 +58,16 @@ def test_a_user_makes_a_reference_of_runs_and_compares_others_with_it(
     said = "; no reference for these settings: method.mask_generator.ratio is 0.5, there 0.75 (mine)"
     assert said in capsys.readouterr().out
 
+    run(monkeypatch, "data.picture_seed=1", "reference=mine.json", "hydra.run.dir=four")  # of the same settings
+    said = "; no reference for these settings: other images in the train and val split (mine)"
+    assert said in capsys.readouterr().out
+
     for arguments, sentence in (
         (["one", "three", "out=other.json"], "three and one are not of one recipe: method.mask_generator.ratio is 0.5"),
+        (
+            ["one", "four", "out=other.json"],
+            "four and one are of other images; a reference takes runs of the same ones",
+        ),
         (["one", "out=mine.json"], "mine.json exists; name another file"),
         (["one"], "name finished runs and one file"),
         (["nowhere", "out=other.json"], "nowhere holds no csv/metrics.csv"),

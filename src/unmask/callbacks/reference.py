@@ -61,6 +61,7 @@ class Reference:
         num_runs: Over which the curves are taken.
         num_steps: Optimizer steps of each run.
         settings: Which the runs share, by dotted names.
+        images: Fingerprints of their splits.
         curves: By the name they were logged under.
     """
 
@@ -68,6 +69,7 @@ class Reference:
     num_runs: int
     num_steps: int
     settings: Mapping[str, Any]
+    images: Mapping[str, str]
     curves: Mapping[str, Sequence[_Point]]
 
     def band(self, name: str, step: int) -> Band | None:
@@ -85,16 +87,22 @@ class Reference:
         now, earlier = _band(curve, step), _band(curve, max(curve[0].step, round(_PACE * step)))
         return Band(min(now.low, earlier.low), max(now.high, earlier.high))
 
-    def difference(self, settings: Mapping[str, Any], *, num_steps: int | None) -> str | None:
-        """Names the first setting in which a run differs from those of the reference; None where it is comparable.
+    def difference(
+        self, settings: Mapping[str, Any], *, images: Mapping[str, str], num_steps: int | None
+    ) -> str | None:
+        """Names the first thing in which a run differs from those of the reference; None where it is comparable.
 
         The seed, the learning rate and the optimizer may be others: a wrong rate is what a reference is to show. A
-        setting that the file does not name is newer than it.
+        setting that the file does not name is newer than it. Images are the same by their fingerprints: settings do
+        not tell one folder of images from another, and how low a loss can get depends on the images.
         """
         own = compared_settings(settings)
         for key in sorted(self.settings, key=lambda name: (name.count("."), name)):
             if self.settings[key] != own.get(key):
                 return f"{key} is {own.get(key)}, there {self.settings[key]}"
+        others = [split for split, fingerprint in self.images.items() if images.get(split) != fingerprint]
+        if others:
+            return f"other images in the {' and '.join(others)} split"
         return None if num_steps == self.num_steps else f"{num_steps} optimizer steps, there {self.num_steps}"
 
 
@@ -122,25 +130,29 @@ def read_reference(path: Path) -> Reference:
             num_runs=int(content["runs"]),
             num_steps=int(content["steps"]),
             settings=dict(content["settings"]),
+            images={str(split): str(fingerprint) for split, fingerprint in content["images"].items()},
             curves={
                 str(name): [_Point(int(step), float(mean), float(std)) for step, mean, std in points]
                 for name, points in content["curves"].items()
             },
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
             f"reference={path} is no file of reference curves ({error}); python -m unmask.reference RUN RUN RUN "
             "out=FILE makes one of good runs"
         ) from None
 
 
-def write_reference(path: Path, tables: Sequence[Path], *, settings: Mapping[str, Any]) -> None:
+def write_reference(
+    path: Path, tables: Sequence[Path], *, settings: Mapping[str, Any], images: Mapping[str, str]
+) -> None:
     """Writes the means and deviations, at each epoch, of what runs of several seeds have logged.
 
     Args:
         path: Of the file.
         tables: The `metrics.csv` of each run.
         settings: Of one of the runs.
+        images: Fingerprints of its splits.
 
     Raises:
         ValueError: A run lacks the readings, or the runs differ in their numbers of steps.
@@ -155,6 +167,7 @@ def write_reference(path: Path, tables: Sequence[Path], *, settings: Mapping[str
         "runs": len(runs),
         "steps": steps.pop(),
         "settings": compared_settings(settings),
+        "images": dict(images),
         "curves": {name: list(_curve([run[name] for run in runs])) for name in shared},
     }
     with atomic_write(path) as partial:
@@ -201,7 +214,7 @@ def _read_kept(table: Path) -> dict[str, dict[int, float]]:
 def _as_json(content: Mapping[str, Any]) -> str:
     """One line a setting and a curve, so that a change of the file can be read."""
     lines = [f' "{key}": {json.dumps(content[key])}' for key in ("format", "runs", "steps")]
-    for key in ("settings", "curves"):
+    for key in ("settings", "images", "curves"):
         inner = ",\n".join(f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in content[key].items())
         lines.append(f' "{key}": {{\n{inner}\n }}')
     return "{\n" + ",\n".join(lines) + "\n}\n"

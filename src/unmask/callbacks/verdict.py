@@ -145,8 +145,8 @@ class RunVerdict(Callback):
         if self._given is None:
             return None, "; no reference for this recipe"
         kept = [callback for callback in trainer.callbacks if isinstance(callback, RunSettings)]  # type: ignore[attr-defined]
-        settings = kept[0].settings if kept else {}
-        difference = self._given.difference(settings, num_steps=total_steps(trainer))
+        settings, images = (kept[0].settings, kept[0].fingerprints) if kept else ({}, {})
+        difference = self._given.difference(settings, images=images, num_steps=total_steps(trainer))
         if difference is None:
             return self._given, ""
         return None, f"; no reference for these settings: {difference} ({self._given.name})"

@@ -43,13 +43,18 @@ def make_reference(arguments: Sequence[str]) -> None:
     for folder in folders:
         if not (folder / "csv" / "metrics.csv").is_file():
             raise ValueError(f"{folder} holds no csv/metrics.csv; make the run with logger=csv, or logger=default")
-    settings = [read_resume_point(folder / "checkpoints" / LAST_NAME).settings for folder in folders]
-    for folder, others in zip(folders[1:], settings[1:], strict=True):
+    points = [read_resume_point(folder / "checkpoints" / LAST_NAME) for folder in folders]
+    settings, images = [point.settings for point in points], points[0].fingerprints
+    for folder, point in zip(folders[1:], points[1:], strict=True):
+        others = point.settings
         differing = [key for key in settings[0] if others.get(key) != settings[0][key] and not key.endswith("seed")]
         if differing:
             raise ValueError(
                 f"{folder} and {folders[0]} are not of one recipe: {differing[0]} is {others.get(differing[0])} and "
                 f"{settings[0][differing[0]]}; a reference takes runs that differ in their seeds alone"
             )
-    write_reference(named[0], [folder / "csv" / "metrics.csv" for folder in folders], settings=settings[0])
+        if point.fingerprints != images:
+            raise ValueError(f"{folder} and {folders[0]} are of other images; a reference takes runs of the same ones")
+    tables = [folder / "csv" / "metrics.csv" for folder in folders]
+    write_reference(named[0], tables, settings=settings[0], images=images)
     _log.info(f"{named[0]}: {len(folders)} run(s); compare a run with them by reference={named[0]}")
