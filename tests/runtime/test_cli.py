@@ -69,7 +69,7 @@ def refusal(
         (["method=mae", "image_size=ten"], "image_size must be a number of pixels or [height,width], got 'ten'"),
         (["method=mae", "global_batch_size=ten"], "global_batch_size must be a whole number from 1"),
         (["method=mae", "+trainer.foo=3", "global_batch_size=8", *TINY, *DECODER], "Trainer takes no argument 'foo'"),
-        (["metod=mae", "data=synthetic"], "unknown key 'metod'; nearest: method"),
+        (["metod=mae", "data=synthetic"], "unknown key 'metod'; write method=mae"),
         (["data=cifar10"], "data.root must be given"),
         (["data=cifar10", "data.root=nowhere"], "no CIFAR-10 at data.root=nowhere"),
         (["data=folder", "data.root=nowhere"], "nowhere"),

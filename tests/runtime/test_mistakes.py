@@ -54,6 +54,10 @@ def test_a_choice_that_does_not_exist_is_answered_with_all_there_are() -> None:
         ("modle=vit_tiny", "model=vit_tiny"),
         ("backbone=vit_tiny", "model=vit_tiny"),
         ("scheduler=constant", "schedule=constant"),
+        ("metod=mae", "method=mae"),
+        ("wd=0.1", "optimizer.weight_decay=0.1"),
+        ("amp=true", "trainer.precision=bf16-mixed"),
+        ("wandb=true", "logger=wandb"),
         ("debug=fdr", "debug=fast"),
         ("debug=profiler", "debug=profile"),
         ("logger=many_loggers", "logger=wandb"),
@@ -77,8 +81,9 @@ def test_an_old_habit_names_the_setting_of_today_which_composes(typed: str, name
 @pytest.mark.parametrize(
     ("typed", "nearest"),
     [
-        ("metod=mae", ["method", "model", "method.seed"]),
         ("trainer.max_epoch=3", ["trainer.max_epochs", "trainer.min_epochs", "trainer.max_steps"]),
+        ("tags=[a]", ["betas"]),  # the only one that is at all alike, and yet not meant
+        ("task_name=x", ["name"]),
     ],
 )
 def test_the_nearest_names_stand_once_each_the_nearest_first(typed: str, nearest: list[str]) -> None:
@@ -92,3 +97,52 @@ def test_a_launcher_that_is_not_installed_names_what_is_here() -> None:
     assert "hydra/launcher=locla does not exist; nearest: local" in unknown
     absent = HydraException("Could not find 'hydra/launcher/joblib'\n\nAvailable options in 'hydra/launcher':\n\tlocal")
     assert "use hydra/launcher=local hydra.launcher.n_jobs=2" in one_sentence(absent, (), ())
+
+
+def test_a_key_of_several_owners_is_named_with_them() -> None:
+    sentence = sentence_of(["method=simmim", "model=swin_mini", "patch_size=4"])
+    assert {"model.patch_size", "method.mask_generator.patch_size"} <= set(re.findall(r"[\w.]+\w", sentence)), sentence
+
+
+@pytest.mark.parametrize("key", ["eval", "head", "test", "train"])
+def test_what_is_of_the_other_command_names_it(key: str) -> None:
+    assert re.search(r"use .*python eval\.py eval=\w+ .*ckpt_path=FILE", sentence_of([f"{key}=true"]))
+
+
+@pytest.mark.parametrize("typed", ["method", "method:mae", "data.root"])
+def test_a_setting_without_a_value_is_named(typed: str) -> None:
+    key = typed.partition(":")[0]
+    assert sentence_of([typed]) == f"{key} has no value; write {key}=VALUE, without spaces around ="
+
+
+def test_several_values_without_a_sweep_are_answered_with_both_readings() -> None:
+    assert sentence_of(["logger=wandb,csv"]) == (
+        "logger=wandb,csv names several values; add -m for a run with each, or write 'logger=[wandb,csv]' for a list"
+    )
+
+
+def test_choices_none_of_which_is_alike_stand_once_and_capitals_do_not_matter() -> None:
+    assert sentence_of(["optimizer=ZZZZ"]) == "optimizer=ZZZZ does not exist; choose from adamw, lars, muon, sgd"
+    assert "nearest: mae" in sentence_of(["method=MAE"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "written"),
+    [
+        ("--lr=0.1", "lr=0.1"),
+        ("--batch-size", "batch_size=VALUE"),
+        ("--experiment=mae_cifar10", "experiment=mae_cifar10"),
+    ],
+)
+def test_a_setting_with_dashes_is_told_how_it_is_written(
+    typed: str, written: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unmask.runtime.cli import settings_before_flags
+
+    with pytest.raises(SystemExit) as left:
+        settings_before_flags(["method=mae", typed, "3"])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {typed} is no option ")
+    assert said.endswith(f"settings have no dashes: {written}\n")
+    assert settings_before_flags(["--config-dir=own", "-m", "seed=1"]) == ["seed=1", "--config-dir=own", "-m"]

@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -153,7 +153,8 @@ def job() -> None:
 def settings_before_flags(arguments: Sequence[str]) -> list[str]:
     """Moves settings in front of flags, behind which Hydra takes none: `seed=1 --cfg job method=mae`.
 
-    A flag takes the word behind it where it needs one; `--info` takes it where it is one of its choices.
+    A flag takes the word behind it where it needs one; `--info` takes it where it is one of its choices. What looks
+    like a flag and is none, `--lr=0.1`, ends the program with a sentence.
     """
     flags_known = get_args_parser()._option_string_actions
     settings: list[str] = []
@@ -165,11 +166,20 @@ def settings_before_flags(arguments: Sequence[str]) -> list[str]:
         if flag is None and not word.startswith("-"):
             settings.append(word)
             continue
+        if flag is None and word.startswith("--") and word.partition("=")[0] not in flags_known:
+            _refuse_option(word)
         flags.append(word)
         is_optional = flag is not None and flag.nargs == "?"
         if flag is not None and words and (flag.nargs is None or (is_optional and words[0] in (flag.choices or ()))):
             flags.append(words.pop(0))
     return [*settings, *flags]
+
+
+def _refuse_option(word: str) -> NoReturn:
+    from unmask.runtime.mistakes import without_dashes
+
+    sys.stderr.write(f"error: {without_dashes(word)}\n")
+    sys.exit(EXIT_FIXABLE)
 
 
 def _pretrain(config: DictConfig) -> Any:

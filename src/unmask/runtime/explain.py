@@ -18,7 +18,7 @@ from unmask.runtime.config import config_directory, configuration_names, names_e
 from unmask.runtime.constructor_defaults import show_constructor_defaults
 from unmask.runtime.follow_data import follow_training_images
 from unmask.runtime.follow_steps import follow_steps
-from unmask.runtime.mistakes import names_here, one_sentence
+from unmask.runtime.mistakes import names_near, one_sentence
 from unmask.runtime.resolvers import register_resolvers
 
 _REFERENCE = re.compile(r"\$\{(?:oc\.select:)?([A-Za-z_][\w.]*)(?=[,}])")
@@ -56,7 +56,7 @@ def explain(config_name: str, key: str, overrides: Sequence[str]) -> list[str]:
     counted, reason = _follow_images(config, overrides) if config_name == "run" else ([], None)
     explained = _Explained(config, [*_set_by_files(loaded), *_set_by_arguments(overrides), *counted])
     if not explained.has(key):
-        near = names_here(key, [name for names in configuration_names(config_name, overrides) for name in names])
+        near = names_near(key, [name for names in configuration_names(config_name, overrides) for name in names])
         raise ValueError(
             f"explain={key} names no key; nearest: {', '.join(near)}" if near else f"no key is called {key}"
         )

@@ -37,6 +37,7 @@ _KEYS_ELSEWHERE = {  # by the last part of the key
     "backbone": "model",
     "scheduler": "schedule",
     "optim": "optimizer",
+    "wd": "optimizer.weight_decay",
     "dataset": "data",
 }
 _PARTS_ELSEWHERE = {"datamodule": "data", "module": "model"}
@@ -48,6 +49,12 @@ _WHOLE_ELSEWHERE = {  # settings that are written in another way altogether
     "debug=profiler": "debug=profile",
     "debug=limit": "trainer.limit_train_batches=10",
     "logger=many_loggers": "logger=wandb",
+    "amp": "trainer.precision=bf16-mixed",
+    "eval": "the other command, python eval.py eval=NAME ckpt_path=FILE",
+    "head": "the other command, python eval.py eval=frozen head=NAME ckpt_path=FILE",
+    "test": "the other command, python eval.py eval=NAME ckpt_path=FILE",
+    "train": "python eval.py eval=NAME ckpt_path=FILE to measure without training",
+    "wandb": "logger=wandb",
     "hparams_search": "sweep=optuna and what is searched: 'base_lr=tag(log,interval(1e-4,1e-2))'",
 }
 _ONE_OF_SEVERAL = {"optimizer.lr": "which is the peak as it is; base_lr={value} is scaled by the batch"}
@@ -55,6 +62,9 @@ _ONE_OF_SEVERAL = {"optimizer.lr": "which is the peak as it is; base_lr={value} 
 # What the system says of a path that a user gave.
 WRONG_PLACES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 _COMPUTING_FAILED = re.compile(r"\w+ raised while resolving interpolation: ")
+_LACKS_VALUE = re.compile(r"Error parsing override '([\w./-]+)[^']*'\s+missing EQUAL")
+_SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '(([^'=]+)=([^']*))'")
+_CERTAIN = 0.8  # likeness by `difflib`: the only name so near is the one that was meant
 _MAX_OPTIONS = 20  # shown in one sentence
 _OMEGACONF_DETAILS = ("full_key:", "object_type=", "reference_type=")
 _FROM_WORKER = re.compile(r"Caught \w+ in DataLoader worker process")
@@ -88,7 +98,20 @@ def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequen
     return _of_a_value(text)
 
 
+def without_dashes(word: str) -> str:
+    """Says how a setting is written that was typed as an option of other programs, as `--lr=0.1` is."""
+    key, _, value = word.lstrip("-").replace("-", "_").partition("=")
+    return f"{word} is no option (all are listed by --hydra-help); settings have no dashes: {key}={value or 'VALUE'}"
+
+
 def _of_a_value(text: str) -> str:
+    lacks_value = _LACKS_VALUE.search(text)
+    if lacks_value:
+        return f"{lacks_value[1]} has no value; write {lacks_value[1]}=VALUE, without spaces around ="
+    several_values = _SEVERAL_VALUES.search(text)
+    if several_values:
+        typed, key, values = several_values.groups()
+        return f"{typed} names several values; add -m for a run with each, or write '{key}=[{values}]' for a list"
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing[1]} must be given; add {missing[1]}=VALUE to the command"
@@ -118,27 +141,50 @@ def _unknown_key(key: str, value: str, known_keys: Sequence[str], groups: Sequen
         return f"unknown key {key!r}; use {_WHOLE_ELSEWHERE[key]}"
     if key in known:
         return f"{key} is not a key of the chosen configuration; add it by +{key}=..., {_ALL_KEYS}"
-    near = names_here(key, known)
-    if len(near) == 1:
-        more = f", {_ONE_OF_SEVERAL[near[0]].format(value=value)}" if near[0] in _ONE_OF_SEVERAL else ""
-        return f"unknown key {key!r}; write {near[0]}={value}{more}"
+    meant = _name_meant(key, known)
+    if meant is not None:
+        more = f", {_ONE_OF_SEVERAL[meant].format(value=value)}" if meant in _ONE_OF_SEVERAL else ""
+        return f"unknown key {key!r}; write {meant}={value}{more}"
+    near = names_near(key, known)
     hint = f"; nearest: {', '.join(near)}" if near else ""
     return f"unknown key {key!r}{hint}. A new key is added by +{key}=..., {_ALL_KEYS}"
 
 
-def names_here(key: str, known: Sequence[str]) -> list[str]:
-    """What a key may be called here: one name where it is certain, else up to three, the nearest first."""
-    last = key.rpartition(".")[2]
-    renamed = ".".join(_PARTS_ELSEWHERE.get(part, part) for part in key.split("."))
-    elsewhere = _KEYS_ELSEWHERE.get(key, _KEYS_ELSEWHERE.get(last))
-    same_last = [name for name in known if name.rpartition(".")[2] == last]
-    for certain in ([renamed], [elsewhere], same_last):
+def names_near(key: str, known: Sequence[str]) -> list[str]:
+    """Up to three names that a key may be called here, the nearest first."""
+    meant = _name_meant(key, known)
+    if meant is not None:
+        return [meant]
+    renamed, public = _renamed(key), _public(known)
+    as_deep = difflib.get_close_matches(renamed, _as_deep(renamed, public))
+    return list(dict.fromkeys([*_same_last(key, public), *as_deep, *difflib.get_close_matches(renamed, public)]))[:3]
+
+
+def _name_meant(key: str, known: Sequence[str]) -> str | None:
+    """What a key is called here, where that is certain."""
+    renamed = _renamed(key)
+    elsewhere = _KEYS_ELSEWHERE.get(key, _KEYS_ELSEWHERE.get(key.rpartition(".")[2]))
+    alike = difflib.get_close_matches(renamed, _as_deep(renamed, _public(known)), cutoff=_CERTAIN)
+    for certain in ([renamed], [elsewhere], _same_last(key, known), alike):
         if len(certain) == 1 and certain[0] in (*known, "hydra.run.dir"):
-            return [str(certain[0])]
-    public = [name for name in known if not name.rpartition(".")[2].startswith("_")]
-    as_deep = [name for name in public if name.count(".") == renamed.count(".")]
-    near = [*difflib.get_close_matches(renamed, as_deep, n=3, cutoff=0.6), *difflib.get_close_matches(renamed, public)]
-    return list(dict.fromkeys(near))[:3]
+            return str(certain[0])
+    return None
+
+
+def _renamed(key: str) -> str:
+    return ".".join(_PARTS_ELSEWHERE.get(part, part) for part in key.split("."))
+
+
+def _public(known: Sequence[str]) -> list[str]:
+    return [name for name in known if not name.rpartition(".")[2].startswith("_")]
+
+
+def _as_deep(key: str, known: Sequence[str]) -> list[str]:
+    return [name for name in known if name.count(".") == key.count(".")]
+
+
+def _same_last(key: str, known: Sequence[str]) -> list[str]:
+    return [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
 
 
 def _unknown_choice(group: str, choice: str, text: str) -> str:
@@ -146,7 +192,9 @@ def _unknown_choice(group: str, choice: str, text: str) -> str:
         return f"{group}={choice} does not exist; use {_WHOLE_ELSEWHERE[f'{group}={choice}']}"
     available = re.search(r"Available options in '[^']*':\s*(.*)", text, flags=re.DOTALL)
     options = re.findall(r"[\w.-]+", available[1].split("Config search path")[0]) if available else []
-    near = difflib.get_close_matches(choice, options, n=3, cutoff=0.4) or options
+    near = difflib.get_close_matches(choice.lower(), options, n=3, cutoff=0.4)
+    if not near:
+        return f"{group}={choice} does not exist; choose from {', '.join(options)}"
     if len(options) > _MAX_OPTIONS:
         return f"{group}={choice} does not exist; nearest: {', '.join(near[:3])} (all {len(options)} by --help)"
     return f"{group}={choice} does not exist; nearest: {', '.join(near)} (of {', '.join(options)})"
