@@ -106,7 +106,13 @@ def test_a_key_of_several_owners_is_named_with_them() -> None:
 
 @pytest.mark.parametrize("key", ["eval", "head", "test", "train"])
 def test_what_is_of_the_other_command_names_it(key: str) -> None:
-    assert re.search(r"use .*python eval\.py eval=\w+ .*ckpt_path=FILE", sentence_of([f"{key}=true"]))
+    assert re.search(r"use .*python eval\.py eval=\w+ .*ckpt_path=FILE", sentence_of([f"{key}=anything"]))
+
+
+def test_epochs_of_a_probe_are_those_of_the_evaluation() -> None:
+    named = {eval_: sentence_of(["ckpt_path=x", f"eval={eval_}", "epochs=3"], "eval") for eval_ in ("linear", "knn")}
+    assert named["linear"].endswith("write eval.epochs=3")
+    assert "eval.epochs" not in named["knn"]  # trains nothing
 
 
 @pytest.mark.parametrize("typed", ["method", "method:mae", "data.root"])

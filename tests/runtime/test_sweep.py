@@ -181,7 +181,13 @@ def test_a_sweep_of_evaluations_goes_on_with_those_that_have_not_ended_well(tmp_
     trained = tmp_path / "out" / "0" / "checkpoints" / "last.ckpt"
     trained.parents[2].rename(tmp_path / "trained")
     trained = tmp_path / "trained" / "0" / "checkpoints" / "last.ckpt"
-    measured = ["eval=knn", "eval.baseline=false", f"ckpt_path={trained},later.ckpt", "trainer.accelerator=cpu"]
+    measured = [
+        "eval=knn",
+        "eval.k=4",
+        "eval.baseline=false",
+        f"ckpt_path={trained},later.ckpt",
+        "trainer.accelerator=cpu",
+    ]
 
     first = sweep(tmp_path, *measured, program="eval.py")
     assert first.returncode == 5, first.stderr

@@ -37,9 +37,11 @@ _KEYS_ELSEWHERE = {  # by the last part of the key
     "backbone": "model",
     "scheduler": "schedule",
     "optim": "optimizer",
+    "protocol": "eval",
     "wd": "optimizer.weight_decay",
     "dataset": "data",
 }
+_IN_EVALUATIONS = {"trainer.max_epochs": "eval.epochs"}  # where they have such a key
 _PARTS_ELSEWHERE = {"datamodule": "data", "module": "model"}
 _WHOLE_ELSEWHERE = {  # settings that are written in another way altogether
     "hydra/launcher=joblib": "hydra/launcher=local hydra.launcher.n_jobs=2, or install hydra-joblib-launcher",
@@ -163,7 +165,9 @@ def names_near(key: str, known: Sequence[str]) -> list[str]:
 def _name_meant(key: str, known: Sequence[str]) -> str | None:
     """What a key is called here, where that is certain."""
     renamed = _renamed(key)
-    elsewhere = _KEYS_ELSEWHERE.get(key, _KEYS_ELSEWHERE.get(key.rpartition(".")[2]))
+    elsewhere = _KEYS_ELSEWHERE.get(key) or _KEYS_ELSEWHERE.get(key.rpartition(".")[2], "")
+    in_evaluation = _IN_EVALUATIONS.get(elsewhere, "")
+    elsewhere = in_evaluation if in_evaluation in known else elsewhere
     alike = difflib.get_close_matches(renamed, _as_deep(renamed, _public(known)), cutoff=_CERTAIN)
     for certain in ([renamed], [elsewhere], _same_last(key, known), alike):
         if len(certain) == 1 and certain[0] in (*known, "hydra.run.dir"):
