@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,8 +12,7 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from unmask.callbacks import process_watch
-from unmask.callbacks.process_watch import FIRST_PROCESS, ProcessWatch, lost_process
+from unmask.callbacks.process_watch import ProcessWatch, lost_process
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:2474")
 
@@ -113,39 +111,10 @@ def test_an_error_of_its_own_comes_first(tmp_path: Path) -> None:
     assert codes == []
 
 
-@pytest.mark.parametrize("is_first", [True, False])
-def test_a_process_is_watched_by_those_that_the_first_one_started_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_first: bool
-) -> None:
-    """A process of another launcher has a parent that is no part of the run, and the first one looks after others."""
-    monkeypatch.setenv(FIRST_PROCESS, str(os.getppid() if is_first else os.getpid()))
+def test_the_first_process_looks_after_those_that_it_started_alone(tmp_path: Path) -> None:
     watch = ProcessWatch(folder=tmp_path, end=pytest.fail)
-    watch.setup(_TrainerOfMany(is_first=is_first), MODULE, "fit")
+    watch.setup(_TrainerOfMany(), MODULE, "fit")
     assert "process-watch" not in [thread.name for thread in threading.enumerate()]
-
-
-def test_a_run_that_is_over_does_not_mind_its_first_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: list[int] = []
-    watch = ProcessWatch(folder=tmp_path, end=codes.append)
-    monkeypatch.setenv(FIRST_PROCESS, str(os.getppid()))
-    watch.setup(_TrainerOfMany(is_first=False), MODULE, "fit")
-    (thread,) = [thread for thread in threading.enumerate() if thread.name == "process-watch"]
-    watch.teardown(_TrainerOfMany(is_first=False), MODULE, "fit")
-    monkeypatch.setattr(os, "getppid", lambda: 1)
-    thread.join(30)
-    assert not thread.is_alive()
-    assert codes == []
-
-
-def test_another_process_ends_with_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended, codes = threading.Event(), []
-    watch = ProcessWatch(folder=tmp_path, end=lambda code: (codes.append(code), ended.set()))
-    monkeypatch.setenv(FIRST_PROCESS, str(os.getppid()))
-    watch.setup(_TrainerOfMany(is_first=False), MODULE, "fit")
-    assert not ended.wait(0.6)
-    monkeypatch.setattr(os, "getppid", lambda: 1)  # as of a process whose parent is gone
-    assert ended.wait(30)
-    assert codes == [4]
 
 
 @contextmanager
@@ -178,30 +147,3 @@ def test_a_process_that_is_frozen_is_ended_with_the_run(tmp_path: Path, capsys: 
     sentence = "process 1 of this run has been stopped (SIGSTOP) for 1 s"
     assert f"error: {sentence}; the last checkpoint holds, go on by resume=auto" in capsys.readouterr().err
     assert json.loads((tmp_path / "status.json").read_text())["reason"] == sentence
-
-
-@needs_states
-def test_another_process_ends_where_the_first_is_frozen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ended, codes = threading.Event(), []
-    with another_process() as first:
-        monkeypatch.setattr(os, "getppid", lambda: first.pid)
-        monkeypatch.setenv(FIRST_PROCESS, str(first.pid))
-        watch = ProcessWatch(folder=tmp_path, frozen_seconds=1, end=lambda code: (codes.append(code), ended.set()))
-        watch.setup(_TrainerOfMany(is_first=False), MODULE, "fit")
-        assert not ended.wait(1.5)
-        first.send_signal(signal.SIGSTOP)
-        assert ended.wait(30)
-    assert codes == [4]
-    assert "error: the first process of this run has been stopped (SIGSTOP) for 1 s; this one ends" in (
-        capsys.readouterr().err
-    )
-
-
-def test_time_in_which_none_of_the_processes_ran_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After Ctrl-Z and fg a look may find another process still stopped: a single look is a quarter of a second."""
-    states = iter(["T", "T", "T", "S", "T", "T", "T", "T"])
-    monkeypatch.setattr(process_watch, "_state", lambda pid: next(states))
-    frozen = process_watch._Frozen(1, limit=1.0)
-    assert [frozen.is_too_long() for _ in range(8)] == [False] * 7 + [True]

@@ -79,6 +79,13 @@ def child_of(process: subprocess.Popen[str]) -> int:
     return child
 
 
+def until(is_so: Callable[[], bool], seconds: float) -> None:
+    limit = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
 def final_weights(folder: Path) -> str:
     content = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)
     weights = [*content["state_dict"].values(), content["optimizer_states"][0]["state"][0]["exp_avg"]]
@@ -221,13 +228,51 @@ def test_a_process_that_is_killed_ends_the_others(target: str, tmp_path: Path) -
         assert (status["state"], status["reason"]) == ("failed", "process 1 of this run was killed by SIGKILL")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("shared_cores", "choose_waiting"), pytest.param("builders", "build_trainer", marks=pytest.mark.nightly)],
+)
+def test_a_process_that_still_begins_ends_with_the_first(module: str, name: str, tmp_path: Path) -> None:
+    """The second is held before it imports torch, or right before it looks for the first."""
+    script, held = tmp_path / "run.py", tmp_path / "held"
+    script.write_text(
+        "import os, time\n"
+        "from pathlib import Path\n"
+        "from unmask.runtime.cli import run\n"
+        "def hold(*_, **__):\n"
+        f"    Path({str(held)!r}).write_text(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+        f"if os.environ.get('LOCAL_RANK') == '1':\n"
+        f"    import unmask.runtime.{module} as held\n    held.{name} = hold\n"
+        "run()\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            command(*TWO, script=script), cwd=tmp_path, env=environment, stderr=said, start_new_session=True
+        )
+    try:
+        until(held.exists, 180)
+        assert members(process.pid) != [process.pid]
+        process.kill()
+        process.wait()
+        until(lambda: members(process.pid) == [], LONGEST_END)
+    finally:
+        if members(process.pid):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert "error: the first process of this run is gone; this one ends\n" in (tmp_path / "said").read_text()
+
+
 @pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["first", "second"])
 def test_a_process_that_is_frozen_ends_the_others(target: str, tmp_path: Path) -> None:
     script = tmp_path / "run.py"  # which Lightning starts again for the second process
     script.write_text(
-        "import functools\nimport unmask.runtime.pretrain as pretrain\nfrom unmask.runtime.cli import run\n"
+        "import functools\nimport unmask.runtime.pretrain as pretrain\nfrom unmask.callbacks import first_process\n"
+        "from unmask.runtime.cli import run\nfirst_process.FROZEN_SECONDS = 3\n"
         "pretrain.ProcessWatch = functools.partial(pretrain.ProcessWatch, frozen_seconds=3)\nrun()\n"
     )
     with started(tmp_path, *TWO, "trainer.max_epochs=5000", script=script) as process:

@@ -12,27 +12,23 @@ from typing import Any
 import torch.distributed
 from lightning import Callback, LightningModule, Trainer
 
+from unmask.callbacks.first_process import FROZEN_SECONDS, POLL, TIME_TO_FAIL, StoppedFor, forget_first_process
 from unmask.callbacks.run_status import read_status, write_status
 from unmask.callbacks.stopping import EXIT_MACHINE, MachineFailed, launched_processes
 
-FIRST_PROCESS = "UNMASK_FIRST_PROCESS"  # environment variable of those that it launches: its process number
-_POLL = 0.25  # seconds
-_TIME_TO_FAIL = 1.5  # seconds that this process has for an error of its own; Lightning kills it after at most 5
 _TIME_TO_BE_SEEN = 3.0  # seconds between a lost connection and the end of the process at its other side
-_FROZEN_SECONDS = 180.0  # a pause at the keyboard (Ctrl-Z) stops all processes, which then count no time
-_STOPPED = "T"  # state of a process in /proc: by SIGSTOP or SIGTSTP; one that a debugger holds is in another
 _CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
 
 
 class ProcessWatch(Callback):
-    """Ends this process when one that it computes with is gone, where it might otherwise wait for ever.
+    """Ends the first process when one that it launched is gone, where it might otherwise wait for ever.
 
-    The first process looks after those it launched, and each of these after the first. A connection that was closed
-    is an error in whatever is exchanged next, as `lost_process` explains; a backend that does not notice (NCCL) waits
-    instead. A process that was stopped (SIGSTOP) keeps its connections and would be waited for until the backend's
-    timeout; after `frozen_seconds` it counts as gone. It is known by its state in /proc, not by what it computes, so a
-    long validation or compilation is never taken for it. Where there is no /proc, or another launcher started the
-    processes, the backend's timeout stays.
+    The launched ones watch the first from the start of their command on (`end_with_first_process`) until training is
+    over. A connection that was closed is an error in whatever is exchanged next, as `lost_process` explains; a backend
+    that does not notice (NCCL) waits instead. A process that was stopped (SIGSTOP) keeps its connections and would be
+    waited for until the backend's timeout; after `frozen_seconds` it counts as gone. It is known by its state in /proc,
+    not by what it computes, so a long validation or compilation is never taken for it. Where there is no /proc, or
+    another launcher started the processes, the backend's timeout stays.
 
     Args:
         folder: The run's, whose `status.json` says what happened.
@@ -47,7 +43,7 @@ class ProcessWatch(Callback):
         self,
         *,
         folder: str | Path,
-        frozen_seconds: float = _FROZEN_SECONDS,
+        frozen_seconds: float = FROZEN_SECONDS,
         end: Callable[[int], Any] = os._exit,
     ) -> None:
         if not frozen_seconds > 0:
@@ -60,28 +56,26 @@ class ProcessWatch(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         others = launched_processes(trainer)
         if others:
-            self._start(lambda: self._look_after(others))
-        elif not trainer.is_global_zero and os.environ.get(FIRST_PROCESS) == str(os.getppid()):
-            first = os.getppid()
-            self._start(lambda: self._end_after(first))
+            self._is_over.clear()
+            threading.Thread(target=self._look_after, args=(others,), name="process-watch", daemon=True).start()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._is_over.set()
+        self._end_watch()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._is_over.set()
+        self._end_watch()
 
-    def _start(self, watch: Callable[[], None]) -> None:
-        self._is_over.clear()
-        threading.Thread(target=watch, name="process-watch", daemon=True).start()
+    def _end_watch(self) -> None:
+        self._is_over.set()
+        forget_first_process()
 
     def _look_after(self, others: Sequence[Any]) -> None:
-        frozen = [_Frozen(process.pid, self.frozen_seconds) for process in others]
-        while not self._is_over.wait(_POLL):
+        frozen = [StoppedFor(process.pid, self.frozen_seconds) for process in others]
+        while not self._is_over.wait(POLL):
             ended = _failed(others) or _first_frozen(frozen)
             if ended is None:
                 continue
-            if self._is_over.wait(_TIME_TO_FAIL):
+            if self._is_over.wait(TIME_TO_FAIL):
                 return  # the error of this process says it
             sentence, code = ended
             sys.stderr.write(f"error: {sentence}; the last checkpoint holds, go on by resume=auto\n")
@@ -92,43 +86,8 @@ class ProcessWatch(Callback):
                 process.kill()
             self._end(code)
 
-    def _end_after(self, first: int) -> None:
-        frozen = _Frozen(first, self.frozen_seconds)
-        while not self._is_over.wait(_POLL):
-            if os.getppid() != first and not self._is_over.wait(_TIME_TO_FAIL):
-                self._end(EXIT_MACHINE)
-            elif frozen.is_too_long():
-                sys.stderr.write(f"error: the first process of this run {frozen}; this one ends\n")
-                self._end(EXIT_MACHINE)
-                return
 
-
-class _Frozen:
-    """Counts for how long a process has been stopped; time in which this one did not run either does not count."""
-
-    def __init__(self, pid: int, limit: float) -> None:
-        self.pid = pid
-        self.limit = limit
-        self._num_polls = 0
-
-    def __str__(self) -> str:
-        return f"has been stopped (SIGSTOP) for {self.limit:g} s"
-
-    def is_too_long(self) -> bool:
-        """To be asked once a poll."""
-        self._num_polls = self._num_polls + 1 if _state(self.pid) == _STOPPED else 0
-        return self._num_polls * _POLL >= self.limit
-
-
-def _state(pid: int) -> str:
-    """The letter of a process's state; empty where the system does not tell."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
-    except (OSError, IndexError):  # gone meanwhile, or another system
-        return ""
-
-
-def _first_frozen(processes: Sequence[_Frozen]) -> tuple[str, int] | None:
+def _first_frozen(processes: Sequence[StoppedFor]) -> tuple[str, int] | None:
     """The first process that is stopped for too long, in words, and the exit code to end with; all are asked."""
     found = [f"process {rank} of this run {each}" for rank, each in enumerate(processes, 1) if each.is_too_long()]
     return (found[0], EXIT_MACHINE) if found else None
@@ -141,7 +100,7 @@ def lost_process(trainer: Trainer, error: BaseException) -> MachineFailed | None
     limit = time.monotonic() + _TIME_TO_BE_SEEN
     others = launched_processes(trainer)
     while (ended := _failed(others)) is None and others and time.monotonic() < limit:
-        time.sleep(_POLL)
+        time.sleep(POLL)
     for process in others:
         process.kill()
     if ended is None:

@@ -18,6 +18,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from unmask.callbacks.first_process import end_with_first_process, forget_first_process
+
 EXIT_FIXABLE = 2  # by the user
 EXIT_MACHINE = 4  # as in `callbacks.stopping`, which imports torch
 _RUN_DIR = "hydra.run.dir="
@@ -125,6 +127,7 @@ def job() -> None:
     """Runs a job of a sweep as it was frozen: `python -m unmask.job runs/sweeps/TIME/0`."""
     from unmask.runtime.job_cores import use_cores
 
+    end_with_first_process(exit_code=EXIT_MACHINE)
     use_cores()  # before anything counts them
     from unmask.runtime.shared_cores import choose_waiting
 
@@ -213,6 +216,7 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     from unmask.runtime.shared_cores import choose_waiting
 
     if not any(argument in _SHOWS_ALONE for argument in sys.argv[1:]):
+        end_with_first_process(exit_code=EXIT_MACHINE)
         choose_waiting()
     keep_freed_memory()
     register_resolvers(is_completing=any(argument in _COMPLETION for argument in sys.argv[1:]))
@@ -354,6 +358,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
                 report_to_sweep(sentence=f"left by sys.exit({left.code!r})")
             raise
         finally:
+            forget_first_process()
             _finish_wandb()
 
     return prepared

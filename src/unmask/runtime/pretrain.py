@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import logging
-import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig
 
-from unmask.callbacks.process_watch import FIRST_PROCESS, ProcessWatch, lost_process
+from unmask.callbacks.process_watch import ProcessWatch, lost_process
 from unmask.callbacks.provenance import Provenance, describe_git
 from unmask.callbacks.restricted_state import RestrictedState
 from unmask.callbacks.run_settings import RunSettings
@@ -160,8 +159,6 @@ def _fit(
     trainer: Trainer, method: BackboneModule, data: ImageDataModule, run_dir: Path, *, resumed: Path | None
 ) -> None:
     """Trains; an early end leaves no process behind and is told by the exception alone."""
-    if trainer.is_global_zero:
-        os.environ[FIRST_PROCESS] = str(os.getpid())
     checkpoint = None if resumed is None else str(resumed)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
