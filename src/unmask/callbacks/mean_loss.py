@@ -1,8 +1,10 @@
 """The training loss over an interval."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.distributed
 from lightning import Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
@@ -34,8 +36,23 @@ class MeanLoss:
         self._sum, self._count = 0.0, 0
         return mean
 
-    def state_dict(self) -> dict[str, float | int]:
-        return {"sum": float(self._sum), "count": self._count}
+    def state_dict(self) -> dict[str, list[float] | int]:
+        """The sums of all devices: a checkpoint holds what the first process says. To be called on every process."""
+        sums = [float(self._sum)]
+        if _are_several():
+            gathered = [0.0] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(gathered, sums[0])
+            sums = gathered
+        return {"sums": sums, "count": self._count}
 
-    def load_state_dict(self, state: Mapping[str, float | int]) -> None:
-        self._sum, self._count = float(state["sum"]), int(state["count"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with this device's sum, or with the mean of all where they were another number."""
+        sums = [float(value) for value in state["sums"]]
+        num_devices = torch.distributed.get_world_size() if _are_several() else 1
+        is_own = len(sums) == num_devices > 1
+        self._sum = sums[torch.distributed.get_rank()] if is_own else sum(sums) / len(sums)
+        self._count = int(state["count"])
+
+
+def _are_several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
