@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unmask.data.datamodule import ImageDataModule
 from unmask.runtime.backbone_shape import backbone_shape
+from unmask.runtime.follow_steps import steps_an_epoch
 from unmask.small_sets import is_small, steps_of
 
 FEW_STEPS = 500  # of a whole run; ours
@@ -98,16 +99,16 @@ def advice_on_length(config: DictConfig, *, num_images: int) -> Iterator[str]:
     A teacher that is too slow for the run is named by its method.
     """
     trainer, batch = config.trainer, config.global_batch_size
-    steps = steps_of(num_images, batch, max_epochs=trainer.max_epochs, max_steps=trainer.get("max_steps"))
+    an_epoch = steps_an_epoch(config, num_train_images=num_images) if num_images >= batch else 0
+    steps = steps_of(an_epoch * batch, batch, max_epochs=trainer.max_epochs, max_steps=trainer.get("max_steps"))
     if steps is not None and steps < FEW_STEPS:
         yield (
             f"{steps:,} optimizer steps are few to learn from; raise trainer.max_epochs={trainer.max_epochs} or lower "
             f"global_batch_size={batch}"
         )
     warmup = config.schedule.get("warmup_epochs") or 0.0
-    steps_an_epoch = max(1, num_images // batch)
-    if steps is not None and warmup * steps_an_epoch > _LONG_WARMUP * steps:
-        yield f"the rate rises for {warmup:g} epochs of a run of {steps / steps_an_epoch:.3g}; lower warmup_epochs"
+    if steps is not None and warmup * max(1, an_epoch) > _LONG_WARMUP * steps:
+        yield f"the rate rises for {warmup:g} epochs of a run of {steps / max(1, an_epoch):.3g}; lower warmup_epochs"
     if trainer.get("max_time") is not None:
         yield (
             "trainer.max_time may end the run before its schedule has brought the rate down; "

@@ -2,7 +2,10 @@
 
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from lightning.pytorch.accelerators import CUDAAccelerator
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from unmask.optim.accumulation import accumulated_batches
 
 _PLANNED = "${trainer.max_epochs}"  # what recipes state warm-up and milestones as fractions of
 
@@ -19,11 +22,48 @@ def follow_steps(config: DictConfig, *, num_train_images: int) -> None:
     max_steps, max_epochs = config.trainer.get("max_steps"), config.trainer.get("max_epochs")
     if not isinstance(max_steps, int) or max_steps <= 0:
         return
-    epochs = max_steps / max(1, num_train_images // config.global_batch_size)
+    epochs = max_steps / steps_an_epoch(config, num_train_images=num_train_images)
     if isinstance(max_epochs, int) and 0 <= max_epochs <= epochs:
         return
     raw: Any = OmegaConf.to_container(config.schedule, resolve=False)
     config.schedule = _with_length(raw, repr(epochs))
+
+
+def steps_an_epoch(config: DictConfig, *, num_train_images: int) -> int:
+    """Counts the optimizer steps of an epoch as the Trainer will, 1 at least.
+
+    Args:
+        config: Of the run, which may limit the batches of an epoch (`trainer.limit_train_batches`, `overfit_batches`).
+        num_train_images: Of the training split; what does not fill a batch is left to the next epoch.
+    """
+    steps = max(1, num_train_images // config.global_batch_size)
+    limit = config.trainer.get("overfit_batches") or config.trainer.get("limit_train_batches")
+    if limit is None:
+        return steps
+    parts = _accumulated(config)  # the Trainer's batches are these
+    batches = min(limit, steps * parts) if isinstance(limit, int) else int(steps * parts * float(limit))
+    return max(1, -(-batches // parts))
+
+
+def _accumulated(config: DictConfig) -> int:
+    given = config.trainer.get("accumulate_grad_batches")
+    if given is not None:
+        return int(given)
+    num_devices = _num_devices(config.trainer) * int(config.trainer.get("num_nodes") or 1)
+    return accumulated_batches(
+        config.global_batch_size, num_devices=num_devices, images_per_device=config.images_per_device
+    )
+
+
+def _num_devices(trainer: DictConfig) -> int:
+    """Devices of a machine; where all there are is asked for, those that Lightning would find."""
+    devices = trainer.get("devices", "auto")
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    if isinstance(devices, ListConfig):
+        return len(devices)
+    is_cpu = trainer.get("accelerator") == "cpu"
+    return 1 if is_cpu else max(1, CUDAAccelerator.auto_device_count())
 
 
 def _with_length(value: Any, epochs: str) -> Any:

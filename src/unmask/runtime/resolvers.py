@@ -225,7 +225,7 @@ def fit_epochs(
     num_train_images: int | None,
     global_batch_size: Any,
     max_steps: Any,
-    limit_train_batches: Any = None,
+    *limits: Any,
 ) -> int:
     """The length of a training on a small set; where the user counts in steps, as many epochs as those take.
 
@@ -233,7 +233,7 @@ def fit_epochs(
     """
     if num_train_images is None or not is_small(num_train_images) or not _is_count(global_batch_size):
         return otherwise
-    if limit_train_batches is not None and _is_count(max_steps):
+    if any(limits) and _is_count(max_steps):
         return -1
     return epochs_for(num_train_images, global_batch_size, num_steps=max_steps if _is_count(max_steps) else None)
 
@@ -250,12 +250,23 @@ def fit_base_lr(
 
 
 def fit_warmup(
-    otherwise: float, num_train_images: int | None, global_batch_size: Any, max_epochs: Any, max_steps: Any
+    otherwise: float,
+    num_train_images: int | None,
+    global_batch_size: Any,
+    max_epochs: Any,
+    max_steps: Any,
+    *limits: Any,
 ) -> float:
-    """Epochs in which the rate of a training on a small set rises."""
+    """Epochs in which the rate of a training on a small set rises.
+
+    Where the user limits the batches of an epoch, only the program knows how many of them the steps make, and puts that
+    in the place of `max_epochs` (`follow_steps`).
+    """
     steps = _steps_of_small(num_train_images, global_batch_size, max_epochs, max_steps)
     if num_train_images is None or steps is None:
         return otherwise
+    if any(limits):
+        return warmup_steps_for(1) * float(max_epochs) if max_epochs is not None and max_epochs > 0 else otherwise
     return warmup_steps_for(steps) / max(1, num_train_images // int(global_batch_size))
 
 
