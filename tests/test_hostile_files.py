@@ -529,22 +529,24 @@ def test_no_gadget_in_what_a_run_continues_from_acts(
         attempt(lambda path: read_resume_point(path).describe(), Path("evil.ckpt"), monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["run.lock", "run.log", ".hydra/config.yaml", "csv/metrics.csv"])
+@pytest.mark.parametrize("name", ["run.lock", "run.log", ".hydra/config.yaml", "csv/metrics.csv", "checkpoints"])
 def test_a_run_writes_through_no_link_in_its_folder(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from unmask.runtime import cli
 
-    Path("victim").write_text("precious")
+    victim = Path("other/checkpoints/last.ckpt") if name == "checkpoints" else Path("victim")
+    victim.parent.mkdir(parents=True, exist_ok=True)
+    victim.write_text("precious")
     link = Path("run") / name
     link.parent.mkdir(parents=True)
-    link.symlink_to(Path("victim").absolute())
+    link.symlink_to((victim.parent if name == "checkpoints" else victim).absolute())
     monkeypatch.setattr(sys, "argv", ["run.py", "method=mae", "model=vit_mini", "hydra.run.dir=run", "resume=auto"])
     with pytest.raises(SystemExit) as stopped:
         cli.run()
     assert stopped.value.code == 2
     assert f"error: run/{name} is a link to " in capsys.readouterr().err
-    assert Path("victim").read_text() == "precious"
+    assert victim.read_text() == "precious"
 
 
 PLACES = [

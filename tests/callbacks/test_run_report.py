@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from unmask.callbacks.report_page import (
     _names,
     _spread,
     _thinned,
+    is_evaluation,
     read_run,
     report_html,
     write_report,
@@ -323,3 +325,25 @@ def test_what_others_wrote_into_a_folder_is_text_on_the_page(make_run):
         assert "onerror=alert(1)&gt;" in page
         assert "<img src=x" not in page
         assert "<script>alert" not in page
+
+
+def test_a_folder_from_elsewhere_is_read_as_data(make_run, tmp_path):
+    """References that unfold without end, other types than expected, and what is no YAML at all."""
+    folder = make_run()
+    bomb = "- &a [" + "x, " * 9 + "x]\n"
+    bomb += "".join(f"- &{to} [{', '.join([f'*{of}'] * 10)}]\n" for of, to in itertools.pairwise("abcdefghij"))
+    for text in (bomb, "{: [", "[" * 100_000, "- !!python/object/apply:os.system [true]", "- 1\n- {a: b}\n- seed=1\n"):
+        (folder / ".hydra/overrides.yaml").write_text(text)
+        write_report(tmp_path / "page.html", [read_run(folder)])
+    assert "python run.py seed=1" in (tmp_path / "page.html").read_text()
+    for text in ("- a", "hydra: {job: [eval]}", "hydra: 3", "hydra: {job: {name: {eval: 1}}}", "{: ["):
+        (folder / ".hydra/hydra.yaml").write_text(text)
+        assert not is_evaluation(folder)
+
+
+@pytest.mark.parametrize("text", ["step,a\n0,b\n", "step,a\n0," + "1" * 200_000 + "\n"])
+def test_a_table_of_something_else_is_named(text, make_run):
+    folder = make_run()
+    (folder / "csv/metrics.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"csv/metrics\.csv is no table of readings"):
+        read_run(folder)

@@ -161,6 +161,8 @@ def test_a_sweep_goes_on_from_frozen_configurations_and_runs_again_what_has_not_
     assert again.returncode == 2
     assert "out holds an earlier sweep; continue it by resume=auto" in again.stderr
 
+    known = tmp_path / "out" / "jobs" / "000001.json"  # from which no folder is taken: what lies in it is run as code
+    known.write_text(json.dumps(json.loads(known.read_text()) | {"folder": str(tmp_path / "elsewhere")}))
     more = [*command, "callbacks.fault.kind=none,spoil,wait", "resume=auto", "hydra.launcher.n_jobs=2"]
     continued = sweep(tmp_path, *more)
     assert continued.returncode == 0, continued.stderr

@@ -125,9 +125,10 @@ def is_evaluation(folder: Path) -> bool:
     if (folder / "report.json").is_file():
         return True
     job = folder / ".hydra" / "hydra.yaml"
-    content = yaml.safe_load(job.read_text(encoding="utf-8")) if job.is_file() else None
-    named = content.get("hydra", {}).get("job", {}) if isinstance(content, dict) else {}
-    return bool(named.get("name") == "eval")
+    content = _read_yaml(job)
+    for part in ("hydra", "job", "name"):
+        content = content.get(part) if isinstance(content, dict) else None
+    return bool(content == "eval")
 
 
 def write_report(path: Path, runs: Sequence[RunFiles]) -> None:
@@ -440,14 +441,21 @@ def _last(series: Series | None) -> str:
 
 
 def _read_series(path: Path) -> dict[str, Series]:
-    """Reads the finite and other readings of a table, one series a column; rows cut short are left out."""
+    """Reads the finite and other readings of a table, one series a column; rows cut short are left out.
+
+    Raises:
+        ValueError: It is no table of readings.
+    """
     found: dict[str, Series] = {}
-    with path.open(newline="", encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            step = row.get("step") or ""
-            for name, text in row.items():
-                if name not in (None, "step", "epoch") and text and step.isdigit():
-                    found.setdefault(name, []).append((int(step) + 1, float(text)))  # loggers count from 0
+    try:
+        with path.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                step = row.get("step") or ""
+                for name, text in row.items():
+                    if name not in (None, "step", "epoch") and text and step.isdigit():
+                        found.setdefault(name, []).append((int(step) + 1, float(text)))  # loggers count from 0
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is no table of readings ({error}); remove it, or name another run") from error
     return found
 
 
@@ -464,7 +472,15 @@ def _read_warnings(path: Path) -> list[str]:
 
 
 def _read_overrides(path: Path) -> list[str] | None:
+    content = _read_yaml(path)
+    return [override for override in content if isinstance(override, str)] if isinstance(content, list) else None
+
+
+def _read_yaml(path: Path) -> Any:
+    """What Hydra has kept; None where there is nothing, or nothing that can be read."""
     if not path.is_file():
         return None
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return [str(override) for override in content] if isinstance(content, list) else None
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -72,7 +73,15 @@ def outcome_path(sweep_dir: Path, number: int) -> Path:
 
 
 def read_outcome(path: Path) -> JobOutcome:
-    return JobOutcome(**json.loads(path.read_text(encoding="utf-8")))
+    """Reads what is known of a job.
+
+    Raises:
+        ValueError: The file says something else.
+    """
+    try:
+        return JobOutcome(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} describes no job of a sweep ({error}); choose another hydra.sweep.dir=DIR") from error
 
 
 def read_outcomes(sweep_dir: Path) -> list[JobOutcome]:
@@ -104,7 +113,10 @@ def report_to_sweep(
         path = Path(os.environ[OUTCOME_SWITCH])
         found = {"value": value, "metrics": None if metrics is None else dict(metrics), "sentence": sentence}
         told = {name: content for name, content in found.items() if content is not None}
-        write_outcome(path, replace(read_outcome(path), **told))  # type: ignore[arg-type]
+        try:
+            write_outcome(path, replace(read_outcome(path), **told))  # type: ignore[arg-type]
+        except OSError as error:  # the sweep knows the job's exit code by itself
+            sys.stderr.write(f"{path} could not be written ({error.strerror or error})\n")
 
 
 def _identity(overrides: Sequence[str]) -> frozenset[str]:

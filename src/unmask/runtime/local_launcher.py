@@ -154,7 +154,8 @@ def _freeze(
         path = outcome_path(sweep_dir, number)
         folder = hydra.runtime.output_dir
         begun = JobOutcome(number, task, folder) if same is None else same
-        write_outcome(path, replace(begun, state="waiting", sentence=None))
+        # A folder that the file names is not taken: what lies in it is run as code.
+        write_outcome(path, replace(begun, folder=folder, state="waiting", sentence=None))
 
     frozen = run_job(
         hydra_context=hydra_context,

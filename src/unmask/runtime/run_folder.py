@@ -1,5 +1,6 @@
 """A run has its folder to itself."""
 
+import contextlib
 import json
 import os
 import socket
@@ -50,24 +51,26 @@ def locked(run_dir: Path, *, setting: str = "hydra.run.dir") -> Iterator[None]:
             remove_partial(folder)
         yield
     finally:
-        (run_dir / HOLDER_NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide how the run has ended; the lock alone decides
+            (run_dir / HOLDER_NAME).unlink(missing_ok=True)
         lock.release()
 
 
 def require_own_files(run_dir: Path) -> None:
-    """Refuses links to files elsewhere where a run adds to a file or writes it anew.
+    """Refuses links that lead out of the folder of a run, which itself may be one.
 
-    A run's folder may come from someone else, and a link called `run.log` would let the run write to any file.
+    A run's folder may come from someone else: a link called `run.log` would let the run write to any file, one called
+    `checkpoints` into the folder of another run.
 
     Raises:
         ValueError: Names the link.
     """
     root = run_dir.resolve()
     for path in (entry for part in _WRITTEN_TO for entry in sorted(run_dir.glob(part))):
-        if path.is_symlink() and not path.is_dir() and not path.resolve().is_relative_to(root):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
             raise ValueError(
                 f"{path} is a link to {path.readlink()}, outside the folder of the run, which would write to it; "
-                "remove the link"
+                "remove the link, or let the whole folder of the run be one"
             )
 
 
