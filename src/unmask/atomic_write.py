@@ -1,5 +1,6 @@
 """Files that are whole or not there."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.replace(path)
         flush_to_disk(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # which would hide why writing failed
+            partial.unlink(missing_ok=True)
 
 
 def flush_to_disk(path: Path) -> None:

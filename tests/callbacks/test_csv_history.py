@@ -100,6 +100,74 @@ def test_a_full_disk_costs_no_row_and_no_training(
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1  # said once
 
 
+@pytest.mark.parametrize("is_read_only", [False, True])
+def test_rows_with_new_columns_outlast_a_full_disk(
+    is_read_only: bool, history: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header is written anew before the rows, of which half may be written; a disk may refuse to take that back."""
+    logger = history()
+    logger.log_metrics({"z": 0.0}, 0)
+    logger.save()
+
+    def write_half(path: str, **_: Any) -> None:
+        with Path(path).open("a") as file:
+            file.write("1.0,")
+        raise OSError(28, "No space left on device")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as full:
+        full.setattr(logger.experiment._fs, "open", write_half)
+        if is_read_only:
+            full.setattr("os.truncate", refuse)
+        logger.log_metrics({"a": 1.0, "z": 1.0}, 1)
+        logger.save()
+        assert len((tmp_path / "csv" / "metrics.csv").read_text().splitlines()) == 2 + is_read_only
+    logger.log_metrics({"z": 2.0}, 2)
+    logger.save()
+    assert [(row["step"], row.get("a"), row["z"]) for row in rows(tmp_path)] == [
+        ("0", None, "0.0"),
+        ("1", "1.0", "1.0"),
+        ("2", None, "2.0"),
+    ]
+
+
+def test_readings_go_on_where_their_folder_was_removed(history: Callable[..., Any], tmp_path: Path) -> None:
+    logger = history()
+    logger.log_metrics({"a": 0.0}, 0)
+    logger.save()
+    (tmp_path / "csv").rename(tmp_path / "moved")
+    logger.log_metrics({"a": 1.0}, 1)
+    logger.save()
+    assert [row["step"] for row in rows(tmp_path)] == ["1"]
+
+
+def test_tensorboard_leaves_out_half_a_record_and_reads_the_others(tmp_path: Path, caplog: Any) -> None:
+    from unmask.callbacks.tensorboard_history import TensorBoardHistory
+
+    logger = TensorBoardHistory(save_dir=tmp_path)
+    logger.log_metrics({"a": 0.0}, 0)
+    logger.experiment.flush()
+    file = logger.experiment._get_file_writer().event_writer._async_writer._writer._writer._file
+    write = file.write
+
+    def fail_half_way(record: bytes) -> None:
+        write(record[: len(record) // 2])
+        raise OSError(28, "No space left on device")
+
+    file.write = fail_half_way
+    for step in (1, 2):
+        logger.log_metrics({"a": float(step)}, step)
+    logger.experiment.flush()
+    file.write = write
+    logger.log_metrics({"a": 3.0}, 3)
+    logger.finalize("success")
+    assert [(step, value) for _, step, value in points(tmp_path)] == [(0, 0.0), (3, 3.0)]
+    (said,) = [record.message for record in caplog.records if record.levelno == logging.ERROR]  # once
+    assert "could not be written (No space left on device): points are left out until it can be" in said
+
+
 class _EndAt(Callback):
     """Ends a run as a killed process does, some steps after the last file was written; or asks for its end."""
 

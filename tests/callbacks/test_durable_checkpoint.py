@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
+import errno
 import logging
 import multiprocessing
 import os
@@ -82,6 +83,52 @@ def test_a_full_disk_costs_the_new_checkpoint_and_not_the_old_one(
     assert "it needs 4.0 MiB and " in record.message
     assert not is_known_before or "3.0 MiB are free" in record.message
     assert writer.reason_to_stop is None
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EDQUOT, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_is_lost_costs_the_new_checkpoint_alone(
+    number: int, writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """Neither are older files removed, as where a run keeps its three best ones."""
+    for step in (1, 2):
+        writer.save_checkpoint(checkpoint(step), tmp_path / f"best-{step}.ckpt")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as lost:
+        lost.setattr(Path, "open", refuse)
+        if number == errno.EDQUOT:
+            lost.setattr("unmask.callbacks.durable_checkpoint._free_bytes", lambda folder: 2**40)
+        writer.save_checkpoint(checkpoint(3), tmp_path / "best-3.ckpt")
+        writer.remove_checkpoint(tmp_path / "best-1.ckpt")
+    assert steps(tmp_path) == {"best-1.ckpt": 1, "best-2.ckpt": 2}
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert f"best-3.ckpt could not be written at step 3 ({os.strerror(number)})" in record.message
+    assert ("it needs 0.0 MiB and 1048576.0 MiB are free" in record.message) is (number == errno.EDQUOT)
+
+    writer.save_checkpoint(checkpoint(4), tmp_path / "best-4.ckpt")
+    with monkeypatch.context() as lost:
+        lost.setattr("lightning.fabric.plugins.io.torch_io.get_filesystem", refuse)
+        writer.remove_checkpoint(tmp_path / "best-1.ckpt")  # a warning
+    writer.remove_checkpoint(tmp_path / "best-2.ckpt")
+    assert steps(tmp_path) == {"best-1.ckpt": 1, "best-4.ckpt": 4}
+
+
+def test_a_disk_that_is_gone_is_told_without_its_size(
+    writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    def gone(folder: Path) -> int:
+        raise OSError(errno.ENOENT, "No such file or directory", str(folder))
+
+    (tmp_path / "checkpoints").write_text("a file in the folder's place")
+    writer.save_checkpoint(checkpoint(1), tmp_path / "checkpoints" / "last.ckpt")
+    monkeypatch.setattr("unmask.callbacks.durable_checkpoint._free_bytes", gone)
+    monkeypatch.setattr("unmask.callbacks.durable_checkpoint._NO_ROOM", (errno.ENOENT,))
+    writer.save_checkpoint(checkpoint(2), tmp_path / "last.ckpt")
+    first, second = [record.message for record in caplog.records if record.levelno == logging.ERROR]
+    assert f"in {tmp_path}/checkpoints; the files before it are kept" in first
+    assert f"it needs 0.0 MiB in {tmp_path}; the files before it are kept" in second
 
 
 def test_only_three_steps_without_a_file_in_a_row_end_a_run(writer: Any, tmp_path: Path) -> None:

@@ -207,3 +207,15 @@ def test_replacements_are_others_in_each_epoch_for_each_image_and_by_each_seed()
     drawn = replacements(0, 3, 0)
     assert drawn == replacements(0, 3, 0)
     assert drawn not in (replacements(1, 3, 0), replacements(0, 4, 0), replacements(0, 3, 1))
+
+
+def test_a_list_that_cannot_be_written_costs_no_training_and_no_limit(
+    make_data: Callable[..., ImageFolder], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run").write_text("in the place of the folder")
+    found = [number for step in trained_on(make_data()).values() for number in step]
+    assert not set(found) & set(BAD)
+    said = [record.message for record in caplog.records if "could not be written" in record.message]
+    assert said == [f"{tmp_path}/run/bad_images.txt could not be written (File exists); bad images are only counted"]
+    with pytest.raises(ValueError, match="3 of 30 training images are bad"):
+        trained_on(make_data(max_bad_fraction=0.08))

@@ -152,3 +152,27 @@ def test_a_setting_with_dashes_is_told_how_it_is_written(
     assert said.startswith(f"error: {typed} is no option ")
     assert said.endswith(f"settings have no dashes: {written}\n")
     assert settings_before_flags(["--config-dir=own", "-m", "seed=1"]) == ["seed=1", "--config-dir=own", "-m"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(30, "Read-only file system", "a/b"), "a/b: Read-only file system; see to the disk or the machine"),
+        (OSError(122, "Disk quota exceeded"), "Disk quota exceeded; see to the disk or the machine"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "No space left on device; see to"),
+        (
+            OSError("Caught OSError in DataLoader worker process 0.\n[Errno 24] Too many open files: 'x'"),
+            "Too many open",
+        ),
+        (OSError(2, "No such file or directory", "a/b"), None),
+        (RuntimeError("shapes do not match (error 28)"), None),
+    ],
+)
+def test_what_the_machine_refuses_is_told_from_defects(error: Exception, sentence: str | None) -> None:
+    from unmask.runtime.mistakes import machine_failure
+
+    said = machine_failure(error)
+    assert (said is None) if sentence is None else str(said).startswith(sentence)
+    wrapped = RuntimeError("while saving")
+    wrapped.__cause__ = error
+    assert machine_failure(wrapped) == said

@@ -1,5 +1,6 @@
 """Readings of a run in one CSV file, over interruptions."""
 
+import contextlib
 import csv
 import io
 import logging
@@ -18,7 +19,7 @@ _log = logging.getLogger("unmask")
 
 
 class CSVHistory(CSVLogger):
-    """Continues `metrics.csv` where Lightning's logger would delete it; a full disk costs no training.
+    """Continues `metrics.csv` where Lightning's logger would delete it; a full or vanished disk costs no training.
 
     Args:
         save_dir, name, version: As of `CSVLogger`; the folder of the file is `save_dir/name/version`.
@@ -41,6 +42,7 @@ class CSVHistory(CSVLogger):
     @rank_zero_only
     def save(self) -> None:
         try:
+            Path(self.log_dir).mkdir(parents=True, exist_ok=True)  # Lightning has another error where it is gone
             super().save()
         except OSError as error:
             if not self._was_full:
@@ -56,6 +58,9 @@ class _ContinuedFile(ExperimentWriter):
     def __init__(self, log_dir: str, *, num_steps: int) -> None:
         self._num_steps = num_steps
         self._rows: list[dict[str, str]] = []
+        self._is_torn = False  # whether the file ends in rows that could not be written whole
+        self._whole_size = 0  # bytes before them
+        self._keys_written: list[str] = []  # in its header
         super().__init__(log_dir)
         self.metrics_keys = list(dict.fromkeys(key for row in self._rows for key in row))
 
@@ -68,15 +73,26 @@ class _ContinuedFile(ExperimentWriter):
 
     def save(self) -> None:
         path = Path(self.metrics_file_path)
-        size = path.stat().st_size if path.exists() else None
+        if self._is_torn:
+            self._drop_half_row()
+        self._keys_written, self._whole_size = list(self.metrics_keys), path.stat().st_size if path.exists() else 0
+        self._is_torn = True
         try:
             super().save()
         except OSError:
-            if size is not None:
-                os.truncate(path, size)  # half a row
-            elif path.exists():
-                path.unlink()
+            self.metrics_keys = self._keys_written
+            with contextlib.suppress(OSError):  # a disk that is read-only now may be writable later
+                self._drop_half_row()
             raise
+        self._is_torn = False
+
+    def _drop_half_row(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.exists() and self._whole_size:
+            os.truncate(path, self._whole_size)
+        else:
+            path.unlink(missing_ok=True)
+        self._is_torn = False
 
     def _check_log_dir_exists(self) -> None:
         """In place of deleting the file."""
@@ -92,6 +108,7 @@ class _ContinuedFile(ExperimentWriter):
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         _rewrite(path, rows, fieldnames)
+        self._keys_written, self._whole_size = list(fieldnames), path.stat().st_size
 
 
 def _is_whole(row: Mapping[Any, Any]) -> bool:

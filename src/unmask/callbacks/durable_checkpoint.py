@@ -1,5 +1,6 @@
 """Checkpoints that survive whatever happens while they are written."""
 
+import errno
 import logging
 import os
 import shutil
@@ -17,6 +18,8 @@ from unmask.callbacks.stopping import MachineFailed, NumbersFailed, RunStopped
 
 LAST_NAME, PREVIOUS_NAME = "last.ckpt", "last-previous.ckpt"
 MOST_FAILURES = 3  # saves in a row that came to nothing
+_OUR_OWN = 0  # in place of a number of the system
+_NO_ROOM = (_OUR_OWN, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MIB = 2**20
 _WHAT_IS_TRAINED = ("state_dict", "optimizer_states")
 
@@ -29,8 +32,8 @@ class DurableCheckpointIO(TorchCheckpointIO):
     Lightning's own writes to the folder of temporary files, which is often on another disk, and copies from there, so
     that a run killed meanwhile leaves a torn file. The `last.ckpt` that is replaced stays as `last-previous.ckpt`.
 
-    A save that fails, for a full disk above all, leaves the files as they were and the run going on; weights that are
-    not finite are not written. Read is without running code.
+    A save that fails, for a full disk above all, leaves the files as they were and the run going on, and no older file
+    is removed until another save succeeds; weights that are not finite are not written. Read is without running code.
 
     Attributes:
         reason_to_stop: Set after three failed saves in a row, or when weights are not finite: what ends the run, which
@@ -71,17 +74,28 @@ class DurableCheckpointIO(TorchCheckpointIO):
         loaded: dict[str, Any] = torch.load(Path(path), map_location=map_location, weights_only=True)
         return loaded
 
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Removes a file that another has replaced, unless that one could not be written."""
+        if self._failed_at:
+            return
+        try:
+            super().remove_checkpoint(Path(path))
+        except OSError as error:
+            _log.warning(f"{path} could not be removed ({error.strerror or error})")
+
     def _note_failure(self, checkpoint: Mapping[str, Any], path: Path, step: int, cause: OSError) -> None:
         if step not in self._failed_at:  # several files of one step are one failure
             self._failed_at.append(step)
+        is_full = cause.errno in _NO_ROOM
+        room = f": {_describe_room(_num_bytes(checkpoint), path.parent)}" if is_full else f" in {path.parent}"
         text = (
-            f"{path.name} could not be written at step {step} ({cause.strerror or cause}): it needs "
-            f"{_num_bytes(checkpoint) / _MIB:.1f} MiB and {_free_bytes(path.parent) / _MIB:.1f} MiB are free in "
-            f"{path.parent}; the files before it are kept"
+            f"{path.name} could not be written at step {step} ({cause.strerror or cause}){room}; the files before it "
+            "are kept"
         )
         count = len(self._failed_at)
         if count >= MOST_FAILURES:
-            self.reason_to_stop = MachineFailed(f"{text}, and this was failure {count} in a row; make room and resume")
+            advice = "make room" if is_full else "see to the disk"
+            self.reason_to_stop = MachineFailed(f"{text}, and this was failure {count} in a row; {advice} and resume")
         _log.error(f"{text}, training goes on (failure {count} of {MOST_FAILURES})")
 
 
@@ -104,13 +118,13 @@ def find_damage(path: Path) -> str | None:
 def _write(checkpoint: Mapping[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if _num_bytes(checkpoint) > _free_bytes(path.parent):
-        raise OSError(0, "the disk is full")
+        raise OSError(_OUR_OWN, "the disk is full")
     with atomic_write(path) as partial:
         with partial.open("wb") as file:
             torch.save(checkpoint, file)
         damage = find_damage(partial)
         if damage is not None:
-            raise OSError(0, f"what was written {damage}")
+            raise OSError(errno.EIO, f"what was written {damage}")
         if path.name == LAST_NAME and path.exists():
             _keep_previous(path)
 
@@ -148,6 +162,14 @@ def _is_finite(tensor: Tensor) -> bool:
 def _num_bytes(checkpoint: Mapping[str, Any]) -> int:
     """Bytes of the tensors; what stands beside them is small."""
     return sum(tensor.nbytes for _, tensor in _trained_tensors(checkpoint))
+
+
+def _describe_room(num_bytes: int, folder: Path) -> str:
+    needed = f"it needs {num_bytes / _MIB:.1f} MiB"
+    try:
+        return f"{needed} and {_free_bytes(folder) / _MIB:.1f} MiB are free in {folder}"
+    except OSError:  # the disk is gone meanwhile
+        return f"{needed} in {folder}"
 
 
 def _free_bytes(folder: Path) -> int:

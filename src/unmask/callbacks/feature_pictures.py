@@ -1,6 +1,5 @@
 """What the features tell apart, as pictures."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from PIL import Image
 from torch import Tensor
 
-from unmask.atomic_write import atomic_write
 from unmask.callbacks.held_out_features import pooled_features
+from unmask.callbacks.optional_file import write_optional
 from unmask.callbacks.panel import as_shown
 from unmask.callbacks.trainer_state import require_positive
 from unmask.eval_mode import eval_mode
@@ -24,8 +23,6 @@ FEATURES_FOLDER, NEIGHBORS_FOLDER = "features", "neighbors"
 _FEWEST_CELLS = 4  # along the shorter side of a map that is worth drawing
 _SIDE, _GAP = 112, 4  # pixels of an image, and between two
 _QUANTILE = 0.02  # of the values at either end, drawn as the extreme colors
-
-_log = logging.getLogger("unmask")
 
 
 class FeaturePictures(Callback):
@@ -184,10 +181,5 @@ def _sheet(rows: Sequence[Sequence[Tensor]]) -> Image.Image:
 
 
 def _save(picture: Image.Image, path: Path) -> None:
-    """Writes a picture; a full disk costs the picture, not the run."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with atomic_write(path) as partial:
-            picture.save(partial, format="PNG")
-    except OSError as error:
-        _log.warning(f"{path} could not be written: {error}")
+    """Writes a picture that the run goes on without."""
+    write_optional(path, lambda partial: picture.save(partial, format="PNG"))

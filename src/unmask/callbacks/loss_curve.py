@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from unmask.callbacks.mean_loss import MeanLoss
-from unmask.callbacks.pictures import save_figure
+from unmask.callbacks.pictures import keep_figure
 from unmask.callbacks.trainer_state import ends_interval, learning_rate, logging_interval
 
 Series = list[tuple[int, float]]
@@ -76,7 +76,7 @@ class LossCurve(Callback):
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and (self.train or self.val):
             figure = loss_figure(self.train, self.val, self.learning_rate, title=type(pl_module).__name__)
-            save_figure(figure, Path(trainer.default_root_dir) / "loss_curve.png")
+            keep_figure(figure, Path(trainer.default_root_dir) / "loss_curve.png")
 
 
 def loss_figure(train: Series, val: Series, rate: Series, *, title: str) -> Figure:

@@ -184,9 +184,10 @@ class NonfiniteGuard(Callback):
         path = self._keep(trainer, box)
         if trainer.is_global_zero:
             last = "; further ones are only counted" if self._num_warned == _MOST_WARNED else ""
+            kept = f", kept as {path}" if path.exists() else ""
             _log.warning(
-                f"{_sentence(box)} at step {trainer.global_step} (epoch {trainer.current_epoch + 1}), kept as {path}; "
-                f"the step is made (on_spike=stop or skip prevents it){last}"
+                f"{_sentence(box)} at step {trainer.global_step} (epoch {trainer.current_epoch + 1}){kept}; the step "
+                f"is made (on_spike=stop or skip prevents it){last}"
             )
 
     def _keep(self, trainer: Trainer, box: dict[str, Any]) -> Path:
@@ -204,8 +205,8 @@ class NonfiniteGuard(Callback):
         if action == "stop":
             setting = "on_nonfinite" if box["usual_norm"] is None else "on_spike"
             raise NumbersFailed(
-                f"{what}; the step was not taken. python -m unmask.replay {path} computes it again; lower the learning "
-                f"rate, set trainer.gradient_clip_val, or skip such steps by {setting}=skip"
+                f"{what}; the step was not taken. {_replay(path)}lower the learning rate, set "
+                f"trainer.gradient_clip_val, or skip such steps by {setting}=skip"
             )
         if self._skipped_in_a_row > self.max_skips:
             raise NumbersFailed(f"{what}; {self.max_skips} steps in a row were skipped before it")
@@ -244,6 +245,11 @@ class NonfiniteGuard(Callback):
             "bad_gradients": gradients,
             "precision": str(trainer.precision),
         }
+
+
+def _replay(path: Path | None) -> str:
+    """How to see the step again; nothing where the disk took no file."""
+    return f"python -m unmask.replay {path} computes it again; " if path is not None and path.exists() else ""
 
 
 def _sentence(box: dict[str, Any]) -> str:

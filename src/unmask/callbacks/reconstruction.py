@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from unmask.callbacks.asked_of_modules import HoldsImagesOut, MasksImages
 from unmask.callbacks.panel import Reconstruction, enlarged_bytes, reconstruction_panel, reconstruction_pixels
-from unmask.callbacks.pictures import figure_pixels, save_figure
+from unmask.callbacks.pictures import figure_pixels, keep_figure
 from unmask.callbacks.trainer_state import require_positive
 from unmask.eval_mode import eval_mode
 from unmask.types import ImageBatch
@@ -76,7 +76,7 @@ class ReconstructionPanel(Callback):
             figure = reconstruction_panel(
                 shown, title=type(pl_module).__name__, subtitle=_subtitle(shown, loss, trainer, epochs_done)
             )
-            save_figure(figure, Path(trainer.default_root_dir) / "panels" / f"epoch_{epochs_done:04d}.png")
+            keep_figure(figure, Path(trainer.default_root_dir) / "panels" / f"epoch_{epochs_done:04d}.png")
             _send_to_loggers(figure, trainer, caption=_caption(pl_module, trainer, epochs_done))
             _send_rows(shown, self._batch.index.tolist(), trainer, epochs_done)
 

@@ -14,7 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from unmask.atomic_write import atomic_write
+from unmask.callbacks.optional_file import write_optional
 
 PROFILE_NAME = "step_profile.json"
 DATA_WAIT, TRANSFER, MASK, LOSS, BACKWARD = "data wait", "transfer", "mask", "loss", "backward"
@@ -107,11 +107,10 @@ class StepProfile(Callback):
     def _write(self, trainer: Trainer) -> None:
         if self._profiler.num_samples < _FEWEST or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        try:
-            with atomic_write(Path(trainer.default_root_dir) / PROFILE_NAME) as partial:
-                partial.write_text(json.dumps(self._content(trainer), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            _log.warning(f"{PROFILE_NAME} could not be written: {error}")
+        text = json.dumps(self._content(trainer), indent=1) + "\n"
+        write_optional(
+            Path(trainer.default_root_dir) / PROFILE_NAME, lambda partial: partial.write_text(text, encoding="utf-8")
+        )
 
 
 class _PartProfiler(Profiler):

@@ -15,11 +15,11 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from unmask.atomic_write import atomic_write
 from unmask.callbacks.held_out_features import pooled_features
 from unmask.callbacks.judge import EpochReadings, Judgement, Verdict, judge
 from unmask.callbacks.mean_loss import MeanLoss
 from unmask.callbacks.online_probe import OnlineProbe
+from unmask.callbacks.optional_file import write_optional
 from unmask.callbacks.reference import (
     CHANGE,
     EFFECTIVE_RANK,
@@ -190,11 +190,10 @@ class RunVerdict(Callback):
         table = csv.writer(text)
         table.writerow(["epoch", "step", "verdict", "reason"])
         table.writerows([epoch, step, verdict.name.lower(), reason] for epoch, step, (verdict, reason) in self._lines)
-        try:
-            with atomic_write(Path(trainer.default_root_dir) / VERDICTS_NAME) as partial:
-                partial.write_text(text.getvalue(), encoding="utf-8", newline="")
-        except OSError as error:
-            _log.warning(f"{VERDICTS_NAME} could not be written: {error}")
+        write_optional(
+            Path(trainer.default_root_dir) / VERDICTS_NAME,
+            lambda partial: partial.write_text(text.getvalue(), encoding="utf-8", newline=""),
+        )
 
 
 def read_verdicts(folder: Path) -> list[Mapping[str, str]]:

@@ -167,6 +167,7 @@ class BadImageList:
         self.max_fraction = max_fraction
         self._listed: set[tuple[str, int]] = set()
         self._names: set[str] = set()
+        self._has_failed = False
 
     def __len__(self) -> int:
         return len(self._names)
@@ -188,12 +189,20 @@ class BadImageList:
                 self._require_few(image)
 
     def _append(self, line: str) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(line)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(line)
+        except OSError as error:
+            if not self._has_failed:
+                _log.error("%s could not be written (%s); bad images are only counted", self.path, error.strerror)
+            self._has_failed = True
 
     def _read_names(self) -> set[str]:
-        lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
+        except OSError:
+            return set()  # this process counts its own
         return {line.split("\t")[0] for line in lines if line}
 
     def _announce(self, image: BadImage) -> None:

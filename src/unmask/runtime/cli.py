@@ -19,6 +19,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from unmask.callbacks.first_process import end_with_first_process, forget_first_process
+from unmask.runtime.log_streams import tell
+from unmask.runtime.typed import typed
 
 EXIT_FIXABLE = 2  # by the user
 EXIT_MACHINE = 4  # as in `callbacks.stopping`, which imports torch
@@ -100,10 +102,8 @@ def _command_on_runs(usage: str, act: Callable[[list[str]], object]) -> None:
         sys.exit(f"usage: {usage}")
     try:
         act(sys.argv[1:])
-    except _user_errors() as error:
-        if os.environ.get(_TRACEBACK_SWITCH) == "1":
-            raise
-        sys.exit(_explain(error))
+    except Exception as error:
+        sys.exit(_explain_or_raise(error))
 
 
 def replay() -> None:
@@ -117,10 +117,8 @@ def replay() -> None:
         sys.exit("usage: python -m unmask.replay runs/.../nonfinite/step_00000012.ckpt")
     try:
         replay_step(sys.argv[1])
-    except _user_errors() as error:
-        if os.environ.get(_TRACEBACK_SWITCH) == "1":
-            raise
-        sys.exit(_explain(error))
+    except Exception as error:
+        sys.exit(_explain_or_raise(error))
 
 
 def job() -> None:
@@ -145,10 +143,8 @@ def job() -> None:
     _require_own_files([f"{_RUN_DIR}{sys.argv[1]}"])
     try:
         config = thaw(Path(sys.argv[1]), sys.argv[2:])
-    except _user_errors() as error:
-        if os.environ.get(_TRACEBACK_SWITCH) == "1":
-            raise
-        sys.exit(_explain(error))
+    except Exception as error:
+        sys.exit(_explain_or_raise(error))
     task = _evaluate if HydraConfig.get().job.config_name == "eval" else _pretrain
     _quiet(task)(config)
 
@@ -227,15 +223,10 @@ def _command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
         _require_own_files(sys.argv[1:], is_evaluation=config_name == "eval")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself, where no one can help
     main = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name=config_name)(_quiet(task))
-    if os.environ.get(_TRACEBACK_SWITCH) == "1":
-        main()
-        return
     try:
         main()
     except Exception as error:  # SystemExit, by which `--help` ends, asks for no names of errors
-        if not isinstance(error, _user_errors()):
-            raise
-        sys.exit(_explain(error, *configuration_names(config_name, sys.argv[1:])))
+        sys.exit(_explain_or_raise(error, lambda: configuration_names(config_name, sys.argv[1:])))
 
 
 def _print_explanation(config_name: str) -> None:
@@ -248,10 +239,8 @@ def _print_explanation(config_name: str) -> None:
     try:
         for key in keys:
             sys.stdout.writelines(f"{line}\n" for line in explain(config_name, key, settings))
-    except _user_errors() as error:
-        if os.environ.get(_TRACEBACK_SWITCH) == "1":
-            raise
-        sys.exit(_explain(error, *configuration_names(config_name, settings)))
+    except Exception as error:
+        sys.exit(_explain_or_raise(error, lambda: configuration_names(config_name, settings)))
 
 
 def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
@@ -275,10 +264,8 @@ def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     except WorkerFailed as failed:
         _report_failure(failed, None)
         sys.exit(EXIT_MACHINE)
-    except _user_errors() as error:
-        if os.environ.get(_TRACEBACK_SWITCH) == "1":
-            raise
-        sys.exit(_explain(error, *configuration_names(config_name, sys.argv[1:])))
+    except Exception as error:
+        sys.exit(_explain_or_raise(error, lambda: configuration_names(config_name, sys.argv[1:])))
 
 
 def _require_safe_loading() -> None:
@@ -338,7 +325,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             is_empty = not any((run_dir / kept).exists() for kept in ("checkpoints", BAD_IMAGES_NAME))
             if is_fresh and is_empty and is_first_process() and not is_job_of_sweep():
                 logging.shutdown()
-                shutil.rmtree(run_dir)
+                shutil.rmtree(run_dir, ignore_errors=True)
             if os.environ.get(_TRACEBACK_SWITCH) == "1":
                 raise
             # Leaving by SystemExit keeps Hydra from printing a preface of its own.
@@ -351,7 +338,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             _report_failure(failed, run_dir if "resume" in config else None)
             sys.exit(EXIT_MACHINE)
         except Exception as error:
-            report_to_sweep(sentence=f"{type(error).__name__}: {one_sentence(error, (), ())}")
+            _exit_by_machine(error, run_dir if "resume" in config else None)
             raise
         except SystemExit as left:
             if left.code:
@@ -378,11 +365,45 @@ def _user_errors() -> tuple[type[BaseException], ...]:
     return tuple(errors)
 
 
+def _explain_or_raise(
+    error: Exception, names: Callable[[], tuple[Sequence[str], Sequence[str]]] = lambda: ((), ())
+) -> int:
+    """Writes one sentence for what the user or the machine has caused, and returns the exit code; else raises.
+
+    Args:
+        error: As caught.
+        names: Known keys and groups; only asked where the user is to blame.
+    """
+    if os.environ.get(_TRACEBACK_SWITCH) == "1":
+        raise error
+    if isinstance(error, _user_errors()):
+        return _explain(error, *names())
+    from unmask.runtime.mistakes import machine_failure
+
+    failure = machine_failure(error)
+    if failure is None:
+        raise error
+    _report_failure(failure, None)
+    return EXIT_MACHINE
+
+
+def _exit_by_machine(error: Exception, run_dir: Path | None) -> None:
+    """Ends a run with a sentence where the system could not write or read; does nothing about other errors."""
+    from unmask.runtime.job_outcome import report_to_sweep
+    from unmask.runtime.mistakes import machine_failure, one_sentence
+
+    failure = machine_failure(error)
+    report_to_sweep(sentence=failure or f"{type(error).__name__}: {one_sentence(error, (), ())}")
+    if failure is not None and os.environ.get(_TRACEBACK_SWITCH) != "1":
+        _report_failure(failure, run_dir)
+        sys.exit(EXIT_MACHINE)
+
+
 def _explain(error: BaseException, known_keys: Sequence[str] = (), groups: Sequence[str] = ()) -> int:
     """Writes the sentence; the names are only needed for a configuration that did not compose."""
     from unmask.runtime.mistakes import one_sentence
 
-    sys.stderr.write(f"error: {one_sentence(error, known_keys, groups)}\n({_TRACEBACK_SWITCH}=1 shows where)\n")
+    tell(f"error: {one_sentence(error, known_keys, groups)}\n({_TRACEBACK_SWITCH}=1 shows where)\n")
     return EXIT_FIXABLE
 
 
@@ -398,19 +419,19 @@ def _explain_stop(stopped: Any, run_dir: Path) -> int:
     if not is_first_process():
         return 0
     if is_job_of_sweep():  # which says how the whole goes on
-        sys.stderr.write(f"{stopped}\n")
+        tell(f"{stopped}\n")
     elif stopped.state == "preempted":
-        sys.stderr.write(f"{stopped}; go on with:\n  {_command_to_go_on(run_dir)}\n")
+        tell(f"{stopped}; go on with:\n  {_command_to_go_on(run_dir)}\n")
     else:
         _report_failure(stopped, run_dir if stopped.can_go_on else None)
     return int(stopped.exit_code)
 
 
-def _report_failure(error: BaseException, run_dir: Path | None) -> None:
+def _report_failure(error: BaseException | str, run_dir: Path | None) -> None:
     """Says what failed that is neither a setting nor a defect and, where the run has saved, how to go on."""
-    sys.stderr.write(f"error: {error}\n")
+    tell(f"error: {error}\n")
     if run_dir is not None and (run_dir / "checkpoints/last.ckpt").exists():
-        sys.stderr.write(f"go on from the last checkpoint with:\n  {_command_to_go_on(run_dir)}\n")
+        tell(f"go on from the last checkpoint with:\n  {_command_to_go_on(run_dir)}\n")
 
 
 def _command_to_go_on(run_dir: Path) -> str:
@@ -419,7 +440,7 @@ def _command_to_go_on(run_dir: Path) -> str:
     replaced = ("resume=", "ckpt_path=", "hydra.run.dir=")
     task = HydraConfig.get().overrides.task
     kept = [override for override in task if not override.lstrip("+").startswith(replaced)]
-    return shlex.join([*start, *kept, f"hydra.run.dir={run_dir}", "resume=auto"])
+    return shlex.join([*start, *kept, typed("hydra.run.dir", run_dir), "resume=auto"])
 
 
 def _launcher() -> list[str]:

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from unmask.atomic_write import atomic_write
 from unmask.backbones.base import MaskedBackbone
 from unmask.callbacks.provenance import Provenance, describe_git
 from unmask.data.datamodule import ImageDataModule
@@ -455,9 +456,10 @@ def _write(run_dir: Path, results: Sequence[EvalResult]) -> None:
         "report.csv": csv_report(results),
         "report.tex": latex_report(results) + "\n",
     }
+    _log.info(f"\n{table}\n")  # before the disk may refuse the files
     for name, text in texts.items():
-        (run_dir / name).write_text(text, encoding="utf-8")
-    _log.info(f"\n{table}\n")
+        with atomic_write(run_dir / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     _log.info(f"report written to {run_dir / 'report.json'} and report.md, .csv and .tex beside it")
 
 

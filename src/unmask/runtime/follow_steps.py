@@ -36,13 +36,13 @@ def steps_an_epoch(config: DictConfig, *, num_train_images: int) -> int:
         config: Of the run, which may limit the batches of an epoch (`trainer.limit_train_batches`, `overfit_batches`).
         num_train_images: Of the training split; what does not fill a batch is left to the next epoch.
     """
-    steps = max(1, num_train_images // config.global_batch_size)
+    steps = max(1, num_train_images // int(config.global_batch_size))
     limit = config.trainer.get("overfit_batches") or config.trainer.get("limit_train_batches")
     if limit is None:
         return steps
     parts = _accumulated(config)  # the Trainer's batches are these
     batches = min(limit, steps * parts) if isinstance(limit, int) else int(steps * parts * float(limit))
-    return max(1, -(-batches // parts))
+    return max(1, -(-int(batches) // parts))
 
 
 def _accumulated(config: DictConfig) -> int:

@@ -1,6 +1,8 @@
 """One sentence for what a user got wrong, with what to write instead."""
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Sequence
 
@@ -63,6 +65,16 @@ _ONE_OF_SEVERAL = {"optimizer.lr": "which is the peak as it is; base_lr={value} 
 
 # What the system says of a path that a user gave.
 WRONG_PLACES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+# What it says of disks, and of what else a machine has too little of.
+_OF_THE_MACHINE = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EROFS", "ENOSPC", "EDQUOT", "EFBIG", "EIO", "EREMOTEIO", "ESTALE", "ENODEV", "ENXIO", "ENOTCONN"),
+        *("EMFILE", "ENFILE", "ENOMEM"),
+    )
+    if hasattr(errno, name)  # systems differ
+)
+_NUMBER_IN_TEXT = re.compile(r"(?:\[Errno |\(os error )(\d+)[\])]")  # of an error of another language or process
 _COMPUTING_FAILED = re.compile(r"\w+ raised while resolving interpolation: ")
 _LACKS_VALUE = re.compile(r"Error parsing override '([\w./-]+)[^']*'\s+missing EQUAL")
 _SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '(([^'=]+)=([^']*))'")
@@ -104,6 +116,22 @@ def without_dashes(word: str) -> str:
     """Says how a setting is written that was typed as an option of other programs, as `--lr=0.1` is."""
     key, _, value = word.lstrip("-").replace("-", "_").partition("=")
     return f"{word} is no option (all are listed by --hydra-help); settings have no dashes: {key}={value or 'VALUE'}"
+
+
+def machine_failure(error: BaseException) -> str | None:
+    """Says what the system could not write or read for a reason that is neither a setting nor a defect; else None."""
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        said = _NUMBER_IN_TEXT.search(str(cause)) if number is None else None
+        number = int(said[1]) if said is not None else number
+        if number in _OF_THE_MACHINE:
+            assert number is not None
+            name = getattr(cause, "filename", None)
+            where = "" if name is None else f"{os.fsdecode(name) if isinstance(name, bytes) else name}: "
+            return f"{where}{os.strerror(number)}; see to the disk or the machine"
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _of_a_value(text: str) -> str:

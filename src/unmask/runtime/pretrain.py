@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import shlex
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,6 +52,7 @@ from unmask.runtime.run_record import describe_run, remember_places
 from unmask.runtime.secrets import redacted
 from unmask.runtime.setting_types import require_types
 from unmask.runtime.shared_cores import describe_waiting
+from unmask.runtime.typed import typed
 
 _EXIT_TIMEOUT = 15.0  # seconds
 _log = logging.getLogger("unmask")
@@ -210,5 +212,5 @@ def _export(method: BackboneModule, run_dir: Path, *, is_labelled: bool) -> None
     exported = export_weights(method.exported_backbone, run_dir / EXPORT_NAME)
     _log.info(f"backbone exported to {exported}")
     checkpoint = exported.parent / "checkpoints" / "last.ckpt"
-    evaluation = "eval=knn" if is_labelled else "eval=reconstruct image=PHOTO"  # most protocols need labels
-    _log.info(f"next: python eval.py {evaluation} ckpt_path={checkpoint}")
+    evaluation = ["eval=knn"] if is_labelled else ["eval=reconstruct", "image=PHOTO"]  # most protocols need labels
+    _log.info(f"next: {shlex.join(['python', 'eval.py', *evaluation, typed('ckpt_path', checkpoint)])}")

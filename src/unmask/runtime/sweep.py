@@ -33,6 +33,7 @@ from unmask.runtime.job_process import JobProcess, returned
 from unmask.runtime.run_folder import locked
 from unmask.runtime.sweep_page import PAGE_NAME, write_sweep_page
 from unmask.runtime.sweep_table import average_over_seeds, differing_settings, metrics_of
+from unmask.runtime.typed import typed
 
 EXIT_PARTLY_FAILED = 5
 _EXIT_FIXABLE = 2
@@ -184,7 +185,7 @@ def _command_to_go_on(sweep_dir: Path) -> str:
     program = sys.argv[0]
     start = ["python", program] if program.endswith(".py") else [program]
     kept = [word for word in sys.argv[1:] if not word.startswith(_REPLACED)]
-    return shlex.join([*start, *kept, f"hydra.sweep.dir={sweep_dir}", "resume=auto"])
+    return shlex.join([*start, *kept, typed("hydra.sweep.dir", sweep_dir), "resume=auto"])
 
 
 def _wait(job: JobProcess, signals: StopSignals) -> JobOutcome:
