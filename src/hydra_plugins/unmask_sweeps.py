@@ -38,7 +38,8 @@ class OptunaSweeper(Sweeper):
     Args:
         n_trials: Of the study, those of earlier commands included.
         n_jobs: Trials that are begun together.
-        objectives: Names of the log and what is wanted of each, minimize or maximize; null: the value of a job, small.
+        objectives: Names of the log and what is wanted of each, minimize or maximize; null: of runs a small val/loss,
+            of evaluations a large top-1 (`value`).
         storage: As Optuna takes it; null: a SQLite file in the sweep's folder.
         study_name: Within the storage.
         sampler, pruner: Nodes with a `_target_`; null: Optuna's own sampler, and no pruning.

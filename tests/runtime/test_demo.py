@@ -33,9 +33,13 @@ def drawing() -> dict[str, Any]:
 def test_what_is_painted_is_grey_for_the_network_and_the_rest_is_not(model: Any, drawing: dict[str, Any]) -> None:
     from unmask.runtime.demo import reconstruct_drawing
 
-    masked, prediction, composite, note = reconstruct_drawing(model, drawing, "painted", ratio=0.5, unit=8, seed=0)
+    photo, masked, prediction, composite, note = reconstruct_drawing(
+        model, drawing, "painted", ratio=0.5, unit=8, seed=0
+    )
     assert masked.shape == (256, 256, 3)  # of 32 px, each enlarged to 8
-    masked, prediction, composite = (picture[::8, ::8] for picture in (masked, prediction, composite))
+    photo, masked, prediction, composite = (picture[::8, ::8] for picture in (photo, masked, prediction, composite))
+    assert np.array_equal(photo[16:], masked[16:])
+    assert not (photo == 128).all(axis=2).any()
     assert (masked[:16, :16] == 128).all()
     assert not (masked[16:] == 128).all(axis=2).any()
     assert (prediction[16:] == 128).all()
@@ -96,7 +100,7 @@ def test_the_page_is_served_to_this_machine_alone(model: Any, drawing: dict[str,
         editor = {"background": client.handle_file(photo), "layers": [], "composite": None}
         *pictures, note = asked.predict(editor, "drawn", 0.5, 8, 0, api_name="/reconstruct")
         assert note.startswith("50% masked.")
-        assert len(pictures) == 3
+        assert len(pictures) == 4
         with pytest.raises(Exception, match="there is no photo yet"):
             asked.predict(None, "drawn", 0.5, 8, 0, api_name="/reconstruct")
     finally:

@@ -44,9 +44,16 @@ def study_of(folder: Path) -> optuna.Study:
 
 
 def search(
-    folder: Path, launcher: Jobs, *, space: Sequence[str] = SPACE, resume: str = "never", **settings: Any
+    folder: Path,
+    launcher: Jobs,
+    *,
+    space: Sequence[str] = SPACE,
+    resume: str = "never",
+    command: str = "run",
+    **settings: Any,
 ) -> Any:
-    config: DictConfig = OmegaConf.create({"resume": resume, "hydra": {"sweep": {"dir": str(folder)}}})
+    hydra = {"sweep": {"dir": str(folder)}, "job": {"config_name": command}}
+    config: DictConfig = OmegaConf.create({"resume": resume, "hydra": hydra})
     chosen: dict[str, Any] = {
         "n_trials": 3,
         "n_jobs": 1,
@@ -167,3 +174,13 @@ def test_a_number_of_trials_that_is_none_is_refused(setting: str, number: Any, t
     with pytest.raises(ValueError, match=rf"hydra\.sweeper\.{setting} must be a whole number from 1, got"):
         search(tmp_path, Jobs(), **{setting: number})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "objective", "best"), [("run", "val/loss=0.2", "trial 1"), ("eval", "value=0.7", "trial 0")]
+)
+def test_by_default_a_run_wants_a_small_loss_and_an_evaluation_a_large_accuracy(
+    command: str, objective: str, best: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    search(tmp_path, Jobs(0.7, 0.2), n_trials=2, command=command)
+    assert f"best: {best}, {objective}: " in capsys.readouterr().out

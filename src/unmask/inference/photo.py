@@ -58,8 +58,7 @@ class PhotoModel:
 
     @property
     def title(self) -> str:
-        height, width = self.backbone.image_size
-        return f"{type(self.module).__name__} on {type(self.backbone).__name__}, {height} x {width} px"
+        return f"{type(self.module).__name__} on {type(self.backbone).__name__}"
 
     def mask_units(self) -> list[int]:
         """Sides in pixels of the squares that masks can be made of: of whole mask units, which divide an image."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -19,6 +19,8 @@ _HEIGHT = 420  # pixels of the photo on the page
 _NUM_CLASSES = 5
 _DRAWN, _PAINTED = "drawn", "painted"
 _BRUSH = "#d0408080"
+_CAPTIONS = ("Photo, resized", "Visible patches", "Prediction", "Composite")
+_PICTURE_WIDTH = 150  # pixels, at least: two fit beside each other on a phone
 _Shown = TypeVar("_Shown")
 _log = logging.getLogger("unmask")
 
@@ -53,7 +55,8 @@ def require_port(port: Any) -> None:
 def build_page(gradio: Any, model: PhotoModel) -> Any:
     """Lays the page out; what it shows is computed by `PhotoModel`."""
     with gradio.Blocks(title="Unmask", analytics_enabled=False) as page:
-        gradio.Markdown(f"# {model.title}")
+        height, width = model.backbone.image_size
+        gradio.Markdown(f"# {model.title}\nPhotos are resized, and cropped in the middle, to {height} x {width} px.")
         if model.is_classifier:
             _lay_out_classes(gradio, model)
         else:
@@ -81,36 +84,46 @@ def _lay_out_reconstruction(gradio: Any, model: PhotoModel) -> None:
 
     with gradio.Row():
         with gradio.Column():
+            gradio.Markdown("**Photo**: drop one here; the brush paints what to mask")
             drawing = gradio.ImageEditor(
                 type="numpy",
                 image_mode="RGBA",
-                label="Photo: drop one here; the brush paints what to mask",
+                label="Photo",
+                show_label=False,  # it would lie over the tools
                 brush=gradio.Brush(default_size=24, colors=[_BRUSH], default_color=_BRUSH),
                 layers=False,
                 transforms=(),
                 height=_HEIGHT,
             )
+            button = gradio.Button("Reconstruct", variant="primary")
             masking = gradio.Radio([_DRAWN, _PAINTED], value=_DRAWN, label="Mask")
             ratio = gradio.Slider(
                 0.05, 0.95, value=round(ratio, 2), step=0.01, label="Fraction masked, of a drawn mask"
             )
             unit = gradio.Dropdown(model.mask_units(), value=unit, label="Side of what is masked at a time, px")
-            seed = gradio.Number(0, precision=0, minimum=0, label="Number of the drawn mask")
-            button = gradio.Button("Reconstruct", variant="primary")
+            seed = gradio.Number(0, precision=0, minimum=0, label="Seed of the drawn mask")
         with gradio.Column():
-            with gradio.Row():
-                masked = gradio.Image(label="What the network sees", format="png")
-                prediction = gradio.Image(label="Prediction of the masked", format="png")
-            composite = gradio.Image(label="Composite", format="png")
+            pictures = [*_picture_row(gradio, _CAPTIONS[:2]), *_picture_row(gradio, _CAPTIONS[2:])]
             note = gradio.Markdown()
-    outputs = [masked, prediction, composite, note]
+    outputs = [*pictures, note]
     button.click(reconstruct, [drawing, masking, ratio, unit, seed], outputs, api_name="reconstruct")
+
+
+def _picture_row(gradio: Any, captions: Sequence[str]) -> list[Any]:
+    """Pictures beside each other with captions above them: gradio's own labels lie over the pictures."""
+    pictures = []
+    with gradio.Row():
+        for caption in captions:
+            with gradio.Column(min_width=_PICTURE_WIDTH):
+                gradio.Markdown(f"**{caption}**")
+                pictures.append(gradio.Image(label=caption, show_label=False, format="png", buttons=["download"]))
+    return pictures
 
 
 def reconstruct_drawing(
     model: PhotoModel, drawing: Mapping[str, Any] | None, masking: str, *, ratio: float, unit: int, seed: int
-) -> tuple[ndarray, ndarray, ndarray, str]:
-    """Computes the pictures and the note of one photo.
+) -> tuple[ndarray, ndarray, ndarray, ndarray, str]:
+    """Computes the pictures of one photo, in the order of their captions, and the note.
 
     Args:
         model: Of a method.
@@ -135,7 +148,7 @@ def describe(shown: Reconstruction) -> str:
     """What is to be known of the pictures."""
     masked = float(shown.mask.masked.float().mean())
     measured = ", ".join(f"{name} {value:.1f} dB" for name, value in shown.psnr.items())
-    note = f"{masked:.0%} masked. PSNR of masked pixels: {measured}."
+    note = f"{masked:.0%} masked. PSNR of masked pixels: {measured} (more is better)."
     if shown.estimated_prediction is None:
         return note
     return (
@@ -151,10 +164,10 @@ def require_photo(photo: ndarray | None) -> ndarray:
     return photo
 
 
-def _pictures(shown: Reconstruction) -> tuple[ndarray, ndarray, ndarray]:
+def _pictures(shown: Reconstruction) -> tuple[ndarray, ndarray, ndarray, ndarray]:
     composite = shown.composite if shown.estimated_composite is None else shown.estimated_composite
     grey = shown.prediction.masked_fill(~shown.mask.at_pixels(), 0.5)
-    return as_picture(shown.masked), as_picture(grey), as_picture(composite)
+    return as_picture(shown.image), as_picture(shown.masked), as_picture(grey), as_picture(composite)
 
 
 def _opacity(layers: list[ndarray], size: tuple[int, ...]) -> ndarray:

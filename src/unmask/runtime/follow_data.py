@@ -103,8 +103,8 @@ def advice_on_length(config: DictConfig, *, num_images: int) -> Iterator[str]:
     steps = steps_of(an_epoch * batch, batch, max_epochs=trainer.max_epochs, max_steps=trainer.get("max_steps"))
     if steps is not None and steps < FEW_STEPS:
         yield (
-            f"{steps:,} optimizer steps are few to learn from; raise trainer.max_epochs={trainer.max_epochs} or lower "
-            f"global_batch_size={batch}"
+            f"{steps:,} optimizer steps are few to learn from; raise trainer.max_epochs (now {trainer.max_epochs}) or "
+            f"lower global_batch_size (now {batch})"
         )
     warmup = config.schedule.get("warmup_epochs") or 0.0
     if steps is not None and warmup * max(1, an_epoch) > _LONG_WARMUP * steps:

@@ -27,7 +27,8 @@ _FILE_NAME = "study.db"
 _BUSY = 60  # seconds that a process waits for another one's write
 _INTERRUPTED, _FOLDER = "interrupted", "folder"  # attributes of a trial
 _DIRECTIONS = ("minimize", "maximize")
-_VALUE = "value"
+_LOSS = "val/loss"  # what is wanted of runs, where nothing else is said
+_VALUE = "value"  # and of evaluations: their top-1
 _INSTALL = "pip install 'unmask[sweep]'"
 
 
@@ -70,7 +71,7 @@ def run_study(
     for name, number in (("n_trials", n_trials), ("n_jobs", n_jobs)):
         if type(number) is not int or number < 1:
             raise ValueError(f"hydra.sweeper.{name} must be a whole number from 1, got {number!r}")
-    wanted = _directions(objectives)
+    wanted = _directions(objectives, is_evaluation=OmegaConf.select(config, "hydra.job.config_name") == "eval")
     if pruner is not None and len(wanted) > 1:
         raise ValueError("Optuna prunes by one objective; give hydra.sweeper.objectives one, or leave out the pruner")
     space, fixed = search_space(OverridesParser.create(hydra_context.config_loader).parse_overrides(list(arguments)))
@@ -80,7 +81,8 @@ def run_study(
     if sampler is not None:
         study.sampler = _sampler(_plain(sampler), num_trials=len(study.get_trials(False)))
     if pruner is not None:
-        described = {"storage": url, "study": study_name, "metric": _monitored(wanted), "pruner": _plain(pruner)}
+        (metric,) = wanted
+        described = {"storage": url, "study": study_name, "metric": metric, "pruner": _plain(pruner)}
         os.environ[STUDY_SWITCH] = json.dumps(described)
     _take_up_interrupted(optuna, study, sweep_dir)
     exhausted: list[bool] = []
@@ -170,17 +172,13 @@ def _storage(optuna: Any, url: str) -> Any:
     return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": _BUSY}})
 
 
-def _directions(objectives: Mapping[str, str] | None) -> dict[str, str]:
-    wanted = {_VALUE: "minimize"} if not objectives else {str(name): str(way) for name, way in objectives.items()}
+def _directions(objectives: Mapping[str, str] | None, *, is_evaluation: bool) -> dict[str, str]:
+    default = {_VALUE: "maximize"} if is_evaluation else {_LOSS: "minimize"}
+    wanted = {str(name): str(way) for name, way in objectives.items()} if objectives else default
     for name, way in wanted.items():
         if way not in _DIRECTIONS:
             raise ValueError(f"hydra.sweeper.objectives.{name} must be minimize or maximize, got {way!r}")
     return wanted
-
-
-def _monitored(wanted: Mapping[str, str]) -> str:
-    (name,) = wanted
-    return "val/loss" if name == _VALUE else name
 
 
 def _sampler(settings: dict[str, Any], *, num_trials: int) -> Any:
