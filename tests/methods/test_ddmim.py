@@ -336,6 +336,11 @@ def test_a_batch_of_one_is_refused_in_training(make_swin, images: Tensor) -> Non
         ({"contrast": {"temperature": 0.0}}, "method.contrast.temperature must be above 0"),
         ({"reconstruction": {"weight": -1.0}}, "method.reconstruction.weight=-1.0 must be above 0"),
         ({"reconstruction": {"mean": "visible"}}, "method.reconstruction.mean=visible does not exist"),
+        (
+            {"zero_init_residual": False},
+            "method.zero_init_residual=false with method.mask_value=zero has gradients without bound; "
+            "set method.mask_value=learned or method.zero_init_residual=true",
+        ),
         ({"mask_value": "noise"}, "method.mask_value=noise does not exist; use zero or learned"),
         ({"reconstruction": None, "contrast": None, "features": None}, "method=ddmim has no loss term"),
         ({"teacher": None}, "method.teacher is null; give it settings"),
@@ -597,3 +602,14 @@ def test_the_loss_of_two_processes_is_that_of_one_on_the_whole_batch(images: Ten
         mp.spawn(functools.partial(_loss_of_rank), (state, images, port, results), nprocs=2)
         of_two = sum(results.values()) / 2
     assert of_two == pytest.approx(method.train()(images, mask).loss.item(), rel=1e-5)
+
+
+def test_branches_that_start_open_do_so_in_student_and_teacher_and_their_gradients_are_bounded(make_swin) -> None:
+    method = make_ddmim(make_swin(name=V2), mask_value="learned", zero_init_residual=False).train()
+
+    gains = {name: weight for name, weight in method.named_parameters() if re.search(r"\.norm[12]\.weight$", name)}
+    assert {name.split(".")[0] for name in gains} == {"backbone", "teacher"}
+    assert all(torch.equal(gain, torch.ones_like(gain)) for gain in gains.values())
+    method(torch.randn(4, 3, 64, 64)).loss.backward()
+    gradients = [weight.grad.norm() for weight in method.backbone.parameters() if weight.grad is not None]
+    assert max(gradients) < 1e6  # on masked tokens of 0 they are beyond 1e15

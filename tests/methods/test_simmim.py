@@ -215,3 +215,23 @@ def test_the_official_vit_starts_truncated_at_one_deviation_and_swin_as_timm_sta
     swin = make_simmim(backbone)
     assert all(torch.equal(tensor, before[name]) for name, tensor in swin.backbone.state_dict().items())
     assert swin.mask_token.abs().max() > 0.02  # of 24 numbers of deviation 0.02, not truncated there
+
+
+@pytest.mark.parametrize("zero_init_residual", [True, False])
+def test_blocks_of_swin_v2_start_as_identities_or_at_full_strength(make_swin, zero_init_residual: bool) -> None:
+    method = make_simmim(make_swin(name="swinv2_tiny_window8_256"), zero_init_residual=zero_init_residual)
+
+    for block in method.backbone.blocks:
+        tokens = torch.randn(2, *block.input_resolution, block.dim)
+        assert torch.equal(block(tokens), tokens) == zero_init_residual
+        if not zero_init_residual:
+            assert torch.equal(block.norm1.weight, torch.ones(block.dim))
+            assert torch.equal(block.norm2.weight, torch.ones(block.dim))
+
+
+def test_other_backbones_start_the_same_either_way(make_swin, make_vit) -> None:
+    for make in (make_swin, partial(make_vit, image_size=64, patch_size=16)):
+        backbone = make()
+        before = {name: weight.clone() for name, weight in backbone.state_dict().items()}
+        method = make_simmim(backbone, zero_init_residual=False)
+        assert all(torch.equal(weight, before[name]) for name, weight in method.backbone.state_dict().items())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -77,6 +78,21 @@ def test_ddmims_reconstruction_leads_on_small_sets_alone() -> None:
     assert "method.reconstruction.weight=20" in str(describe_followed(composed("method=ddmim", images=9000)))
 
 
+@pytest.mark.parametrize("method", ["simmim", "ddmim"])
+def test_swin_v2_starts_with_open_branches_on_small_sets_alone(method: str) -> None:
+    starts = {
+        images: composed(f"method={method}", images=images).method.zero_init_residual for images in (50, IMAGENET)
+    }
+    assert starts == {50: False, IMAGENET: True}
+    assert "method.zero_init_residual=false" in str(describe_followed(composed(f"method={method}", images=50)))
+
+
+def test_ddmims_masked_tokens_are_learned_on_small_sets_alone() -> None:
+    few, many = (composed("method=ddmim", images=images) for images in (50, IMAGENET))
+    assert (few.method.mask_value, many.method.mask_value) == ("learned", "zero")
+    assert "method.mask_value=learned" in str(describe_followed(few))
+
+
 @pytest.mark.parametrize("method", ["mae", "simmim", "ddmim"])
 def test_without_the_images_counted_nothing_changes(method: str) -> None:
     assert resolved(composed(f"method={method}")) == resolved(composed(f"method={method}", images=IMAGENET))
@@ -89,6 +105,8 @@ EXPLICIT = {
     "schedule.warmup_epochs": "0.25",
     "method.teacher.time_constant": "77.0",
     "method.reconstruction.weight": "3.0",
+    "method.mask_value": "zero",
+    "method.zero_init_residual": "true",
 }
 
 
@@ -97,7 +115,7 @@ EXPLICIT = {
 def test_what_the_user_states_wins(name: str, images: int) -> None:
     config = composed("method=ddmim", f"{name}={EXPLICIT[name]}", images=images)
 
-    assert OmegaConf.select(config, name) == float(EXPLICIT[name])
+    assert OmegaConf.select(config, name) == yaml.safe_load(EXPLICIT[name])
     assert name not in str(describe_followed(config))
 
 

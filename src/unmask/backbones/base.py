@@ -106,6 +106,9 @@ class MaskedBackbone(nn.Module, ABC):
         """
         nn.init.trunc_normal_(mask_token, std=_SIMMIM_STD)
 
+    def open_residuals(self) -> None:
+        """Sets branches to full strength that this architecture starts at 0, as Swin V2 does; nothing elsewhere."""
+
     def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm.
 

@@ -155,6 +155,13 @@ class TimmSwin(MaskedBackbone):
         set_drop_path(self.blocks, drop_path_rate)
         self._settings = replace(self._settings, drop_path_rate=drop_path_rate)
 
+    def open_residuals(self) -> None:
+        """Starts the gains behind Swin V2's branches at 1; timm and the original start them at 0."""
+        if isinstance(self.swin, SwinTransformerV2):
+            for block in self.blocks:
+                for norm in (block.get_submodule("norm1"), block.get_submodule("norm2")):
+                    nn.init.ones_(norm.get_parameter("weight"))
+
     def to_timm(self) -> TimmSpec:
         """Describes this backbone to timm, which averages the tokens of the final norm as this one does."""
         arguments = {**self._settings.timm_sizes(), "global_pool": "avg"}

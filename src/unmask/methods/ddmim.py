@@ -84,11 +84,13 @@ class DDMIM(Method):
             where the two overlap, the teacher's read at the student's positions, and the student reconstructs its own
             crop. None shows both the same image.
         mask_value: What masked tokens become: "zero", or a "learned" mask token for each masked stage.
+        zero_init_residual: As for `SimMIM`; false takes learned mask tokens, since the cosines of tokens that are 0
+            have no bounded gradient.
         shared: See `Method`.
 
     Raises:
         ValueError: Numbers of stages disagree, the backbone's patches overlap, the masks do not fit it, all terms are
-            None, or the teacher is missing or not needed.
+            None, the teacher is missing or not needed, or branches start open on masked tokens that are 0.
     """
 
     mask_generator: StageMaskGenerator
@@ -106,12 +108,20 @@ class DDMIM(Method):
         teacher: Callable[..., EMATeacher] | None = None,
         views: Callable[[Images], Views] | None = None,
         mask_value: str = "zero",
+        zero_init_residual: bool = True,
         **shared: Any,
     ) -> None:
         super().__init__(backbone=backbone, mask_generator=mask_generator, **shared)
         require_separate_patches(backbone, "ddmim")
         require_one_a_stage("method.mask_generator.ratios", mask_generator.ratios, len(backbone.stages))
         require_choice("mask_value", mask_value, ("zero", "learned"))
+        if not zero_init_residual:
+            if mask_value == "zero":
+                raise ValueError(
+                    "method.zero_init_residual=false with method.mask_value=zero has gradients without bound; "
+                    "set method.mask_value=learned or method.zero_init_residual=true"
+                )
+            backbone.open_residuals()
         self.views = views
         self.masked_stages = [stage for stage, ratio in enumerate(mask_generator.ratios) if ratio]
 

@@ -37,6 +37,9 @@ class SimMIM(Method):
         head: Completed with the width and stride of the backbone's last stage.
         normalize_window: Side, pixels, of the window around a pixel whose mean and deviation normalise the target, as
             for Swin V2; null leaves the pixels as they are, as in the paper.
+        zero_init_residual: Leave Swin V2's blocks identities at the start, as its code does: the norm behind each
+            branch has gain 0. False starts these gains at 1, by which a run of some thousand steps learns more;
+            backbones without such norms start the same either way.
         shared: See `Method`.
 
     Raises:
@@ -44,7 +47,12 @@ class SimMIM(Method):
     """
 
     def __init__(
-        self, *, head: Callable[..., PixelShuffleHead], normalize_window: int | None = None, **shared: Any
+        self,
+        *,
+        head: Callable[..., PixelShuffleHead],
+        normalize_window: int | None = None,
+        zero_init_residual: bool = True,
+        **shared: Any,
     ) -> None:
         super().__init__(**shared)
         require_separate_patches(self.backbone, "simmim")
@@ -55,6 +63,8 @@ class SimMIM(Method):
         self.head = head(in_channels=last.channels, stride=last.stride, image_channels=self.backbone.in_channels)
         self.mask_token = nn.Parameter(torch.empty(self.backbone.stages[0].channels))
         self.backbone.initialize_as_simmim(self.mask_token)
+        if not zero_init_residual:
+            self.backbone.open_residuals()
         self.masked_tokens(self.mask_generator(torch.empty(1, self.backbone.in_channels, *self.backbone.image_size)))
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:

@@ -28,6 +28,8 @@ _OF_A_RUN = (
     "schedule.warmup_epochs",
     "method.teacher.time_constant",
     "method.reconstruction.weight",
+    "method.mask_value",
+    "method.zero_init_residual",
 )
 _OF_AN_EVALUATION = ("global_batch_size", "eval.epochs", "base_lr")
 
@@ -72,11 +74,18 @@ def describe_followed(config: DictConfig) -> str | None:
         None where none does.
     """
     values = [
-        f"{path}={OmegaConf.select(config, path):.4g}"
+        f"{path}={_shown(OmegaConf.select(config, path))}"
         for path in (_OF_A_RUN if "method" in config else _OF_AN_EVALUATION)
         if is_small(config.num_train_images) and _written(config, path).startswith(_RULES)
     ]
     return f"{', '.join(values)}, of {config.num_train_images:,} images" if values else None
+
+
+def _shown(value: float | bool | str) -> str:
+    """Writes a value as it is typed."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def announce_followed(config: DictConfig) -> None:
