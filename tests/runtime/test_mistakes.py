@@ -109,6 +109,14 @@ def test_what_is_of_the_other_command_names_it(key: str) -> None:
     assert re.search(r"use .*python eval\.py eval=\w+ .*ckpt_path=FILE", sentence_of([f"{key}=anything"]))
 
 
+@pytest.mark.parametrize("key", ["method", "model"])
+def test_what_an_evaluation_takes_from_its_checkpoint_is_of_the_other_command(key: str) -> None:
+    sentence = sentence_of(["ckpt_path=x", f"{key}=mae"], "eval")
+    assert sentence.endswith(
+        f"use the other command, python run.py {key}=NAME; an evaluation takes the {key} of ckpt_path"
+    )
+
+
 def test_epochs_of_a_probe_are_those_of_the_evaluation() -> None:
     named = {eval_: sentence_of(["ckpt_path=x", f"eval={eval_}", "epochs=3"], "eval") for eval_ in ("linear", "knn")}
     assert named["linear"].endswith("write eval.epochs=3")

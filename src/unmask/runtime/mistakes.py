@@ -56,6 +56,8 @@ _WHOLE_ELSEWHERE = {  # settings that are written in another way altogether
     "amp": "trainer.precision=bf16-mixed",
     "eval": "the other command, python eval.py eval=NAME ckpt_path=FILE",
     "head": "the other command, python eval.py eval=frozen head=NAME ckpt_path=FILE",
+    "method": "the other command, python run.py method=NAME; an evaluation takes the method of ckpt_path",
+    "model": "the other command, python run.py model=NAME; an evaluation takes the model of ckpt_path",
     "test": "the other command, python eval.py eval=NAME ckpt_path=FILE",
     "train": "python eval.py eval=NAME ckpt_path=FILE to measure without training",
     "wandb": "logger=wandb",
