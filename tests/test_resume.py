@@ -400,6 +400,7 @@ def _require_same_records(whole: Any, first: Any, second: Any) -> None:
     """No batch and no validation is lost, repeated or another."""
     assert not first["batches"].keys() & second["batches"].keys()
     assert first["batches"] | second["batches"] == whole["batches"]
+    assert not first["validations"].keys() & second["validations"].keys()
     for validation in (first["validations"], second["validations"]):
         assert validation.items() <= whole["validations"].items()
     assert first["validations"] | second["validations"] == whole["validations"]

@@ -41,6 +41,7 @@ def test_the_table_holds_what_was_predicted(classifier, pictures: Path, point_at
     rows = list(csv.DictReader((tmp_path / "predictions.csv").read_text().splitlines()))
     assert b"\r" not in (tmp_path / "predictions.csv").read_bytes()
     assert [Path(row["image"]).stem for row in rows] == ["green", "red", "blue", "yellow", "pink"]
+    assert list(rows[0]) == ["image", "class", "score", "class_2", "score_2", "class_3", "score_3"]
     assert rows[2]["class"] == "blue"
     assert sum(float(rows[2][name]) for name in ("score", "score_2", "score_3")) == pytest.approx(1.0, abs=1e-4)
     assert "5 image(s), 3 classes each" in caplog.text
