@@ -30,14 +30,15 @@ def timed(step: Step, settings: argparse.Namespace, *, clock: Callable[[], float
     return 1e3 * (clock() - start) / settings.steps
 
 
-def peak_memory(make_step: Callable[[], Step], settings: argparse.Namespace) -> float:
+def peak_memory(make_step: Callable[[], Step], settings: argparse.Namespace, *, start_method: str = "spawn") -> float:
     """MiB of a process of its own: on a GPU what tensors took, on a CPU what three steps added to the process.
 
     Args:
         make_step: Can be pickled, such as a `functools.partial` of a module's function.
         settings: With the `device`.
+        start_method: Of `multiprocessing`; "forkserver" imports what the script does only once.
     """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context(start_method).Pool(1) as pool:
         return pool.apply(_measure_memory, (make_step, settings.device))
 
 

@@ -5,6 +5,7 @@
 import functools
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))  # as Python does for a script
 EXPERIMENTS = ROOT / "conf" / "experiment"
 PAGE = ROOT / "docs" / "recipes.md"
 NAMES = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
@@ -92,6 +94,8 @@ def test_the_page_of_recipes_lists_every_one_as_its_file_says() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_resolves_under_its_own_name_and_states_where_it_comes_from(name: str) -> None:
+    import training_plan
+
     config = composed(name)
     assert config.name == name
     assert name in OURS or GRAMMAR.fullmatch(name)
@@ -104,6 +108,9 @@ def test_a_recipe_resolves_under_its_own_name_and_states_where_it_comes_from(nam
         assert (config.eval.epochs if name in EVALUATIONS else config.trainer.max_epochs) == epochs
         own_side = config.backbone.image_size if name in EVALUATIONS else config.image_size
         assert own_side in (side, None)
+        if "in1k" in name:
+            num_images = IN1K_TRAIN - 50_000 if name.startswith("ddmim-") else IN1K_TRAIN  # 50 a class held out
+            assert training_plan.images_and_epochs(config) == (num_images, epochs)
 
 
 @pytest.mark.parametrize("name", NAMES)
