@@ -145,6 +145,10 @@ GRID_OF_TWO = [
     Cell(method, "folder", point, 2, 2, 2, accumulated)
     for method, point, accumulated in itertools.product(METHODS, POINTS, (1, 2))
 ]
+GRID_OF_TWO += [
+    Cell("mae", data, point, 2, 2, 2)
+    for data, point in itertools.product(("shards", "hub", "streamed"), ("middle of an epoch", "end of an epoch"))
+]
 
 
 @pytest.mark.parametrize("cell", REPRESENTATIVE, ids=str)

@@ -1,3 +1,5 @@
+import gc
+import weakref
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -219,3 +221,20 @@ def test_a_list_that_cannot_be_written_costs_no_training_and_no_limit(
     assert said == [f"{tmp_path}/run/bad_images.txt could not be written (File exists); bad images are only counted"]
     with pytest.raises(ValueError, match="3 of 30 training images are bad"):
         trained_on(make_data(max_bad_fraction=0.08))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_what_is_known_of_a_bad_image_keeps_no_batch_alive(
+    make_data: Callable[..., ImageFolder], *, is_first: bool
+) -> None:
+    """A worker lives as long as the run: an error that it keeps would keep, by its frames, the images read beside."""
+    dataset = make_data().train_dataloader().dataset
+    keys = [SampleKey(0, index) for index in (3, *BAD, 5)]
+    if not is_first:
+        dataset.__getitems__(keys)
+    batch = dataset.__getitems__(keys)
+    images = weakref.ref(batch.image)
+    assert {bad.name[-6:] for bad in batch.bad} == {"04.png", "11.png", "12.png"}
+    del batch
+    gc.collect()
+    assert images() is None

@@ -359,6 +359,24 @@ def test_a_folder_in_use_is_refused_with_the_process_that_uses_it(tmp_path: Path
         pass
 
 
+def test_what_a_killed_run_left_half_written_is_removed_when_the_next_begins(tmp_path: Path) -> None:
+    from unmask.atomic_write import atomic_write
+    from unmask.runtime.run_folder import locked
+
+    places = ["status.json", "checkpoints/last.ckpt", "nonfinite/step_00000012.ckpt", "csv/metrics.csv"]
+    places += ["panels/epoch_0001.png", "features/epoch_0001.png", "neighbors/epoch_0001.png"]
+    for place in places:
+        with atomic_write(tmp_path / place) as partial:
+            partial.write_bytes(b"whole")
+        partial.write_bytes(b"half")  # as a process that is killed leaves it
+    own = tmp_path / "mine" / ".notes.partial.txt"
+    own.parent.mkdir()
+    own.write_text("of the user's")
+    with locked(tmp_path):
+        left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == sorted([*places, "mine/.notes.partial.txt", "run.lock", "running.json"])
+
+
 def test_the_lock_of_a_killed_run_is_free_again_although_its_workers_live(tmp_path: Path) -> None:
     from unmask.runtime.run_folder import locked
 

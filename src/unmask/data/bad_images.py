@@ -70,7 +70,8 @@ class ReplaceBadImage(LoaderDataset):
             try:
                 batch = super().__getitems__([chosen])
             except BadImageError as error:
-                self._errors[chosen.index] = error
+                # Anew: the one raised holds the frames it came through, and with them the batches they were making.
+                self._errors[chosen.index] = BadImageError(error.name, error.reason)
             else:
                 skipped += known
                 return batch

@@ -13,10 +13,12 @@ from filelock import FileLock, Timeout
 
 from unmask.atomic_write import atomic_write, remove_partial
 from unmask.callbacks.durable_checkpoint import LAST_NAME
+from unmask.callbacks.feature_pictures import FEATURES_FOLDER, NEIGHBORS_FOLDER
 from unmask.runtime.started_processes import is_first_process
 
 LOCK_NAME, HOLDER_NAME = "run.lock", "running.json"
 REPORT_NAME = "report.json"  # of an evaluation
+_FOLDERS = ("checkpoints", "nonfinite", "csv", "panels", FEATURES_FOLDER, NEIGHBORS_FOLDER)  # files are replaced whole
 _WRITTEN_TO = ("*", ".hydra/*", "csv/*")  # else files are replaced whole, or new
 
 
@@ -47,7 +49,7 @@ def locked(run_dir: Path, *, setting: str = "hydra.run.dir") -> Iterator[None]:
         ) from None
     try:
         _write_holder(run_dir)
-        for folder in (run_dir, run_dir / "checkpoints"):
+        for folder in (run_dir, *(run_dir / name for name in _FOLDERS)):
             remove_partial(folder)
         yield
     finally:
