@@ -13,7 +13,8 @@ Nothing of it was measured on a GPU. Left out: evaluation, start, writing checkp
 A network's step needs `images a GPU * operations of an image / (peak * utilisation)`, of which the backward pass is two
 thirds. DDP sends each gradient by a ring, `2 (n - 1) / n * 4 bytes * trained parameters` from each of n GPUs; FSDP
 gathers weights for the forward and for the backward pass and scatters gradients, `3 (n - 1) / n * 2 bytes * parameters`
-with Lightning's bf16-mixed. Both run beside the backward pass, so DDP becomes the limit where the ring takes longer.
+with Lightning's bf16-mixed. Rings leave a node once and share all its links to others. Both run beside the backward
+pass, so DDP becomes the limit where the ring takes longer.
 """
 
 import argparse
@@ -86,7 +87,8 @@ class Assumptions:
         utilisation: Fraction of it that training reaches: low, middle, high.
         image_bytes: Of a JPEG file.
         images_a_core: Loaded per second.
-        node_bandwidth, network_bandwidth: Bytes per second that a GPU sends within a node and between nodes.
+        node_bandwidth: Bytes per second that a GPU sends within its node.
+        network_bandwidth: Bytes per second that a node sends to others by all its links.
         price: Of a GPU hour; None leaves cost out.
     """
 
@@ -125,13 +127,13 @@ def sent_by_fsdp(parameters: int, devices: int) -> float:
 
 
 def bandwidth(devices: int, assumed: Assumptions) -> float:
-    """Of the slowest link of a ring."""
-    return assumed.node_bandwidth if devices <= GPUS_A_NODE else assumed.network_bandwidth
+    """Of the slowest part of a ring."""
+    return assumed.node_bandwidth if devices <= GPUS_A_NODE else min(assumed.node_bandwidth, assumed.network_bandwidth)
 
 
 def limit_of_ddp(recipe: Recipe, assumed: Assumptions) -> float:
     """GPUs on several nodes from which on an all-reduce takes longer than the backward pass beside it."""
-    ring = 2 * 4 * recipe.trained / assumed.network_bandwidth  # (n - 1) / n is 1 there
+    ring = 2 * 4 * recipe.trained / bandwidth(GPUS_A_NODE + 1, assumed)  # (n - 1) / n is 1 there
     return BACKWARD * recipe.batch * recipe.flops / assumed.speed / ring
 
 
@@ -264,7 +266,8 @@ def _limit(devices: float) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    """Three digits that count."""
+    return f"{value:.3g}" if value < 1000 else f"{float(f'{value:.3g}'):,.0f}"
 
 
 def _range(values: Sequence[float]) -> str:
@@ -286,8 +289,8 @@ def describe(assumed: Assumptions) -> str:
             f"({low} to {high} %)",
             f"- an image: {assumed.image_bytes / 1e3:.0f} kB of JPEG; a core loads {assumed.images_a_core:.0f} a "
             "second",
-            f"- a GPU sends {assumed.node_bandwidth / 1e9:.0f} GB/s within its node of {GPUS_A_NODE}, "
-            f"{assumed.network_bandwidth / 1e9:.0f} GB/s to others",
+            f"- a GPU sends {assumed.node_bandwidth / 1e9:g} GB/s within its node of {GPUS_A_NODE}, "
+            f"a node {assumed.network_bandwidth / 1e9:g} GB/s to others",
         ]
     )
 
@@ -303,7 +306,7 @@ def main() -> None:
     parser.add_argument("--image-kb", type=float, default=115, help="kB of a JPEG file")
     parser.add_argument("--images-per-core", type=float, default=200, help="that a core loads in a second")
     parser.add_argument("--node-bandwidth", type=float, default=450, help="GB/s a GPU sends within a node")
-    parser.add_argument("--network-bandwidth", type=float, default=50, help="GB/s a GPU sends between nodes")
+    parser.add_argument("--network-bandwidth", type=float, default=400, help="GB/s a node sends to others")
     settings = parser.parse_args()
     low, middle, high = (one / 100 for one in settings.utilisation)
     if not 0 < low <= middle <= high <= 1:

@@ -57,6 +57,7 @@ def test_beyond_the_limit_the_ring_takes_longer_than_the_backward_pass() -> None
     assert ring_over_backward(2 * limit) == pytest.approx(2)
     assert plan.bandwidth(8, ASSUMED) == 400e9
     assert plan.bandwidth(16, ASSUMED) == 50e9
+    assert plan.bandwidth(16, dataclasses.replace(ASSUMED, network_bandwidth=1e12)) == 400e9
 
 
 def test_recipes_that_compute_the_same_share_a_row_and_a_price_adds_a_column() -> None:
