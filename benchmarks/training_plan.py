@@ -43,6 +43,7 @@ DEVICES = (8, 64, 512)
 GPUS_A_NODE = 8
 BACKWARD = 2 / 3  # of a step
 _NETWORK = re.compile(r"_(vit|swin|swinv2)-(\w+?)_\d+b-\d+e_in1k-(\d+)px")
+_KEEPS_FEATURES = re.compile(r"/eval: linear$", flags=re.MULTILINE)
 _OPTIMIZER = {"_target_": "torch.optim.AdamW", "_partial_": True}
 _UNUSED = {"optimizer": _OPTIMIZER, "schedule": _OPTIMIZER, "seed": 0}  # which change no operation
 
@@ -138,8 +139,12 @@ def limit_of_ddp(recipe: Recipe, assumed: Assumptions) -> float:
 
 
 def published(only: Sequence[str] = ("",)) -> list[str]:
-    """The recipes on ImageNet whose name holds one of these."""
-    names = sorted(path.stem for path in EXPERIMENTS.glob("*.yaml") if _NETWORK.search(path.stem))
+    """The recipes on ImageNet whose name holds one of these.
+
+    Without that of `eval=linear`, which computes the features of each image once and trains on what it has kept.
+    """
+    paths = [path for path in EXPERIMENTS.glob("*.yaml") if _NETWORK.search(path.stem)]
+    names = sorted(path.stem for path in paths if not _KEEPS_FEATURES.search(path.read_text(encoding="utf-8")))
     return [name for name in names if any(part in name for part in only)]
 
 

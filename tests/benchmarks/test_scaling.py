@@ -32,9 +32,9 @@ def test_what_lies_within_the_rounds_agrees_and_what_lies_beside_does_not() -> N
     values, linear = [1.0, 2.0, 4.0], [3.0, 6.0, 12.0]
     around = [[value**power for value in values] for power in (0.9, 1.1)]
     above = [[value**power for value in values] for power in (1.1, 1.3)]
-    assert scaling._compared(values, linear, around)["agrees"]
+    assert scaling.agrees(scaling._compared(values, linear, around))
     found = scaling._compared(values, linear, above)
-    assert not found["agrees"]
+    assert not scaling.agrees(found)
     assert (found["least"], found["median"], found["most"]) == pytest.approx((1.1, 1.2, 1.3))
 
 
@@ -84,7 +84,7 @@ def test_a_row_that_differs_is_marked_and_explained() -> None:
 
     def result(median: float, *, agrees: bool) -> dict[str, Any]:
         row = {"value": 4, "images_per_cpu_s": 100.0, "gflop": 1.0, "cpu_ms": 40.0}
-        time = {"expected": 1.0, "least": median - 0.1, "median": median, "most": median + 0.1, "agrees": agrees}
+        time = {"expected": 1.0, "least": median - 0.1, "median": median, "most": median + 0.1}
         profile = [{"products": 8.0, "others": 9.0, "update": 3.0}, {"products": 16.0, "others": 18.0, "update": 3.0}]
         profile = {} if agrees else {"profile": profile}
         return {
