@@ -220,8 +220,11 @@ def advice(*overrides: str, images: int) -> str:
 def test_a_run_of_few_steps_is_called_short() -> None:
     assert advice("method=mae", images=9000) == ""
     assert "306 optimizer steps are few" in advice("experiment=mae_cifar10", "data.root=x", images=9000)
-    assert "70 optimizer steps are few" in advice("method=mae", "trainer.max_epochs=1", images=9000)
-    assert "499 optimizer steps are few" in advice("method=mae", "trainer.max_steps=499", images=9000)
+    short = advice("method=mae", "trainer.max_epochs=1", images=9000)
+    assert "70 optimizer steps are few" in short
+    assert "raise trainer.max_epochs (now 1) or lower global_batch_size (now 128)" in short
+    short = advice("method=mae", "trainer.max_steps=499", images=9000)
+    assert "499 optimizer steps are few to learn from; raise trainer.max_steps (now 499)" in short
     assert advice("method=mae", "trainer.max_steps=500", images=9000) == ""
     assert "rises for 2 epochs of a run of 5" in advice(
         "method=mae", "schedule.warmup_epochs=2", "trainer.max_epochs=5", images=9000

@@ -111,10 +111,10 @@ def advice_on_length(config: DictConfig, *, num_images: int) -> Iterator[str]:
     an_epoch = steps_an_epoch(config, num_train_images=num_images) if num_images >= batch else 0
     steps = steps_of(an_epoch * batch, batch, max_epochs=trainer.max_epochs, max_steps=trainer.get("max_steps"))
     if steps is not None and steps < FEW_STEPS:
-        yield (
-            f"{steps:,} optimizer steps are few to learn from; raise trainer.max_epochs (now {trainer.max_epochs}) or "
-            f"lower global_batch_size (now {batch})"
-        )
+        advice = f"raise trainer.max_epochs (now {trainer.max_epochs}) or lower global_batch_size (now {batch})"
+        if steps == trainer.get("max_steps"):
+            advice = f"raise trainer.max_steps (now {steps})"
+        yield f"{steps:,} optimizer steps are few to learn from; {advice}"
     warmup = config.schedule.get("warmup_epochs") or 0.0
     if steps is not None and warmup * max(1, an_epoch) > _LONG_WARMUP * steps:
         yield f"the rate rises for {warmup:g} epochs of a run of {steps / max(1, an_epoch):.3g}; lower warmup_epochs"
