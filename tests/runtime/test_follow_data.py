@@ -78,19 +78,12 @@ def test_ddmims_reconstruction_leads_on_small_sets_alone() -> None:
     assert "method.reconstruction.weight=20" in str(describe_followed(composed("method=ddmim", images=9000)))
 
 
-@pytest.mark.parametrize("method", ["simmim", "ddmim"])
-def test_swin_v2_starts_with_open_branches_on_small_sets_alone(method: str) -> None:
-    starts = {
-        images: composed(f"method={method}", images=images).method.zero_init_residual for images in (50, IMAGENET)
-    }
-    assert starts == {50: False, IMAGENET: True}
-    assert "method.zero_init_residual=false" in str(describe_followed(composed(f"method={method}", images=50)))
-
-
-def test_ddmims_masked_tokens_are_learned_on_small_sets_alone() -> None:
+def test_ddmim_starts_with_learned_tokens_and_open_branches_on_small_sets_alone() -> None:
     few, many = (composed("method=ddmim", images=images) for images in (50, IMAGENET))
     assert (few.method.mask_value, many.method.mask_value) == ("learned", "zero")
-    assert "method.mask_value=learned" in str(describe_followed(few))
+    assert (few.method.zero_init_residual, many.method.zero_init_residual) == (False, True)
+    assert "method.mask_value=learned, method.zero_init_residual=false" in str(describe_followed(few))
+    assert composed("method=simmim", images=50).method.zero_init_residual
 
 
 @pytest.mark.parametrize("method", ["mae", "simmim", "ddmim"])

@@ -38,8 +38,7 @@ class SimMIM(Method):
         normalize_window: Side, pixels, of the window around a pixel whose mean and deviation normalise the target, as
             for Swin V2; null leaves the pixels as they are, as in the paper.
         zero_init_residual: Leave Swin V2's blocks identities at the start, as its code does: the norm behind each
-            branch has gain 0. False starts these gains at 1, by which a run of some thousand steps learns more;
-            backbones without such norms start the same either way.
+            branch has gain 0. False starts these gains at 1; backbones without such norms start the same either way.
         shared: See `Method`.
 
     Raises:
