@@ -65,7 +65,7 @@ def test_the_sheet_shows_each_query_beside_its_neighbors(
     rows = list(csv.DictReader((tmp_path / "neighbors.csv").read_text().splitlines()))
     # By hand: the cosines of 2 c / 255 - 1 are 0.52 for yellow and 0.32 for red.
     assert [(row["rank"], Path(row["neighbor"]).stem) for row in rows] == [("1", "yellow"), ("2", "red")]
-    assert written["title"] == "2 nearest of 5 images"
+    assert (written["title"], written["is_first_apart"]) == ("2 nearest of 5 images", True)
     assert written["subtitle"] == "left: the query; cosine similarity of pooled features"
     sheet = Image.open(tmp_path / "neighbors.png").convert("RGB")
     size = 128
