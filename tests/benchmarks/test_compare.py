@@ -326,6 +326,7 @@ TINY = [
 ]
 
 
+@pytest.mark.nightly  # a minute; what its parts write is held above
 @pytest.mark.slow
 def test_a_table_of_two_variants_by_the_real_commands(tmp_path: Path) -> None:
     plan = {

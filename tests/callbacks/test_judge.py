@@ -40,6 +40,7 @@ def reference(**curves):
         num_runs=3,
         num_steps=1000,
         settings={},
+        images={},
         curves={
             names[key]: [_Point(STEPS * (epoch + 1), mean, 0.01 * mean) for epoch, mean in enumerate(means)]
             for key, means in curves.items()

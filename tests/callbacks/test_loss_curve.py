@@ -47,7 +47,7 @@ def test_a_resumed_run_has_the_history_of_one_that_was_not_interrupted(fit, save
 def test_the_picture_is_drawn_after_each_epoch(fit, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "unmask.callbacks.loss_curve.save_figure", lambda figure, path: drawn.append((path.name, curve.train[-1][0]))
+        "unmask.callbacks.loss_curve.keep_figure", lambda figure, path: drawn.append((path.name, curve.train[-1][0]))
     )
     curve = LossCurve()
     fit(curve)

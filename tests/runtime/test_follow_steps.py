@@ -112,7 +112,7 @@ def test_a_run_of_three_steps_is_made(
     logging.shutdown()  # closes run.log
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_the_plan_the_schedule_and_the_run_agree_where_batches_are_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, parts: int
 ) -> None:

@@ -2,7 +2,6 @@
 
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,14 +119,12 @@ class Lost(Exception):  # noqa: N818  (of another process)
 def test_a_run_that_lost_a_process_says_where_and_why(
     rank: int, is_lost: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unmask.callbacks.process_watch import FIRST_PROCESS
     from unmask.callbacks.run_status import read_status
     from unmask.callbacks.stopping import MachineFailed
     from unmask.data.datamodule import ImageDataModule
     from unmask.methods.backbone_module import BackboneModule
     from unmask.runtime import pretrain
 
-    monkeypatch.setenv(FIRST_PROCESS, "of another run")
     failed = MachineFailed("process 1 of this run was killed") if is_lost else None
     monkeypatch.setattr(pretrain, "lost_process", lambda trainer, error: failed)
     trainer = Mock(spec=Trainer, is_global_zero=rank == 0, global_step=7, current_epoch=3)
@@ -138,7 +135,6 @@ def test_a_run_that_lost_a_process_says_where_and_why(
 
     given = {"datamodule": data, "ckpt_path": str(tmp_path / "last.ckpt"), "weights_only": True}
     trainer.fit.assert_called_once_with(method, **given)
-    assert os.environ[FIRST_PROCESS] == (str(os.getpid()) if rank == 0 else "of another run")
     status = read_status(tmp_path)
     if rank == 0 and is_lost:
         assert status is not None
