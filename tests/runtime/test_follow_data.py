@@ -84,6 +84,7 @@ def test_ddmim_starts_with_learned_tokens_and_open_branches_on_small_sets_alone(
     assert (few.method.zero_init_residual, many.method.zero_init_residual) == (False, True)
     assert "method.mask_value=learned, method.zero_init_residual=false" in str(describe_followed(few))
     assert composed("method=simmim", images=50).method.zero_init_residual
+    assert composed("method=ddmim", "method.mask_value=zero", images=50).method.zero_init_residual  # or it were refused
 
 
 @pytest.mark.parametrize("method", ["mae", "simmim", "ddmim"])

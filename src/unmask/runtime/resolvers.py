@@ -55,6 +55,7 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "fit_swin_patch": fit_swin_patch,
         "fit_window": fit_window,
         "if_small": if_small,
+        "fit_zero_init": fit_zero_init,
         "fit_batch": fit_batch,
         "fit_epochs": fit_epochs,
         "fit_base_lr": fit_base_lr,
@@ -213,6 +214,11 @@ def fit_window(window: int, patch_size: Any, image_size: int | Sequence[int], nu
 def if_small(otherwise: Any, num_train_images: int | None, small: Any) -> Any:
     """Chooses another value where the training images are few, see `small_sets`."""
     return small if is_small(num_train_images) else otherwise
+
+
+def fit_zero_init(otherwise: bool, num_train_images: int | None, mask_value: str) -> bool:
+    """Whether residual branches start closed: on small sets they start open, but on masked tokens of 0."""
+    return otherwise if mask_value == "zero" else bool(if_small(otherwise, num_train_images, small=False))
 
 
 def fit_batch(otherwise: int, num_train_images: int | None) -> int:
