@@ -2,7 +2,9 @@
 
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 BATCH_SIZE, NUM_TRAIN, NUM_VAL = 4, 24, 10
 STEPS_PER_EPOCH = NUM_TRAIN // BATCH_SIZE
+
+
+@pytest.fixture
+def another_process() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that does nothing, and is gone after the test."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    yield process
+    process.kill()
+    process.wait()
 
 
 @pytest.fixture

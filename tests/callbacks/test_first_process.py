@@ -1,10 +1,8 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -113,29 +111,18 @@ def test_a_process_of_torchrun_asks_itself_to_stop_when_torchrun_is_gone(monkeyp
         signal.signal(signal.SIGTERM, before)
 
 
-@contextmanager
-def another_process() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 @needs_states
 def test_a_process_ends_where_the_first_is_stopped(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    another_process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ending = Ending()
-    with another_process() as first:
-        monkeypatch.setattr(os, "getppid", lambda: first.pid)
-        monkeypatch.setattr(first_process, "FROZEN_SECONDS", 1)
-        started_by(first.pid, monkeypatch)
-        end_with_first_process(exit_code=4, end=ending)
-        assert not ending.has_come.wait(1.5)  # one that runs is let alone
-        first.send_signal(signal.SIGSTOP)
-        assert ending.has_come.wait(30)
+    monkeypatch.setattr(os, "getppid", lambda: another_process.pid)
+    monkeypatch.setattr(first_process, "FROZEN_SECONDS", 1)
+    started_by(another_process.pid, monkeypatch)
+    end_with_first_process(exit_code=4, end=ending)
+    assert not ending.has_come.wait(1.5)  # one that runs is let alone
+    another_process.send_signal(signal.SIGSTOP)
+    assert ending.has_come.wait(30)
     assert ending.codes == [4]
     said = "error: the first process of this run has been stopped (SIGSTOP) for 1 s; this one ends\n"
     assert capsys.readouterr().err == said

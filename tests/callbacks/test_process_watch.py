@@ -1,10 +1,7 @@
 import json
 import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,32 +114,23 @@ def test_the_first_process_looks_after_those_that_it_started_alone(tmp_path: Pat
     assert "process-watch" not in [thread.name for thread in threading.enumerate()]
 
 
-@contextmanager
-def another_process() -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 needs_states = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
 
 @needs_states
-def test_a_process_that_is_frozen_is_ended_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_process_that_is_frozen_is_ended_with_the_run(
+    another_process: subprocess.Popen[bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ended, codes = threading.Event(), []
-    with another_process() as other:
-        watch = ProcessWatch(folder=tmp_path, frozen_seconds=1, end=lambda code: (codes.append(code), ended.set()))
-        trainer = _TrainerOfMany(None)
-        trainer.strategy._launcher = SimpleNamespace(procs=[other])
-        watch.setup(trainer, MODULE, "fit")
-        assert not ended.wait(1.5)  # one that runs, however long it takes, is let alone
-        other.send_signal(signal.SIGSTOP)
-        assert ended.wait(30)
-        watch.teardown(trainer, MODULE, "fit")
-        assert other.wait(30) == -signal.SIGKILL
+    watch = ProcessWatch(folder=tmp_path, frozen_seconds=1, end=lambda code: (codes.append(code), ended.set()))
+    trainer = _TrainerOfMany(None)
+    trainer.strategy._launcher = SimpleNamespace(procs=[another_process])
+    watch.setup(trainer, MODULE, "fit")
+    assert not ended.wait(1.5)  # one that runs, however long it takes, is let alone
+    another_process.send_signal(signal.SIGSTOP)
+    assert ended.wait(30)
+    watch.teardown(trainer, MODULE, "fit")
+    assert another_process.wait(30) == -signal.SIGKILL
     assert codes[0] == 4
     sentence = "process 1 of this run has been stopped (SIGSTOP) for 1 s"
     assert f"error: {sentence}; the last checkpoint holds, go on by resume=auto" in capsys.readouterr().err
