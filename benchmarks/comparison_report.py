@@ -296,7 +296,7 @@ def draw(table: Table, path: Path) -> None:
                 if difference.low is not None:
                     below.plot([difference.low, difference.high], [position] * 2, "k-")
                 below.plot(difference.mean, position, "ko", fillstyle="none" if difference.is_open else "full")
-            below.axvline(0.0, color="grey", linewidth=0.8)
+            below.axvline(0.0, color="gray", linewidth=0.8)
             _label(below, [" − ".join(pair) for pair in table.pairs], show=place == 0)
     save_figure(figure, path)
 

@@ -1,4 +1,4 @@
-"""What images give away without any network: k-NN and a linear layer on raw pixels and on colour statistics.
+"""What images give away without any network: k-NN and a linear layer on raw pixels and on color statistics.
 
     python benchmarks/floors.py --data-root DIR   # CIFAR-10
     python benchmarks/floors.py                   # the quickstart's generated pictures
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def color_statistics(images: torch.Tensor) -> torch.Tensor:
-    """Numbers that know nothing of where a colour is: [b 3 h w] in 0..1 to [b (2 + bins) * 3]."""
+    """Numbers that know nothing of where a color is: [b 3 h w] in 0..1 to [b (2 + bins) * 3]."""
     values = images.flatten(2)
     bins = (values * BINS).long().clamp(max=BINS - 1)
     histogram = torch.stack([(bins == number).float().mean(dim=2) for number in range(BINS)], dim=2)

@@ -8,7 +8,7 @@ says why. Rows for which no time is left say so. What is checked:
 
     train METHOD    trains in bf16 with fused attention, compiled and not; its losses against those of the same steps in
                     fp32 on the CPU (at most 1e-2 apart), the waits for the device and the graph breaks of a step
-    speed NAME      images/s, model FLOP utilisation and peak memory of training steps on images that lie on the device
+    speed NAME      images/s, model FLOP utilization and peak memory of training steps on images that lie on the device
     options         what compiling, activation checkpointing, channels-last and accumulation change in speed and memory
     guard           what looking at loss and gradients before every step costs
     data FORMAT     `run.py` from JPEG files and from shards: the time spent waiting, and its speed beside the bare step
@@ -251,7 +251,7 @@ class UnmetError(Exception):
 
 
 def speed(overrides: Sequence[str], settings: argparse.Namespace, **options: Any) -> dict[str, Any]:
-    """Images per second, utilisation and memory of training steps in bfloat16."""
+    """Images per second, utilization and memory of training steps in bfloat16."""
     given = next(one for one in overrides if one.startswith("global_batch_size="))
     num_images = int(given.partition("=")[2])
     callbacks, arguments = options.pop("callbacks", []), {}

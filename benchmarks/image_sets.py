@@ -38,7 +38,7 @@ _EMOJI_TEST_FRACTION = 0.25
 _TONES = 2
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     split: str
     class_name: str
     name: str
@@ -65,14 +65,14 @@ def main() -> None:
         one.image.save(folder / f"{one.name}.png")
 
 
-def letters(seed: int, num_train: int = 9000, num_test: int = 2000) -> Iterator[Labelled]:
+def letters(seed: int, num_train: int = 9000, num_test: int = 2000) -> Iterator[Labeled]:
     typefaces = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     generator = np.random.default_rng(seed)
     for number in range(num_train + num_test):
         letter = LETTERS[generator.integers(len(LETTERS))]
         typeface = typefaces / f"{TYPEFACES[generator.integers(len(TYPEFACES))]}.ttf"
         split = "train" if number < num_train else "test"
-        yield Labelled(split, letter, f"{number:05}", _letter(letter, typeface, generator))
+        yield Labeled(split, letter, f"{number:05}", _letter(letter, typeface, generator))
 
 
 def _letter(letter: str, typeface: Path, generator: np.random.Generator) -> Image.Image:
@@ -97,14 +97,14 @@ def _two_colors(generator: np.random.Generator) -> tuple[tuple[int, ...], tuple[
             return tuple(map(int, ground)), tuple(map(int, ink))
 
 
-def digits() -> Iterator[Labelled]:
+def digits() -> Iterator[Labeled]:
     shipped = load_digits()
     for number, (pixels, digit) in enumerate(zip(shipped.images, shipped.target, strict=True)):
         image = Image.fromarray((pixels * (255 / 16)).astype(np.uint8))
-        yield Labelled("test" if number % 5 == 4 else "train", str(digit), f"{number:04}", image)
+        yield Labeled("test" if number % 5 == 4 else "train", str(digit), f"{number:04}", image)
 
 
-def emoji(package: Path, seed: int) -> Iterator[Labelled]:
+def emoji(package: Path, seed: int) -> Iterator[Labeled]:
     generator = random.Random(seed)
     with tarfile.open(package) as archive:
         listing = archive.extractfile("package/emoji.json")
@@ -124,7 +124,7 @@ def emoji(package: Path, seed: int) -> Iterator[Labelled]:
                 white = Image.new("RGBA", image.size, "white")
                 white.alpha_composite(image)
                 category = one["category"].replace(" & ", "_and_").replace(" ", "_")
-                yield Labelled(split, category, Path(name).stem, white.convert("RGB"))
+                yield Labeled(split, category, Path(name).stem, white.convert("RGB"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 
 Photos: `data=folder` against torchvision's ImageFolder with the usual transforms on Pillow images
 (RandomResizedCrop(bicubic), RandomHorizontalFlip, ToTensor, Normalize), both at the same size and area shares, with the
-same number of workers. CIFAR-10: a whole epoch of batches cropped and normalised, against the same transforms sample by
+same number of workers. CIFAR-10: a whole epoch of batches cropped and normalized, against the same transforms sample by
 sample. The two sides take turns, so that whatever else the machine does falls on both; only the ratios carry over to
 another machine.
 """
@@ -92,8 +92,8 @@ def compare_photos(root: Path, settings: argparse.Namespace) -> None:
 
     sides: dict[str, Callable[[], Iterable[torch.Tensor]]] = {
         "ImageFolder, Pillow transforms": lambda: (images for images, _ in theirs),
-        "data=folder, until normalised": finished,
-        "data=folder, as workers hand over (normalised on the device)": lambda: (batch.image for batch in ours),
+        "data=folder, until normalized": finished,
+        "data=folder, as workers hand over (normalized on the device)": lambda: (batch.image for batch in ours),
     }
     print(f"{settings.images} photos, {settings.image_size} px, {settings.workers} workers, batch {settings.batch}")
     report(take_turns(sides, images_per_second, rounds=settings.rounds))
@@ -127,7 +127,7 @@ def compare_cifar10(settings: argparse.Namespace) -> None:
     sides: dict[str, Callable[[], Iterable[torch.Tensor]]] = {
         "per sample, 0 workers": per_sample(0),
         f"per sample, {settings.workers} workers": per_sample(settings.workers),
-        "data=cifar10, until normalised": lambda: (data.to_model_input(batch, augmented=True).image for batch in ours),
+        "data=cifar10, until normalized": lambda: (data.to_model_input(batch, augmented=True).image for batch in ours),
     }
     print(f"CIFAR-10, an epoch of {len(images)}, batch {settings.batch}, 1 thread")
     report(take_turns(sides, images_per_second, rounds=settings.rounds))

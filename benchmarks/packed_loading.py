@@ -70,7 +70,7 @@ def prepare(folder: Path, settings: argparse.Namespace) -> dict[str, Callable[[]
         "data=shards, packed raw at 256 px, as workers hand over": lambda: (
             batch.image for batch in packed.train_dataloader()
         ),
-        "the same, until normalised": lambda: (
+        "the same, until normalized": lambda: (
             packed.to_model_input(batch, augmented=True).image for batch in packed.train_dataloader()
         ),
     }

@@ -8,9 +8,9 @@ Of each recipe the configuration is composed and its network built without stora
 peak of a GPU, what fraction of it training reaches, the size of a JPEG file, what a core loads, and the bandwidths.
 Nothing of it was measured on a GPU. Left out: evaluation, start, writing checkpoints, latency of the network.
 
-`hours = operations of an image * images * epochs / (GPUs * peak * utilisation)`
+`hours = operations of an image * images * epochs / (GPUs * peak * utilization)`
 
-A network's step needs `images a GPU * operations of an image / (peak * utilisation)`, of which the backward pass is two
+A network's step needs `images a GPU * operations of an image / (peak * utilization)`, of which the backward pass is two
 thirds. DDP sends each gradient by a ring, `2 (n - 1) / n * 4 bytes * trained parameters` from each of n GPUs; FSDP
 gathers weights for the forward and for the backward pass and scatters gradients, `3 (n - 1) / n * 2 bytes * parameters`
 with Lightning's bf16-mixed. Rings leave a node once and share all its links to others. Both run beside the backward
@@ -85,7 +85,7 @@ class Assumptions:
 
     Attributes:
         peak: Operations per second of a GPU in bfloat16.
-        utilisation: Fraction of it that training reaches: low, middle, high.
+        utilization: Fraction of it that training reaches: low, middle, high.
         image_bytes: Of a JPEG file.
         images_a_core: Loaded per second.
         node_bandwidth: Bytes per second that a GPU sends within its node.
@@ -94,7 +94,7 @@ class Assumptions:
     """
 
     peak: float
-    utilisation: tuple[float, float, float]
+    utilization: tuple[float, float, float]
     image_bytes: float
     images_a_core: float
     node_bandwidth: float
@@ -103,13 +103,13 @@ class Assumptions:
 
     @property
     def speed(self) -> float:
-        """Operations per second of a GPU at the middle utilisation."""
-        return self.peak * self.utilisation[1]
+        """Operations per second of a GPU at the middle utilization."""
+        return self.peak * self.utilization[1]
 
 
 def hours(recipe: Recipe, devices: int, assumed: Assumptions) -> list[float]:
-    """Hours at the highest, the middle and the lowest utilisation."""
-    return [recipe.total_flops / (devices * assumed.peak * one) / 3600 for one in reversed(assumed.utilisation)]
+    """Hours at the highest, the middle and the lowest utilization."""
+    return [recipe.total_flops / (devices * assumed.peak * one) / 3600 for one in reversed(assumed.utilization)]
 
 
 def step_seconds(recipe: Recipe, devices: int, assumed: Assumptions) -> float:
@@ -287,7 +287,7 @@ def _series(values: Iterable[float]) -> str:
 
 def describe(assumed: Assumptions) -> str:
     """The assumptions as lines of Markdown."""
-    low, middle, high = (f"{100 * one:.0f}" for one in assumed.utilisation)
+    low, middle, high = (f"{100 * one:.0f}" for one in assumed.utilization)
     return "\n".join(
         [
             f"- a GPU: {assumed.peak / 1e12:.0f} TFLOP/s at most in bfloat16, of which training reaches {middle} % "
@@ -306,19 +306,19 @@ def main() -> None:
     parser.add_argument(
         "--tflops", type=float, default=989, help="peak of a GPU in bfloat16, 1e12 operations per second"
     )
-    parser.add_argument("--utilisation", type=float, nargs=3, default=[25, 35, 45], help="percent: low, middle, high")
+    parser.add_argument("--utilization", type=float, nargs=3, default=[25, 35, 45], help="percent: low, middle, high")
     parser.add_argument("--price", type=float, help="of a GPU hour; adds a column")
     parser.add_argument("--image-kb", type=float, default=115, help="kB of a JPEG file")
     parser.add_argument("--images-per-core", type=float, default=200, help="that a core loads in a second")
     parser.add_argument("--node-bandwidth", type=float, default=450, help="GB/s a GPU sends within a node")
     parser.add_argument("--network-bandwidth", type=float, default=400, help="GB/s a node sends to others")
     settings = parser.parse_args()
-    low, middle, high = (one / 100 for one in settings.utilisation)
+    low, middle, high = (one / 100 for one in settings.utilization)
     if not 0 < low <= middle <= high <= 1:
-        parser.error("--utilisation takes three rising numbers above 0 and at most 100")
+        parser.error("--utilization takes three rising numbers above 0 and at most 100")
     assumed = Assumptions(
         peak=1e12 * settings.tflops,
-        utilisation=(low, middle, high),
+        utilization=(low, middle, high),
         image_bytes=1e3 * settings.image_kb,
         images_a_core=settings.images_per_core,
         node_bandwidth=1e9 * settings.node_bandwidth,

@@ -179,7 +179,7 @@ def test_every_evaluation_can_be_built(protocol: str) -> None:
     assert len(kinds) == 1 or (not kinds and len(evaluator.protocols) > 1)
 
 
-def test_a_misspelt_key_is_refused_not_added() -> None:
+def test_a_misspelled_key_is_refused_not_added() -> None:
     with pytest.raises(Exception, match="max_epoch"):
         composed("run", "trainer.max_epoch=3")
 

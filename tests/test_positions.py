@@ -45,7 +45,7 @@ def test_sinusoids_need_an_even_width() -> None:
 
 
 def places(box: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Where the centres of a crop's cells lie in the image, as (row, column) in 0..1."""
+    """Where the centers of a crop's cells lie in the image, as (row, column) in 0..1."""
     rows = box[:, 0, None] + (torch.arange(height) + 0.5) / height * box[:, 2, None]
     cols = box[:, 1, None] + (torch.arange(width) + 0.5) / width * box[:, 3, None]
     return torch.stack([rows[:, :, None].expand(-1, -1, width), cols[:, None, :].expand(-1, height, -1)], dim=3)

@@ -104,7 +104,7 @@ class PatchMask:
         return PatchMask(self.at_stride(patch_size), patch_size, num_masked)
 
     def at_pixels(self) -> Bool[Tensor, "b 1 height width"]:
-        """Repeats the mask to every pixel, with one channel that broadcasts over colours."""
+        """Repeats the mask to every pixel, with one channel that broadcasts over colors."""
         return self.at_stride(1).unsqueeze(1)
 
     def visible_indices(self) -> Int[Tensor, "b k"]:

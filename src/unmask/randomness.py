@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, distributed
 
-# The odd constants of the SplitMix64 finaliser (Steele et al., 2014), as the signed integers torch works with.
+# The odd constants of the SplitMix64 finalizer (Steele et al., 2014), as the signed integers torch works with.
 _GOLDEN = -7046029254386353131
 _MIX_1 = -4658895280553007687
 _MIX_2 = -7723592293110705685

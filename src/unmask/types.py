@@ -34,8 +34,8 @@ FILLER_INDEX = -1
 class ImageBatch(NamedTuple):
     """What a data module serves and every method reads."""
 
-    image: Images  # normalised by the data module, on device
-    label: Int[Tensor, " b"]  # class index; -1 = unlabelled
+    image: Images  # normalized by the data module, on device
+    label: Int[Tensor, " b"]  # class index; -1 = unlabeled
     index: Int[Tensor, " b"]  # type: ignore[assignment]
     """The sample's number in its data set: the key of its randomness. `FILLER_INDEX` in place of it is a sample that
     counts nowhere; in evaluation it gives a device as many batches as the others have."""
@@ -56,7 +56,7 @@ class View(NamedTuple):
 
 
 class PixelStatistics(NamedTuple):
-    """The mean and the deviation that a normalised target took out, at each pixel."""
+    """The mean and the deviation that a normalized target took out, at each pixel."""
 
     mean: Images
     std: Images
@@ -71,9 +71,9 @@ class FeatureStage(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodOutput:
-    """What a masked-image-modelling method computes from one batch."""
+    """What a masked-image-modeling method computes from one batch."""
 
-    loss: Float[Tensor, ""]  # what is minimised
+    loss: Float[Tensor, ""]  # what is minimized
     terms: Mapping[str, Float[Tensor, ""]]  # unweighted, named as in the paper; logged as train/<name>
     mask: PatchMask
     prediction: Images | None  # in the space of ImageBatch.image; None = nothing to draw

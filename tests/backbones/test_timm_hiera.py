@@ -108,7 +108,7 @@ def test_each_patch_lies_where_its_pixels_do(make_hiera, stage) -> None:
 
 def test_masked_pixels_reach_neither_features_nor_gradients(make_hiera, randomize) -> None:
     backbone = randomize(make_hiera())
-    visible = torch.tensor([[0, 1, 5, 10]])  # with masked neighbours on all sides
+    visible = torch.tensor([[0, 1, 5, 10]])  # with masked neighbors on all sides
     images = torch.randn(1, 3, 32, 32)
     is_seen = keep(backbone, visible).view(1, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     found = []

@@ -14,12 +14,12 @@ def test_feature_maps_equal_timms_own_bitwise(make_swin, randomize, name, image_
     images = torch.randn(2, 3, *backbone.image_size)
     expected = backbone.swin.forward_intermediates(images, norm=True, intermediates_only=True)
     computed = backbone.forward_features(images)
-    # timm's `norm=True` normalises the last map alone: the others have another width.
+    # timm's `norm=True` normalizes the last map alone: the others have another width.
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(computed, expected, strict=True))
     assert torch.equal(computed[-1], backbone.swin.forward_features(images).permute(0, 3, 1, 2))
 
 
-def test_pooled_features_are_the_mean_of_the_normalised_last_map(make_swin, randomize) -> None:
+def test_pooled_features_are_the_mean_of_the_normalized_last_map(make_swin, randomize) -> None:
     backbone = randomize(make_swin())
     images = torch.randn(2, 3, 64, 64)
     tokens = backbone.swin.forward_features(images)  # b h w c
@@ -41,7 +41,7 @@ def test_edit_sees_the_tokens_entering_each_stage_after_merging(make_swin, rando
     for stage in (1, 2):
         before = maps[stage - 1].permute(0, 2, 3, 1)
         assert torch.equal(entering[stage], backbone.swin.layers[stage].downsample(before))
-    assert torch.equal(maps[2].permute(0, 2, 3, 1), backbone.swin.norm(entering[3]))  # the last is not yet normalised
+    assert torch.equal(maps[2].permute(0, 2, 3, 1), backbone.swin.norm(entering[3]))  # the last is not yet normalized
 
 
 @pytest.mark.parametrize("edited", [0, 1, 2])
@@ -139,7 +139,7 @@ def test_timm_builds_a_padded_swin_from_what_it_is_told(make_swin, randomize) ->
     torch.testing.assert_close(theirs.eval()(images), ours.forward_pooled(images), rtol=0, atol=1e-5)
 
 
-def test_near_names_are_suggested_for_a_misspelt_one() -> None:
+def test_near_names_are_suggested_for_a_misspelled_one() -> None:
     with pytest.raises(ValueError, match=r"no model 'swin_tiny_window7'; nearest: .*swin_tiny_patch4_window7_224"):
         TimmSwin(name="swin_tiny_window7", image_size=224)
 

@@ -141,7 +141,7 @@ def test_sincos_positions_are_fixed_and_learned_ones_are_not(make_vit) -> None:
     assert learned.requires_grad
 
 
-def test_initialisation_is_maes(make_vit, randomize) -> None:
+def test_initialization_is_maes(make_vit, randomize) -> None:
     backbone = randomize(make_vit(embed_dim=192))
     positions = backbone.vit.pos_embed.clone()
     backbone.initialize_as_mae()

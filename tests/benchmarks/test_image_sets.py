@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import image_sets
 
 
-def pixels(images: list[image_sets.Labelled]) -> list[bytes]:
+def pixels(images: list[image_sets.Labeled]) -> list[bytes]:
     return [one.image.tobytes() for one in images]
 
 

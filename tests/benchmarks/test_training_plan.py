@@ -24,7 +24,7 @@ RECIPE = plan.Recipe(
 )
 ASSUMED = plan.Assumptions(
     peak=1e15,
-    utilisation=(0.25, 0.5, 1.0),
+    utilization=(0.25, 0.5, 1.0),
     image_bytes=100e3,
     images_a_core=200,
     node_bandwidth=400e9,

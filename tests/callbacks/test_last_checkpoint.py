@@ -25,7 +25,7 @@ class _Scripted(LightningModule):
     def __init__(self, val_losses: list[float]) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1))
-        self.steps_done = nn.Parameter(torch.zeros(1), requires_grad=False)  # what a checkpoint is recognised by
+        self.steps_done = nn.Parameter(torch.zeros(1), requires_grad=False)  # what a checkpoint is recognized by
         self.val_losses = val_losses
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:

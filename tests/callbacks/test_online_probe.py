@@ -28,7 +28,7 @@ class Kept(Callback):
 
 
 @pytest.fixture
-def make_labelled():
+def make_labeled():
     """Images of two classes, dark and bright; `swapped` asks for each by the other's name."""
 
     def make(*, num_train=24, swapped=False, labels=(0, 1)):
@@ -60,8 +60,8 @@ def make_labelled():
     return make
 
 
-def test_images_that_differ_in_brightness_are_told_apart_and_their_names_are_those_of_the_bank(fit, make_labelled):
-    right, wrong = make_labelled(), make_labelled(swapped=True)
+def test_images_that_differ_in_brightness_are_told_apart_and_their_names_are_those_of_the_bank(fit, make_labeled):
+    right, wrong = make_labeled(), make_labeled(swapped=True)
     kept = Kept()
     fit(OnlineProbe(name="a", data=right, k=3), OnlineProbe(name="b", data=wrong, k=3), kept, max_epochs=1)
 
@@ -73,7 +73,7 @@ def test_images_that_differ_in_brightness_are_told_apart_and_their_names_are_tho
     }
 
 
-def test_training_is_the_same_with_a_probe_as_without(fit, make_mae, make_labelled):
+def test_training_is_the_same_with_a_probe_as_without(fit, make_mae, make_labeled):
     def weights(*callbacks):
         torch.manual_seed(0)
         method = make_mae()
@@ -86,13 +86,13 @@ def test_training_is_the_same_with_a_probe_as_without(fit, make_mae, make_labell
         return method.state_dict(), modes
 
     without, _ = weights()
-    beside, modes = weights(OnlineProbe(name="a", data=make_labelled(), k=3, max_time_fraction=1.0))
+    beside, modes = weights(OnlineProbe(name="a", data=make_labeled(), k=3, max_time_fraction=1.0))
     assert all(torch.equal(without[name], beside[name]) for name in without)
     assert all(modes)
 
 
-def test_a_probe_reads_whole_images_without_a_mask_in_eval_mode(fit, make_mae, make_labelled, monkeypatch):
-    method, data, seen = make_mae(), make_labelled(), []
+def test_a_probe_reads_whole_images_without_a_mask_in_eval_mode(fit, make_mae, make_labeled, monkeypatch):
+    method, data, seen = make_mae(), make_labeled(), []
     pooled = type(method.backbone).forward_pooled
 
     def watch(backbone, images):
@@ -109,27 +109,27 @@ def test_a_probe_reads_whole_images_without_a_mask_in_eval_mode(fit, make_mae, m
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_streamed_images_are_refused_before_the_first_step(fit, make_labelled, split):
-    data, kept = make_labelled(), Kept()
+def test_streamed_images_are_refused_before_the_first_step(fit, make_labeled, split):
+    data, kept = make_labeled(), Kept()
     data.dataset(split).is_streamed = True
     with pytest.raises(ValueError, match=f"the {split} split of its data is streamed"):
         fit(OnlineProbe(name="a", data=data, k=3), kept, max_epochs=1)
     assert kept.found == []
 
 
-def test_readings_are_logged_at_the_step_just_done(fit, make_labelled, tmp_path):
+def test_readings_are_logged_at_the_step_just_done(fit, make_labeled, tmp_path):
     logger = CSVLogger(tmp_path, name="", version="csv")
-    fit(OnlineProbe(name="a", data=make_labelled(), k=3), logger=logger, max_epochs=1)
+    fit(OnlineProbe(name="a", data=make_labeled(), k=3), logger=logger, max_epochs=1)
     with (tmp_path / "csv/metrics.csv").open(newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if row.get("probe/a/knn_top1")]
     assert [(row["step"], float(row["probe/a/logistic_top1"])) for row in rows] == [("5", 100.0)]  # the last of six
 
 
 @pytest.mark.parametrize(("fraction", "probed"), [(0.03, [1, 6]), (0.15, [1, 4, 5, 6]), (1.0, [1, 2, 3, 4, 5, 6])])
-def test_epochs_without_a_probe_keep_its_part_of_the_time(fit, make_labelled, monkeypatch, fraction, probed):
+def test_epochs_without_a_probe_keep_its_part_of_the_time(fit, make_labeled, monkeypatch, fraction, probed):
     clock = [0.0]
     monkeypatch.setattr(online_probe, "perf_counter", lambda: clock[0])
-    probe, epochs = OnlineProbe(name="a", data=make_labelled(), k=3, max_time_fraction=fraction), []
+    probe, epochs = OnlineProbe(name="a", data=make_labeled(), k=3, max_time_fraction=fraction), []
     measure = probe._measure
 
     def slow(*features):
@@ -155,18 +155,18 @@ def test_epochs_without_a_probe_keep_its_part_of_the_time(fit, make_labelled, mo
     assert epochs == probed
 
 
-def test_images_without_labels_and_too_few_are_refused_before_training(fit, make_labelled):
+def test_images_without_labels_and_too_few_are_refused_before_training(fit, make_labeled):
     with pytest.raises(ValueError, match=r"probes.a needs labels, but the train split of its data has none"):
-        fit(OnlineProbe(name="a", data=make_labelled(labels=(-1, -1))), max_epochs=1)
+        fit(OnlineProbe(name="a", data=make_labeled(labels=(-1, -1))), max_epochs=1)
     with pytest.raises(ValueError, match=r"set probes.a.k=6 or less"):
-        fit(OnlineProbe(name="a", data=make_labelled(num_train=6)), max_epochs=1)
+        fit(OnlineProbe(name="a", data=make_labeled(num_train=6)), max_epochs=1)
     with pytest.raises(ValueError, match=r"probes.a.max_time_fraction must lie above 0"):
-        OnlineProbe(name="a", data=make_labelled(), max_time_fraction=0.0)
+        OnlineProbe(name="a", data=make_labeled(), max_time_fraction=0.0)
 
 
-def test_a_line_says_both_numbers(fit, make_labelled, caplog):
+def test_a_line_says_both_numbers(fit, make_labeled, caplog):
     caplog.set_level(logging.INFO, logger="unmask")
-    fit(OnlineProbe(name="a", data=make_labelled(), k=3), max_epochs=1)
+    fit(OnlineProbe(name="a", data=make_labeled(), k=3), max_epochs=1)
     (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("probe a")]
     assert line.startswith(
         "probe a  k-NN 100.0 %  logistic regression 100.0 %  (24 training and 10 validation images, "

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from unmask.callbacks.panel import (
-    MASKED_GREY,
+    MASKED_GRAY,
     as_shown,
     estimate_masked,
     masked_psnr,
@@ -17,7 +17,7 @@ from unmask.types import PixelStatistics
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-GREY, WHITE = (128, 128, 128), (255, 255, 255)
+GRAY, WHITE = (128, 128, 128), (255, 255, 255)
 
 
 def normalize(images):
@@ -55,11 +55,11 @@ def test_masked_input_shows_nothing_of_masked_pixels():
 
     masked = reconstruct(images, mask, prediction).masked
     assert torch.equal(masked, reconstruct(others, mask, prediction).masked)
-    assert (masked[:, :, :4] == MASKED_GREY).all()
+    assert (masked[:, :, :4] == MASKED_GRAY).all()
     torch.testing.assert_close(masked[:, :, 4:], images[:, :, 4:])
 
 
-def test_predictions_outside_the_range_of_colours_are_clamped():
+def test_predictions_outside_the_range_of_colors_are_clamped():
     far_off = torch.tensor([-3.0, 0.5, 4.0])[None, :, None, None].expand(1, 3, 8, 8)
     shown = reconstruct(torch.rand(1, 3, 8, 8), top_half_masked(8), far_off)
     torch.testing.assert_close(shown.prediction[0, :, 0, 0], torch.tensor([0.0, 0.5, 1.0]))
@@ -83,9 +83,9 @@ def test_picture_holds_four_columns_of_unblended_pixels(size, cell):
         return [tuple(int(channel) for channel in pixel) for pixel in [line[0], *changes]]
 
     bottom = np.flatnonzero((picture == np.array(RED)).all(axis=2).any(axis=1)).max()
-    columns = [RED, RED, GREY, RED]  # visible
+    columns = [RED, RED, GRAY, RED]  # visible
     assert colors_along(picture[bottom]) == [color for cell in columns for color in (WHITE, cell)] + [WHITE]
-    columns = [RED, GREY, GREEN, GREEN]  # masked
+    columns = [RED, GRAY, GREEN, GREEN]  # masked
     top_of_last = bottom - cell + 1
     assert colors_along(picture[top_of_last]) == [color for cell in columns for color in (WHITE, cell)] + [WHITE]
 
@@ -149,8 +149,8 @@ def test_masks_of_stages_stand_in_columns_of_their_own():
 
     assert list(shown.masked_by_stage) == ["masked in stage 0", "masked in stage 2"]
     top, left = shown.masked_by_stage.values()
-    assert (top[:, :, :4] == MASKED_GREY).all()
-    assert (left[:, :, :, :4] == MASKED_GREY).all()
+    assert (top[:, :, :4] == MASKED_GRAY).all()
+    assert (left[:, :, :, :4] == MASKED_GRAY).all()
     torch.testing.assert_close(top[:, :, 4:], images[:, :, 4:])
     torch.testing.assert_close(left[:, :, :, 4:], images[:, :, :, 4:])
     plain = figure_pixels(reconstruction_panel(reconstruct(images, first, images), title="x"))
@@ -201,7 +201,7 @@ def test_the_estimated_prediction_borrows_nothing_of_masked_patches():
     ]
 
 
-def test_a_perfect_prediction_of_normalised_patches_is_the_image_only_with_what_it_borrows():
+def test_a_perfect_prediction_of_normalized_patches_is_the_image_only_with_what_it_borrows():
     images = torch.rand(4, 3, 32, 32)
     borrowed = patchwise_statistics(normalize(images))
     shown = reconstruct(images, random_mask(4), images, borrowed)
@@ -237,7 +237,7 @@ def test_masked_patches_are_estimated_by_their_visible_neighbors(patch_size):
             torch.testing.assert_close(patch(estimated, image, cell), expected[:, None, None].expand(3, height, width))
 
 
-def test_an_image_without_visible_patches_is_estimated_by_the_mean_of_normalised_images():
+def test_an_image_without_visible_patches_is_estimated_by_the_mean_of_normalized_images():
     mask = PatchMask(torch.ones(1, 2, 2, dtype=torch.bool), 4)
     assert torch.count_nonzero(estimate_masked(torch.randn(1, 3, 8, 8), mask)) == 0
 

@@ -171,7 +171,7 @@ def test_a_method_that_looks_at_values_is_not_counted(make_mae: Callable[..., Li
     assert count_flops(method) is None
 
 
-def test_utilisation_is_that_of_all_devices(
+def test_utilization_is_that_of_all_devices(
     fit: Callable[..., Trainer], pass_time: Callable[..., Any], make_mae: Callable[..., LightningModule]
 ) -> None:
     from unmask.callbacks.model_flops import count_flops

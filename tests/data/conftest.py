@@ -31,12 +31,12 @@ def write_shard() -> Callable[[Path, Mapping[str, bytes | str]], Path]:
 
 
 @pytest.fixture
-def grey_image() -> Callable[..., bytes]:
-    """An image file of one grey, by default a PNG of 8 px."""
+def gray_image() -> Callable[..., bytes]:
+    """An image file of one gray, by default a PNG of 8 px."""
 
-    def make(grey: int, kind: str = "png", size: tuple[int, int] = (8, 8)) -> bytes:
+    def make(gray: int, kind: str = "png", size: tuple[int, int] = (8, 8)) -> bytes:
         written = io.BytesIO()
-        Image.new("RGB", size, (grey, grey, grey)).save(written, kind)
+        Image.new("RGB", size, (gray, gray, gray)).save(written, kind)
         return written.getvalue()
 
     return make

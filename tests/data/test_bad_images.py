@@ -22,7 +22,7 @@ BAD = (4, 11, 12)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Images of one grey each, by which they are known; three of them are cut short."""
+    """Images of one gray each, by which they are known; three of them are cut short."""
     root = tmp_path / "images"
     for split, count in (("train", COUNT), ("val", 3)):
         (root / split).mkdir(parents=True)
@@ -67,7 +67,7 @@ def make_data(folder: Path, tmp_path: Path) -> Callable[..., ImageFolder]:
     return make
 
 
-def greys(batch: RawBatch) -> list[int]:
+def grays(batch: RawBatch) -> list[int]:
     """Which files the images are."""
     return [int(image.float().mean().round()) // 8 for image in batch.image]
 
@@ -77,7 +77,7 @@ def trained_on(data: ImageFolder) -> dict[int, list[int]]:
     steps = {}
     for step, batch in enumerate(data.train_dataloader()):
         data.on_after_batch_transfer(batch, 0)
-        steps[step] = greys(batch)
+        steps[step] = grays(batch)
     return steps
 
 
@@ -104,7 +104,7 @@ def test_a_bad_image_is_replaced_and_the_others_keep_their_places(
 
 def test_a_batch_names_the_samples_it_holds(make_data: Callable[..., ImageFolder]) -> None:
     for batch in make_data().train_dataloader():
-        assert batch.index.tolist() == greys(batch)
+        assert batch.index.tolist() == grays(batch)
 
 
 def test_replacements_depend_on_the_epoch_and_neither_on_devices_nor_on_memory(
@@ -117,7 +117,7 @@ def test_replacements_depend_on_the_epoch_and_neither_on_devices_nor_on_memory(
         assert images[1::2] == shares[1][step]
 
     loader = make_data().train_dataloader()
-    assert [greys(batch) for batch in loader] == [greys(batch) for batch in loader] == list(whole.values())
+    assert [grays(batch) for batch in loader] == [grays(batch) for batch in loader] == list(whole.values())
     replaced = [sorted(chain.from_iterable(trained_on(make_data(epoch=epoch)).values())) for epoch in range(3)]
     assert replaced[0] != replaced[1] or replaced[1] != replaced[2]
     assert sorted(chain.from_iterable(trained_on(make_data(seed=1)).values())) != replaced[0]

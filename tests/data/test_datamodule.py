@@ -144,7 +144,7 @@ def test_the_order_depends_on_the_seed() -> None:
     assert orders[0] == orders[1] != orders[2]
 
 
-def test_images_are_divided_by_255_and_normalised_channel_by_channel() -> None:
+def test_images_are_divided_by_255_and_normalized_channel_by_channel() -> None:
     data = make_data(4, image_size=(20, 24))
     (batch,) = data.val_dataloader()
     finished = data.to_model_input(batch, augmented=False)
@@ -174,7 +174,7 @@ def test_images_in_memory_are_distorted_anew_in_each_epoch_and_by_each_seed(rand
 
 @pytest.mark.parametrize("crop_pct", [1.0, 0.8])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_evaluation_sees_the_centred_crop_of_the_given_fraction(crop_pct: float, interpolation) -> None:
+def test_evaluation_sees_the_centered_crop_of_the_given_fraction(crop_pct: float, interpolation) -> None:
     data = make_data(3, crop_pct=crop_pct, interpolation=interpolation)
     (batch,) = data.val_dataloader()
     expected = data.statistics.pixels.normalize_(

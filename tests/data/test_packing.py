@@ -116,12 +116,12 @@ def test_the_record_tells_splits_shards_and_statistics(folder, tmp_path: Path) -
     assert record["pixel_std"] == pytest.approx((square - mean**2).sqrt().tolist(), abs=1e-4)
 
 
-def test_images_without_label_stay_so(tmp_path: Path, data_settings, write_shard, grey_image, reopen) -> None:
+def test_images_without_label_stay_so(tmp_path: Path, data_settings, write_shard, gray_image, reopen) -> None:
     names = {"a": "-1", "b": "cat", "c": "dog"}
     members = {
         f"{key}.{ending}": value
         for key, name in names.items()
-        for ending, value in (("png", grey_image(1)), ("cls", name))
+        for ending, value in (("png", gray_image(1)), ("cls", name))
     }
     write_shard(tmp_path / "in" / "a.tar", members)
     settings = data_settings | {"cache_dir": str(tmp_path / "cache"), "val_fraction": 0.0, "test_fraction": 0.0}

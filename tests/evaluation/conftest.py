@@ -78,7 +78,7 @@ def make_data() -> Callable[..., Any]:
 
 @pytest.fixture
 def draw_split() -> Callable[..., tuple[Tensor, Tensor]]:
-    """Draws images around one prototype a class; `spread` is the noise on it, in grey levels."""
+    """Draws images around one prototype a class; `spread` is the noise on it, in gray levels."""
 
     def draw(count: int, *, num_classes: int, spread: float, side: int = SIDE) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(1)

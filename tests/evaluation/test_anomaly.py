@@ -45,7 +45,7 @@ def test_separate_blobs_are_told_apart_and_a_list_is_kept_to(make_backbone, make
     assert report.metrics == {"auroc": 100.0, "auroc_class 4": 100.0, "auroc_class 1": 100.0}
     assert report.protocol == (
         "anomaly: mean cosine distance to k=2 nearest, class 4, class 1 held out in turn, bank the rest of train (48), "
-        "test (30), Pixels pooled features (8), 4x4 px, centre crop 1"
+        "test (30), Pixels pooled features (8), 4x4 px, center crop 1"
     )
 
 

@@ -21,8 +21,8 @@ def test_separate_blobs_are_found(measure, draw_splits):
     report = measure(Clustering(), draw_splits((40, 6, 30), num_classes=3, spread=3.0))
     assert report.metrics == pytest.approx({"clustering_accuracy": 100.0, "nmi": 100.0, "ari": 100.0})
     assert report.protocol == (
-        "clustering: k-means, k=3, unit length, 10 starts, centres of train (40, labels unused), test (30), "
-        "Pixels pooled features (8), 4x4 px, centre crop 1"
+        "clustering: k-means, k=3, unit length, 10 starts, centers of train (40, labels unused), test (30), "
+        "Pixels pooled features (8), 4x4 px, center crop 1"
     )
     assert (report.num_train_images, report.num_test_images) == (0, 30)
 

@@ -1,4 +1,4 @@
-"""Segmentation by patches, on coloured rectangles whose masks are known."""
+"""Segmentation by patches, on colored rectangles whose masks are known."""
 
 import functools
 from types import MappingProxyType
@@ -21,7 +21,7 @@ HEAD = functools.partial(LogisticRegression, inverse_strengths=(0.01, 1.0))
 
 
 class CellColors(MaskedBackbone):
-    """Features of a cell of 4 x 4 px: its mean colour."""
+    """Features of a cell of 4 x 4 px: its mean color."""
 
     settings = MappingProxyType({})
 
@@ -88,7 +88,7 @@ def data(draw_folder, make_segmentation):
     return make_segmentation(draw_folder({"train": 8, "val": 4, "test": 6}))
 
 
-def test_colours_are_told_apart_and_modes_restored(data, make_trainer):
+def test_colors_are_told_apart_and_modes_restored(data, make_trainer):
     backbone = CellColors().train()
     report = Dense(head=HEAD, k=3).evaluate(backbone, data, make_trainer)
     assert backbone.dropout.training
@@ -111,9 +111,9 @@ def test_figures_are_those_of_doing_it_by_hand(data, make_trainer):
         masks = torch.stack([_read(path) for path in data.dataset(split).masks])
         tables[split] = backbone.forward_features(images)[0], masks
     maps, masks = tables["test"]
-    bank, bank_labels = _labelled_cells(*tables["train"])
+    bank, bank_labels = _labeled_cells(*tables["train"])
     head = HEAD(in_features=3, num_classes=3)
-    head.fit_best(bank, bank_labels, *_labelled_cells(*tables["val"]))
+    head.fit_best(bank, bank_labels, *_labeled_cells(*tables["val"]))
     query = maps.permute(0, 2, 3, 1).reshape(-1, 3)
     found = nearest_neighbors(query, bank, 3)
     votes = ((found.similarity - found.similarity[:, :1]) / 0.1).exp()
@@ -132,7 +132,7 @@ def _read(path):
     return torch.from_numpy(np.array(Image.open(path)))
 
 
-def _labelled_cells(maps, masks):
+def _labeled_cells(maps, masks):
     """Cells and classes, by a plain loop; no cell of these pictures is without a class."""
     rows, labels = [], []
     for image, mask in zip(maps, masks, strict=True):
@@ -147,9 +147,9 @@ def _labelled_cells(maps, masks):
 def test_the_protocol_counts_patches_and_says_what_was_chosen_where(data, make_trainer):
     report = Dense(head=HEAD, k=3, max_patches=40).evaluate(CellColors(), data, make_trainer)
     assert report.protocol == (
-        "dense: patches of CellColors's last feature map (3, stride 4 px), L-BFGS logistic regression on standardised "
+        "dense: patches of CellColors's last feature map (3, stride 4 px), L-BFGS logistic regression on standardized "
         "features with inverse strength of 0.01, 1 by hits on val patches (40), and cosine k-NN with k=3, temperature "
-        "0.07, train (8 images, 40 patches), test (6), 3 classes, 16x16 px, centre crop 1"
+        "0.07, train (8 images, 40 patches), test (6), 3 classes, 16x16 px, center crop 1"
     )
     assert report.settings["selected_on"] == "val (40 patches)"
 

@@ -119,12 +119,12 @@ def test_bank_probe_and_query_read_the_same_images_in_the_same_way(
     assert all((is_training, is_inference) == (False, True) for _, is_training, is_inference in backbone.calls)
 
 
-@pytest.mark.parametrize(("num_unlabelled", "lack"), [(10, "has none;"), (2, "has none for 2 of 10 images;")])
-def test_unlabelled_images_are_refused_before_any_is_read(make_backbone, make_data, draw_splits, num_unlabelled, lack):
+@pytest.mark.parametrize(("num_unlabeled", "lack"), [(10, "has none;"), (2, "has none for 2 of 10 images;")])
+def test_unlabeled_images_are_refused_before_any_is_read(make_backbone, make_data, draw_splits, num_unlabeled, lack):
     splits = draw_splits((16, 9, 10), num_classes=3, spread=30.0)
-    splits["test"][1][:num_unlabelled] = -1
+    splits["test"][1][:num_unlabeled] = -1
     backbone = make_backbone()
-    with pytest.raises(ValueError, match=f"eval=knn needs labels, but the test split of InMemory {lack} use labelled"):
+    with pytest.raises(ValueError, match=f"eval=knn needs labels, but the test split of InMemory {lack} use labeled"):
         KNN(k=3).evaluate(backbone, make_data(splits, num_classes=3), lambda: None)
     assert backbone.calls == []
 

@@ -1,4 +1,4 @@
-"""Lists of labelled images: how many of each class, which, and what a file of them says."""
+"""Lists of labeled images: how many of each class, which, and what a file of them says."""
 
 import pytest
 import torch

@@ -41,8 +41,8 @@ def test_more_labels_help_and_the_protocol_counts_them(make_backbone, data, make
     assert report.metrics["top1_100pct"] > report.metrics["top1_10pct"] > 40.0
     assert report.metrics["top1_100pct_std"] == 0.0  # the same images in every list
     assert report.protocol == (
-        "fewshot: L-BFGS logistic regression on standardised features, inverse strength 1, at most 500 iterations, "
-        "10pct (6), 100pct (60) of train (60), seeds 0, 1, 2, test (30), Pixels stage 1, mean, 4x4 px, centre crop 1"
+        "fewshot: L-BFGS logistic regression on standardized features, inverse strength 1, at most 500 iterations, "
+        "10pct (6), 100pct (60) of train (60), seeds 0, 1, 2, test (30), Pixels stage 1, mean, 4x4 px, center crop 1"
     )
 
 

@@ -122,7 +122,7 @@ def test_the_protocol_spells_the_recipe_out(make_vit, data, make_trainer):
     )
 
 
-def test_unlabelled_images_are_refused(make_vit, data, make_trainer):
+def test_unlabeled_images_are_refused(make_vit, data, make_trainer):
     data.splits["val"][1][:] = -1
     with pytest.raises(ValueError, match="eval=finetune needs labels, but the val split of InMemory has none"):
         FineTune(classifier=make_classifier(), epochs=1).evaluate(make_vit(), data, make_trainer)

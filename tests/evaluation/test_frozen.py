@@ -136,7 +136,7 @@ def test_the_protocol_spells_out_what_changes_the_number(make_vit, data, make_tr
     )
 
 
-def test_unlabelled_images_are_refused_before_anything_is_trained(make_vit, data, make_trainer):
+def test_unlabeled_images_are_refused_before_anything_is_trained(make_vit, data, make_trainer):
     data.splits["train"][1][3] = -1
     with pytest.raises(ValueError, match="eval=frozen needs labels, but the train split of InMemory has none for 1"):
         make_evaluator(MLPClassifier).evaluate(make_vit(), data, make_trainer)

@@ -37,7 +37,7 @@ def test_the_tightest_of_the_starts_counts_and_a_seed_repeats_it(overlapping):
 
 
 def test_starts_are_drawn_in_proportion_to_the_squared_distance():
-    """Points at 0 (twice), 1 and 3: after a first centre at 0 the second is 3 with probability 9 / 10."""
+    """Points at 0 (twice), 1 and 3: after a first center at 0 the second is 3 with probability 9 / 10."""
     points = torch.tensor([[0.0], [0.0], [1.0], [3.0]])
     draws = [kmeans._draw_centers(points, 2, key=key).flatten().tolist() for key in range(1200)]
     first, after_zero = [a for a, _ in draws], [b for a, b in draws if a == 0.0]
@@ -54,7 +54,7 @@ def test_blocks_change_nothing(overlapping, monkeypatch):
     assert blocks.inertia == pytest.approx(whole.inertia, rel=1e-5)
 
 
-def test_a_centre_without_points_moves_to_the_farthest_one(monkeypatch):
+def test_a_center_without_points_moves_to_the_farthest_one(monkeypatch):
     points = torch.tensor([[0.0], [0.1], [0.2], [10.0]])
     monkeypatch.setattr(kmeans, "_draw_centers", lambda points, count, key: torch.tensor([[0.0], [-50.0]]))
     found = k_means(points, 2, seed=0, num_starts=1)

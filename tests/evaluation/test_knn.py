@@ -110,7 +110,7 @@ def test_the_protocol_names_all_that_changes_the_number(blobs, make_trainer):
     report = KNN(k=7, also_k=()).evaluate(backbone, data, make_trainer)
     assert report.protocol == (
         "knn: cosine, k=7, temperature 0.07, bank train (60), query test (40), "
-        "Pixels pooled features (8), 4x4 px, centre crop 1"
+        "Pixels pooled features (8), 4x4 px, center crop 1"
     )
     assert (report.num_train_images, report.num_test_images) == (60, 40)
     data.interpolation = "bilinear"

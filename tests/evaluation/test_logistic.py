@@ -28,8 +28,8 @@ def test_the_protocol_says_what_was_fitted_to_what(make_backbone, make_data, dra
     data = make_data(draw_splits((30, 12, 9), num_classes=3, spread=20.0), num_classes=3)
     report = LogisticProbe(head=HEAD).evaluate(make_backbone(), data, make_trainer)
     assert report.protocol == (
-        "logistic: L-BFGS on standardised features, inverse strength of 0.01, 1 by top-1 on val (12), at most 500 "
-        "iterations, train (30), test (9), Pixels stage 1, mean (8), 4x4 px, centre crop 1"
+        "logistic: L-BFGS on standardized features, inverse strength of 0.01, 1 by top-1 on val (12), at most 500 "
+        "iterations, train (30), test (9), Pixels stage 1, mean (8), 4x4 px, center crop 1"
     )
     assert (report.num_train_images, report.num_test_images) == (30, 9)
     assert report.settings["selected_on"] == "val (12)"

@@ -12,7 +12,7 @@ from unmask.evaluation.report import (
     EvalResult,
     csv_report,
     escape_latex,
-    labelled,
+    labeled,
     latex_report,
     markdown_report,
     report_dict,
@@ -127,13 +127,13 @@ def test_several_checkpoints_are_averaged_over_seeds_first():
 
 def test_labels_hold_what_varies():
     knn, linear = measured("knn: k=20", ACCURACY), measured("linear: SGD", ACCURACY)
-    assert list(labelled([knn])) == ["checkpoint"]
-    assert list(labelled([knn, linear])) == ["checkpoint/knn", "checkpoint/linear"]
+    assert list(labeled([knn])) == ["checkpoint"]
+    assert list(labeled([knn, linear])) == ["checkpoint/knn", "checkpoint/linear"]
     runs = [*repeated([1.0, 2.0]), *repeated([3.0, 4.0], ckpt_path="b.ckpt")]
-    assert list(labelled(runs)) == [
+    assert list(labeled(runs)) == [
         "checkpoint/1/seed_0", "checkpoint/1/seed_1", "checkpoint/2/seed_0", "checkpoint/2/seed_1",
     ]  # fmt: skip
-    assert list(labelled(runs).values()) == runs
+    assert list(labeled(runs).values()) == runs
 
 
 def test_csv_holds_every_metric_with_its_interval():

@@ -49,7 +49,7 @@ def test_top5_of_five_classes_is_dropped(make_data, draw_splits, make_trainer):
     assert "top5" not in score.TestEvaluator().evaluate_module(Oracle(), data, make_trainer).metrics
 
 
-def test_a_method_reports_its_loss_on_unlabelled_test_images(make_data, draw_splits, make_trainer):
+def test_a_method_reports_its_loss_on_unlabeled_test_images(make_data, draw_splits, make_trainer):
     splits = {
         name: (images, torch.full_like(labels, -1))
         for name, (images, labels) in draw_splits((16, 9, 10), num_classes=3, spread=30.0).items()

@@ -94,9 +94,9 @@ def masks(config: Config) -> str:
 
 def target(config: Config) -> str:
     if config.method.get("norm_pix_loss"):
-        return "pixels, normalised by patch"
+        return "pixels, normalized by patch"
     window = config.method.get("normalize_window")
-    return "pixels" if window is None else f"pixels, normalised in {window} px"
+    return "pixels" if window is None else f"pixels, normalized in {window} px"
 
 
 def loss_over(config: Config) -> str:
@@ -183,7 +183,7 @@ def probed_features(config: Config) -> str:
 
 def stage_features(config: Config) -> str:
     chosen = config.method.features
-    as_they_are = {"none": "as they are", "layernorm": "normalised"}[chosen.norm]
+    as_they_are = {"none": "as they are", "layernorm": "normalized"}[chosen.norm]
     return f"weighted {', '.join(map(number, chosen.weights))}, {as_they_are}"
 
 

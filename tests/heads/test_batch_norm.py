@@ -1,4 +1,4 @@
-"""Batch normalisation over the images of two processes."""
+"""Batch normalization over the images of two processes."""
 
 import copy
 from pathlib import Path
@@ -35,7 +35,7 @@ def one_process(rank: int, folder: str, affine: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("affine", [True, False])
-def test_two_processes_normalise_as_one(tmp_path: Path, affine: bool) -> None:
+def test_two_processes_normalize_as_one(tmp_path: Path, affine: bool) -> None:
     multiprocessing.spawn(one_process, args=(str(tmp_path), affine), nprocs=2)
     torch.manual_seed(0)
     features, targets = 5.0 + torch.randn(8, WIDTH), torch.randn(8, WIDTH)

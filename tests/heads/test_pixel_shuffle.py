@@ -5,7 +5,7 @@ from unmask.heads.pixel_shuffle import PixelShuffleHead
 
 
 @pytest.mark.parametrize(("stride", "tall", "wide"), [(4, 4, 4), ((4, 5), 4, 5)])
-def test_an_output_channel_lands_on_its_colour_and_pixel_of_the_cell(stride, tall: int, wide: int) -> None:
+def test_an_output_channel_lands_on_its_color_and_pixel_of_the_cell(stride, tall: int, wide: int) -> None:
     """Channel slowest, as in SimMIM's checkpoints: (channel * height + row) * width + col."""
     head = PixelShuffleHead(in_channels=2, stride=stride)
     torch.nn.init.zeros_(head.project.weight)

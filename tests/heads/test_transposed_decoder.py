@@ -26,9 +26,9 @@ def decoder() -> TransposedConvDecoder:
     return decoder.eval()
 
 
-def test_masked_places_get_the_embedding_of_a_grey_patch_read_across_its_channels(decoder) -> None:
-    grey_image = torch.full((1, 3, 8, 12), 127 / 255)
-    normalized = (grey_image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+def test_masked_places_get_the_embedding_of_a_gray_patch_read_across_its_channels(decoder) -> None:
+    gray_image = torch.full((1, 3, 8, 12), 127 / 255)
+    normalized = (gray_image - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     embedded = nn.functional.conv2d(normalized, decoder.mask_embed.weight, decoder.mask_embed.bias, stride=4)
     expected = embedded.reshape(1, -1, 16)[0, 0]  # 16 channels of 6 places, read as 6 places of 16 channels
     torch.testing.assert_close(decoder.mask_token_for(6)[0, 0], expected)
@@ -46,7 +46,7 @@ def test_tokens_enter_in_their_places_under_sinusoids(decoder) -> None:
     torch.testing.assert_close(tokens[1, 1 + 3], decoder.mask_token_for(6)[0, 0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_prediction_is_a_transposed_convolution_of_normalised_tokens(decoder) -> None:
+def test_the_prediction_is_a_transposed_convolution_of_normalized_tokens(decoder) -> None:
     encoded, visible = torch.randn(2, 3, 12), torch.tensor([[1, 4], [5, 0]])
     decoded = []
     decoder.blocks.register_forward_hook(lambda _, inputs, output: decoded.append(output))

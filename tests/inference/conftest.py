@@ -1,4 +1,4 @@
-"""Pictures of one colour each, and a data module that serves them."""
+"""Pictures of one color each, and a data module that serves them."""
 
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
@@ -69,7 +69,7 @@ def in_memory() -> Any:
 
 @pytest.fixture
 def channel_means() -> torch.nn.Module:
-    """A backbone whose feature is the mean of each colour."""
+    """A backbone whose feature is the mean of each color."""
     from unmask.backbones.base import MaskedBackbone
     from unmask.types import FeatureStage
 

@@ -43,7 +43,7 @@ def test_every_unit_offered_can_be_drawn_and_painted(
         shown = model.reconstruct(photo, model.draw(ratio=0.5, unit=unit, seed=1))
         assert float(shown.mask.masked.float().mean()) == pytest.approx(0.5)
         painted = np.zeros((48, 64), dtype=np.float32)
-        painted[:, :32] = 1.0  # the left half, of which a centred crop keeps as much as of the right
+        painted[:, :32] = 1.0  # the left half, of which a centered crop keeps as much as of the right
         masked = model.mask_painted(painted, unit=unit).masked[0]
         half = masked.shape[1] // 2
         assert masked[:, :half].all()

@@ -47,7 +47,7 @@ def test_the_picture_is_what_the_method_makes_of_the_given_images(
     assert not torch.equal(masks[0], masks[1])
     assert not torch.equal(masks[0][0], masks[0][1])
     assert f"row 2: {shown.name(2)}" in caplog.text
-    assert drawn["shown"].estimated_prediction is not None  # the target is normalised patch by patch
+    assert drawn["shown"].estimated_prediction is not None  # the target is normalized patch by patch
     images = drawn["shown"].image
     colors = torch.tensor([[10, 250, 10], [10, 10, 250]]) / 255.0  # the first and third of five, in order of names
     torch.testing.assert_close(images.mean(dim=(2, 3)), colors, atol=1e-3, rtol=0)

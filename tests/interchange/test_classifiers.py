@@ -134,7 +134,7 @@ def plain_beit(net: Network, images: Tensor, num_heads: int) -> Tensor:
 
 
 def windows(side: int, window: int, shift: int) -> tuple[Tensor, Tensor]:
-    """The tokens of each shifted window, [windows n], and which pairs were neighbours before, [windows n n]."""
+    """The tokens of each shifted window, [windows n], and which pairs were neighbors before, [windows n n]."""
     members: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
     for row in range(side):
         for col in range(side):
@@ -234,7 +234,7 @@ def test_mae_with_a_class_token_reads_it_behind_its_norm(original_file: Original
     assert unmask.load_backbone(path).pooling == "mean"  # features stay those of every other file
 
 
-def test_maes_linear_probe_normalises_the_class_token(original_file: OriginalFile) -> None:
+def test_maes_linear_probe_normalizes_the_class_token(original_file: OriginalFile) -> None:
     width, probe = 192, {"head.0.running_mean": torch.randn(192), "head.0.running_var": torch.rand(192)}
     probe |= {"head.0.num_batches_tracked": torch.tensor(5)}
     probe |= {"head.1.weight": torch.randn(10, width), "head.1.bias": torch.randn(10)}

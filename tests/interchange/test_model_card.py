@@ -27,7 +27,7 @@ def test_the_card_describes_the_network_and_the_check(make_vit) -> None:
     assert f"An image classifier for 32x64 px images; the backbone has {num_parameters:,} parameters." in text
     assert "pipeline_tag: image-classification" in text
     assert "mean 0.1, 0.25, 0.8, deviation 0.229, 0.224, 0.225" in text
-    assert "a centred crop of 0.875 of the tighter side" in text
+    assert "a centered crop of 0.875 of the tighter side" in text
     assert "| 22 classes | class 0, class 1" in text
     assert "class 19 and 2 more |" in text
     assert "logits in timm: largest absolute difference 1.5e-07 to the network exported" in text

@@ -31,7 +31,7 @@ def make_mae(
     )
 
 
-@pytest.fixture(params=[True, False], ids=["normalised", "raw"])
+@pytest.fixture(params=[True, False], ids=["normalized", "raw"])
 def method(request, make_vit, randomize) -> MAE:
     return randomize(make_mae(make_vit(), norm_pix_loss=request.param))
 
@@ -161,7 +161,7 @@ def test_encoder_sees_a_quarter_of_the_patches_and_the_class_token(method: MAE) 
 
 
 def test_drawn_prediction_lies_in_the_space_of_the_image(method: MAE) -> None:
-    """A decoder that predicts the target exactly is drawn as the image, normalised targets or not."""
+    """A decoder that predicts the target exactly is drawn as the image, normalized targets or not."""
     images = 2.0 * torch.randn(2, 3, 32, 32) + 1.0
     patches = patchify(images, 8)
     mean, deviation = patches.mean(dim=2, keepdim=True), (patches.var(dim=2, keepdim=True) + 1e-6).sqrt()
@@ -193,7 +193,7 @@ def test_parameters_of_the_published_models_are_counted(name: str, patch_size: i
     assert sum(parameter.numel() for parameter in method.parameters()) == expected
 
 
-def test_construction_initialises_as_mae(make_vit) -> None:
+def test_construction_initializes_as_mae(make_vit) -> None:
     method = make_mae(make_vit())
     for name, parameter in method.named_parameters():
         if name.endswith(("qkv.weight", "fc1.weight", "decoder.embed.weight", "patch_embed.proj.weight")):

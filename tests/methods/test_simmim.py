@@ -182,7 +182,7 @@ def test_every_weight_of_the_official_vit_learns(make_beit, randomize) -> None:
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_locally_normalised_targets_are_what_the_loss_compares_with(make_swin, randomize) -> None:
+def test_locally_normalized_targets_are_what_the_loss_compares_with(make_swin, randomize) -> None:
     """A prediction that is right is shown as the image itself, and a wrong one costs what it is off."""
     method = randomize(make_simmim(make_swin(), normalize_window=5))
     images = torch.randn(2, 3, 64, 64)
@@ -197,7 +197,7 @@ def test_locally_normalised_targets_are_what_the_loss_compares_with(make_swin, r
     assert make_simmim(make_swin()).borrowed_statistics(images) is None
 
 
-def test_a_window_without_a_centre_is_refused_before_training(make_swin) -> None:
+def test_a_window_without_a_center_is_refused_before_training(make_swin) -> None:
     with pytest.raises(ValueError, match="odd side of at least 3 px, got 46"):
         make_simmim(make_swin(), normalize_window=46)
 

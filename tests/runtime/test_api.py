@@ -66,7 +66,7 @@ def test_a_method_is_built_without_reading_images(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("family", ["vit", "swin"])
-def test_features_are_those_of_normalised_images_in_eval_mode(make_vit, make_swin, randomize, family) -> None:
+def test_features_are_those_of_normalized_images_in_eval_mode(make_vit, make_swin, randomize, family) -> None:
     make = {"vit": make_vit, "swin": make_swin}[family]
     backbone = randomize(make(image_size=64, drop_path_rate=0.8, **STATISTICS)).train()
     images = torch.rand(2, 3, 64, 64)

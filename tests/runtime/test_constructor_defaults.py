@@ -83,7 +83,7 @@ def test_an_argument_no_file_names_is_changed_without_a_plus(overrides: list[str
     assert OmegaConf.select(composed(*overrides), key) == expected
 
 
-def test_what_a_file_says_is_kept_and_a_misspelt_argument_is_refused() -> None:
+def test_what_a_file_says_is_kept_and_a_misspelled_argument_is_refused() -> None:
     config = composed("experiment=flyegle-mae_vit-tiny_2048b-300e_in1k-224px", "data.root=x")
     assert config.model.norm_eps == 1e-5
     assert config.method.decoder._target_.endswith("TransposedConvDecoder")

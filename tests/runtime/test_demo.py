@@ -30,7 +30,7 @@ def drawing() -> dict[str, Any]:
     return {"background": photo, "layers": [layer], "composite": photo}
 
 
-def test_what_is_painted_is_grey_for_the_network_and_the_rest_is_not(model: Any, drawing: dict[str, Any]) -> None:
+def test_what_is_painted_is_gray_for_the_network_and_the_rest_is_not(model: Any, drawing: dict[str, Any]) -> None:
     from unmask.runtime.demo import reconstruct_drawing
 
     photo, masked, prediction, composite, note = reconstruct_drawing(

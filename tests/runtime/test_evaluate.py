@@ -199,7 +199,7 @@ def test_a_swin_is_fine_tuned_with_larger_windows(
     table = tuned.swin.layers[0].blocks[0].attn.relative_position_bias_table
     before = backbone.swin.layers[0].blocks[0].attn.relative_position_bias_table
     assert (before.shape[0], table.shape[0]) == (7**2, 11**2)
-    torch.testing.assert_close(table[60], before[24])  # no offset at all is the centre of both
+    torch.testing.assert_close(table[60], before[24])  # no offset at all is the center of both
     corners, corners_before = table[[0, 10, 110, 120]], before[[0, 6, 42, 48]]
     torch.testing.assert_close(corners, corners_before, rtol=1e-3, atol=1e-4)
 

@@ -69,7 +69,7 @@ def test_a_published_recipe_is_explained_as_published_and_over_the_steps_that_ar
     assert float(epochs) * 87 == pytest.approx(1.0)
 
 
-def test_a_key_of_an_evaluation_is_explained_and_a_misspelt_one_is_answered_with_those_it_has() -> None:
+def test_a_key_of_an_evaluation_is_explained_and_a_misspelled_one_is_answered_with_those_it_has() -> None:
     from unmask.runtime.explain import explain
 
     first, second, *_ = explain("eval", "eval.k", ["eval=knn", "ckpt_path=x"])

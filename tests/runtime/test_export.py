@@ -86,7 +86,7 @@ def test_a_card_states_what_the_checkpoint_records() -> None:
     card = (exported("ckpt_path=run/checkpoints/last.ckpt", "format=timm") / "README.md").read_text()
     for fact in ("MAE(norm_pix_loss=True)", "ratio=0.75", "4,321 images seen", "17 steps done", "commit abc123"):
         assert fact in card
-    assert "a centred crop of 0.8 of the tighter side, resized bilinear" in card
+    assert "a centered crop of 0.8 of the tighter side, resized bilinear" in card
     assert "No report of this checkpoint was given or found" in card
     assert "ada" not in card
 

@@ -212,12 +212,12 @@ def test_images_are_prepared_as_the_file_says_below_what_the_user_says(
     measured = ["eval=test", f"ckpt_path={path}", *of_folder(taught)]
     with caplog.at_level(logging.INFO, logger="unmask"):
         report = run(tmp_path, *measured)
-    assert report["settings"]["images"] == "32x32 px, centre crop 0.6 of an image resized bilinear"
+    assert report["settings"]["images"] == "32x32 px, center crop 0.6 of an image resized bilinear"
     said = "images of 32x32 px prepared as its config.json says: crop_pct=0.6, interpolation=bilinear, mean 0.5 0.5 0.5"
     assert f"{path}: {said}, std 0.25 0.25 0.25" in caplog.text
     with caplog.at_level(logging.INFO, logger="unmask"):
         report = run(tmp_path, *measured, "crop_pct=0.8", "interpolation=bicubic")
-    assert report["settings"]["images"] == "32x32 px, centre crop 0.8"
+    assert report["settings"]["images"] == "32x32 px, center crop 0.8"
     assert "; yours: crop_pct, interpolation" in caplog.text
 
 
@@ -228,7 +228,7 @@ def test_a_crop_of_the_data_that_is_typed_goes_before_the_files(
     path = name_preprocessing(taught, "timm", crop_pct=0.6, interpolation="bilinear")
     monkeypatch.setattr(named_preprocessing, "_is_typed", {"data.crop_pct": True, "data.interpolation": False}.get)
     report = run(tmp_path, "eval=test", f"ckpt_path={path}", *of_folder(taught))
-    assert report["settings"]["images"] == "32x32 px, centre crop 1 of an image resized bilinear"
+    assert report["settings"]["images"] == "32x32 px, center crop 1 of an image resized bilinear"
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")

@@ -55,7 +55,7 @@ def served(make_vit: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def crops_of(served: Callable[..., Any]) -> Callable[..., Any]:
-    """Says what centred crop a command takes of images at a path and of images of its data."""
+    """Says what centered crop a command takes of images at a path and of images of its data."""
 
     def crops(choice: str, *overrides: str, of: str = "crop_pct") -> tuple[Any, Any]:
         at_path, of_data = served(choice, "data.crop_pct=0.6", *overrides)
@@ -86,7 +86,7 @@ def test_images_of_the_data_are_of_the_split_asked_for(served: Callable[..., Any
     assert (of_data.split, len(of_data)) == ("val", 3)
 
 
-def test_images_at_a_path_are_decoded_as_the_data_and_normalised_for_the_backbone(served: Callable[..., Any]) -> None:
+def test_images_at_a_path_are_decoded_as_the_data_and_normalized_for_the_backbone(served: Callable[..., Any]) -> None:
     at_path, _ = served("embed", "data.background=black", "data.pixel_scale=100", "data.exif=false")
     decoder = at_path.data.decoder
     assert (decoder.background, decoder.pixel_scale, decoder.exif) == ("black", 100, False)
@@ -98,11 +98,11 @@ def test_images_at_a_path_are_decoded_as_the_data_and_normalised_for_the_backbon
 def test_images_at_a_path_have_the_backbones_channels_and_the_machines_workers(
     served: Callable[..., Any], make_vit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    grey = export_weights(
-        make_vit(depth=1, in_channels=1, pixel_mean=(0.5,), pixel_std=(0.5,)), tmp_path / "grey.safetensors"
+    gray = export_weights(
+        make_vit(depth=1, in_channels=1, pixel_mean=(0.5,), pixel_std=(0.5,)), tmp_path / "gray.safetensors"
     )
     monkeypatch.setattr("unmask.runtime.inference.auto_workers", lambda: 3)
-    (at_path,) = served("embed", f"ckpt_path={grey}", "seed=4", data=None)
+    (at_path,) = served("embed", f"ckpt_path={gray}", "seed=4", data=None)
     assert at_path.data.num_workers == 3
     assert at_path.data.decoder.channels == 1
 

@@ -99,7 +99,7 @@ def test_labels_are_needed_where_they_are_learned_alone(
 
     def without_labels(data: Any, split: str) -> Any:
         dataset = whole(data, split)
-        return Mock(wraps=dataset, is_labelled=split == "train", fingerprint=dataset.fingerprint)
+        return Mock(wraps=dataset, is_labeled=split == "train", fingerprint=dataset.fingerprint)
 
     monkeypatch.setattr(ImageDataModule, "dataset", without_labels)
     chosen = MAE if method == "mae" else ["method=supervised"]
@@ -165,9 +165,9 @@ def test_weights_and_biases_keeps_the_best_of_what_improves(rank: int, make_vit:
     assert not loggers[1].experiment.mock_calls
 
 
-@pytest.mark.parametrize(("is_labelled", "choice"), [(True, "eval=knn"), (False, "eval=reconstruct image=PHOTO")])
+@pytest.mark.parametrize(("is_labeled", "choice"), [(True, "eval=knn"), (False, "eval=reconstruct image=PHOTO")])
 def test_the_end_of_a_run_says_what_to_do_next(
-    is_labelled: bool, choice: str, make_vit: Callable[..., nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    is_labeled: bool, choice: str, make_vit: Callable[..., nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from unmask.methods.backbone_module import BackboneModule
     from unmask.runtime.pretrain import _export
@@ -176,7 +176,7 @@ def test_the_end_of_a_run_says_what_to_do_next(
         """A backbone."""
 
     caplog.set_level("INFO")
-    _export(Plain(backbone=make_vit(depth=1), optimizer=Mock(), schedule=Mock()), tmp_path, is_labelled=is_labelled)
+    _export(Plain(backbone=make_vit(depth=1), optimizer=Mock(), schedule=Mock()), tmp_path, is_labeled=is_labeled)
     assert f"next: python eval.py {choice} ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}" in caplog.text
 
 

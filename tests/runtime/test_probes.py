@@ -33,7 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     logging.shutdown()  # closes run.log
 
 
-def test_a_labelled_folder_is_probed_while_other_images_train(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_labeled_folder_is_probed_while_other_images_train(monkeypatch: pytest.MonkeyPatch) -> None:
     run(
         monkeypatch,
         "probes.shades.data=folder",
@@ -92,7 +92,7 @@ def test_the_best_checkpoint_follows_a_probe_or_what_is_named(settings: list[str
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (["probes.a.root=photos"], "probes.a.data must name a source of labelled images"),
+        (["probes.a.root=photos"], "probes.a.data must name a source of labeled images"),
         (["probes.a.data=folder"], "probes.a.root must be given; add probes.a.root=VALUE"),
         (["probes.a.data=folder", "probes.a.rot=photos"], "probes.a.rot is no setting of data=folder, which has "),
         (

@@ -30,6 +30,6 @@ def test_restoring_uses_the_statistics_of_the_true_image() -> None:
 
 
 @pytest.mark.parametrize("window", [46, 1, 0])
-def test_a_window_without_a_centre_is_refused(window: int) -> None:
+def test_a_window_without_a_center_is_refused(window: int) -> None:
     with pytest.raises(ValueError, match=f"odd side of at least 3 px, got {window}"):
         normalize_locally(IMAGES, window)

@@ -32,7 +32,7 @@ class MaskedBackbone(nn.Module, ABC):
     image_size: tuple[int, int]  # height, width of the images it takes, pixels
     num_blocks: int  # transformer blocks over all stages
     in_channels: int  # of the images
-    pixel_mean: tuple[float, ...]  # statistics of each channel its images are normalised with, in 0..1
+    pixel_mean: tuple[float, ...]  # statistics of each channel its images are normalized with, in 0..1
     pixel_std: tuple[float, ...]
     pooling: Pooling = "mean"  # by which `forward_pooled` pools the last layer
 

@@ -21,7 +21,7 @@ class SequenceBackbone(MaskedBackbone):
     """What the plain transformers of timm share: equal blocks over one sequence of tokens, and a norm behind them."""
 
     grid: tuple[int, int]  # patches: rows, columns
-    norm_after_pooling: bool  # pool the patch tokens first and normalise the mean, as fine-tuning does
+    norm_after_pooling: bool  # pool the patch tokens first and normalize the mean, as fine-tuning does
 
     _settings: Any  # of the class, a `TimmSettings`
 
@@ -104,7 +104,7 @@ def pool_blocks(
 ) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
     """Runs blocks and pools what each puts out in every way of `SequenceBackbone.poolings`.
 
-    Tokens are as the next block reads them; those of the last block are normalised before pooling or after it.
+    Tokens are as the next block reads them; those of the last block are normalized before pooling or after it.
     """
     *early, last = blocks
     for block in early:

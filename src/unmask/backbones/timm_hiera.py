@@ -104,7 +104,7 @@ class TimmHiera(VisibleTokenBackbone):
             leaves that out in pre-training, where patches of the stage before are predicted.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         in_channels: Of the images.
-        pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalised with.
+        pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalized with.
 
     Raises:
         ValueError: The image is not whole mask units, the number of stages is none of a Hiera, or timm has no such
@@ -160,12 +160,12 @@ class TimmHiera(VisibleTokenBackbone):
         return [feature_map.permute(0, 3, 1, 2).contiguous() for feature_map in maps]
 
     def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
-        """Averages the tokens of the last stage and normalises the mean, as timm does."""
+        """Averages the tokens of the last stage and normalizes the mean, as timm does."""
         pooled: Tensor = self.hiera.forward_head(self.hiera.forward_features(images), pre_logits=True)
         return pooled
 
     def forward_layers(self, images: Images) -> Iterator[Mapping[Pooling, Float[Tensor, "b d"]]]:
-        """Pools the tokens of every stage; those of the last are normalised behind the pooling."""
+        """Pools the tokens of every stage; those of the last are normalized behind the pooling."""
         *early, last = (feature_map.flatten(1, 2) for feature_map in self._stage_maps(images, None))
         for tokens in early:
             yield {"mean": tokens.mean(dim=1), "max": tokens.amax(dim=1)}
@@ -207,7 +207,7 @@ class TimmHiera(VisibleTokenBackbone):
         self._settings = replace(self._settings, drop_path_rate=drop_path_rate)
 
     def to_timm(self) -> TimmSpec:
-        """Describes this backbone to timm, which normalises the mean of the last tokens as this one does."""
+        """Describes this backbone to timm, which normalizes the mean of the last tokens as this one does."""
         arguments = {**self._settings.timm_sizes(), "global_pool": "avg"}
         return TimmSpec(self._settings.name, arguments, self.hiera.state_dict(), classifier="head.fc")
 

@@ -95,7 +95,7 @@ class TimmSwin(MaskedBackbone):
             Swin-L of SimMIM was trained.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         in_channels: Of the images.
-        pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalised with.
+        pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalized with.
 
     Raises:
         ValueError: The grid of some stage is not a whole number of windows (timm would pad in silence), timm has no

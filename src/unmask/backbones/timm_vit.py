@@ -74,11 +74,11 @@ class TimmViT(SequenceBackbone, VisibleTokenBackbone):
         num_stages: Equal groups of blocks that count as stages; None takes 4, or the next smaller number that divides
             the depth.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
-        norm_after_pooling: Pool the patch tokens first and normalise the mean, as MAE's fine-tuning does; otherwise
+        norm_after_pooling: Pool the patch tokens first and normalize the mean, as MAE's fine-tuning does; otherwise
             the final norm is applied to every token.
         pooling: What evaluation and classifiers read: "mean" over the patch tokens, or "cls", the class token.
         in_channels: Of the images.
-        pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalised with.
+        pixel_mean, pixel_std: Statistics of each channel, in 0..1, its images are normalized with.
 
     Raises:
         ValueError: The image is not whole patches, the depth not whole stages, timm has no such model, or it has other

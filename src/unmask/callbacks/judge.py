@@ -53,7 +53,7 @@ class EpochReadings(NamedTuple):
     values: Mapping[str, float]
 
 
-class Judgement(NamedTuple):
+class Judgment(NamedTuple):
     """A verdict and why, without the word itself."""
 
     verdict: Verdict
@@ -67,7 +67,7 @@ def judge(
     reference: Reference | None = None,
     compares_losses: bool = True,
     needs_rank: bool = True,
-) -> Judgement:
+) -> Judgment:
     """Judges the last of the epochs; what is worse is said first.
 
     Args:
@@ -80,20 +80,20 @@ def judge(
     """
     now = history[-1]
     is_early = now.step < max(_EARLY_STEPS, _EARLY_FRACTION * (num_steps or 0))
-    found: list[Judgement] = [
-        *(Judgement(Verdict.DIVERGING, why) for why in _divergence(history, compares_losses=compares_losses)),
-        *(Judgement(Verdict.COLLAPSING, why) for why in _collapse(history, needs_rank=needs_rank)),
+    found: list[Judgment] = [
+        *(Judgment(Verdict.DIVERGING, why) for why in _divergence(history, compares_losses=compares_losses)),
+        *(Judgment(Verdict.COLLAPSING, why) for why in _collapse(history, needs_rank=needs_rank)),
     ]
     if reference is not None:
         found += _against(now, reference, needs_rank=needs_rank, is_early=is_early)
     if not is_early:
         may_ask_losses = compares_losses and reference is None  # good runs may stand still likewise
-        found += [Judgement(Verdict.SLOW, why) for why in _standstill(history, compares_losses=may_ask_losses)]
+        found += [Judgment(Verdict.SLOW, why) for why in _standstill(history, compares_losses=may_ask_losses)]
     if not found:
-        return Judgement(Verdict.NORMAL, describe_readings(now, reference))
-    worst = max(judgement.verdict for judgement in found)
-    reasons = [judgement.reason for judgement in found if judgement.verdict is worst]
-    return Judgement(worst, "; ".join(dict.fromkeys(reasons)))
+        return Judgment(Verdict.NORMAL, describe_readings(now, reference))
+    worst = max(judgment.verdict for judgment in found)
+    reasons = [judgment.reason for judgment in found if judgment.verdict is worst]
+    return Judgment(worst, "; ".join(dict.fromkeys(reasons)))
 
 
 def describe_readings(now: EpochReadings, reference: Reference | None) -> str:
@@ -142,23 +142,23 @@ def _collapse(history: Sequence[EpochReadings], *, needs_rank: bool) -> Iterator
         yield f"the features of held-out images differ by {stds[-1] / stds[0]:.1%} of what they did at first"
 
 
-def _against(now: EpochReadings, reference: Reference, *, needs_rank: bool, is_early: bool) -> Iterator[Judgement]:
+def _against(now: EpochReadings, reference: Reference, *, needs_rank: bool, is_early: bool) -> Iterator[Judgment]:
     norm, norms = now.values.get(GRADIENT_NORM), reference.band(GRADIENT_NORM, now.step)
     if norm is not None and norms is not None and norm > _OUT_OF_BAND * norms.high:
-        yield Judgement(Verdict.DIVERGING, f"gradient norm {norm:.3g}{_range(norms, '{:.3g}')}")
+        yield Judgment(Verdict.DIVERGING, f"gradient norm {norm:.3g}{_range(norms, '{:.3g}')}")
     rank, ranks = now.values.get(EFFECTIVE_RANK), reference.band(EFFECTIVE_RANK, now.step)
     if needs_rank and rank is not None and ranks is not None and rank < 1.0 + (ranks.low - 1.0) / 2:
-        yield Judgement(Verdict.COLLAPSING, f"effective rank {rank:.1f}{_range(ranks, '{:.1f}')}")
+        yield Judgment(Verdict.COLLAPSING, f"effective rank {rank:.1f}{_range(ranks, '{:.1f}')}")
     if is_early:
         return
     for key in (TRAIN_LOSS, VAL_LOSS):
         loss, band = now.values.get(key), reference.band(key, now.step)
         if loss is not None and band is not None and loss > band.high:
-            yield Judgement(Verdict.SLOW, f"{_SHOWN[key][0]} {loss:.4g}{_range(band, '{:.4g}')}")
+            yield Judgment(Verdict.SLOW, f"{_SHOWN[key][0]} {loss:.4g}{_range(band, '{:.4g}')}")
     for key, value in now.values.items():
         band = reference.band(key, now.step) if key.startswith(PROBE) else None
         if band is not None and value < band.low:
-            yield Judgement(Verdict.SLOW, f"{key.removeprefix(PROBE)} {value:.1f}{_range(band, '{:.1f}')}")
+            yield Judgment(Verdict.SLOW, f"{key.removeprefix(PROBE)} {value:.1f}{_range(band, '{:.1f}')}")
 
 
 def _standstill(history: Sequence[EpochReadings], *, compares_losses: bool) -> Iterator[str]:

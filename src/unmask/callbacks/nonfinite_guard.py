@@ -40,7 +40,7 @@ class NonfiniteGuard(Callback):
 
     A spike, a gradient whose norm is more than `spike_factor` times the median of the last 100 steps, is written
     likewise. By default the step is made and a line warns, since it does no harm where gradients are clipped or the
-    optimizer normalises them, and since the median of a run that fits all its images comes near zero.
+    optimizer normalizes them, and since the median of a run that fits all its images comes near zero.
 
     A gradient scaler (float16) tries scales that are too large and leaves out those steps itself. Only their number in
     a row is watched then, and the gradients are dropped, so that a teacher sees that no step was made.

@@ -1,4 +1,4 @@
-"""What the features are worth while they are learned, on any labelled images."""
+"""What the features are worth while they are learned, on any labeled images."""
 
 import logging
 from time import perf_counter
@@ -37,7 +37,7 @@ class OnlineProbe(Callback):
 
     Args:
         name: Of the probe, for the log.
-        data: Serves labelled `train` and `val` splits at the backbone's image size.
+        data: Serves labeled `train` and `val` splits at the backbone's image size.
         num_images: Most images read of each split, spread evenly over it.
         max_time_fraction: Of the time since training began that probing may take, in (0, 1]; ours.
         k: Neighbors that vote.
@@ -78,7 +78,7 @@ class OnlineProbe(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for split in ("train", "val"):
             dataset = self.data.dataset(split)
-            if not dataset.is_labelled:
+            if not dataset.is_labeled:
                 raise ValueError(f"probes.{self.name} needs labels, but the {split} split of its data has none")
             if dataset.is_streamed:
                 raise ValueError(

@@ -16,7 +16,7 @@ from torch import Tensor
 from unmask.patches import PatchMask, patch_sides
 from unmask.types import Images, PixelStatistics
 
-MASKED_GREY = 0.5  # of white
+MASKED_GRAY = 0.5  # of white
 _DEVIATIONS_SHOWN = 5.0  # from black to white, where channels are not RGB
 _CELL = 128  # pixels a cell has at least
 _DPI = 100  # of a panel with the smallest cells; text grows with larger ones
@@ -32,8 +32,8 @@ class Reconstruction:
     """Images as a network saw and completed them; as shown, RGB in 0..1, in float32 on the CPU."""
 
     image: Images
-    masked: Images  # masked pixels grey
-    prediction: Images  # of all pixels, with the true statistics where the target was normalised
+    masked: Images  # masked pixels gray
+    prediction: Images  # of all pixels, with the true statistics where the target was normalized
     composite: Images  # visible pixels of the image, masked ones of the prediction
     mask: PatchMask
     psnr: dict[
@@ -55,9 +55,9 @@ def reconstruction_pixels(
     pixel_std: Sequence[float],
     borrowed: PixelStatistics | None = None,
 ) -> Reconstruction:
-    """Turns normalised images and predictions into what can be shown, and measures the predictions.
+    """Turns normalized images and predictions into what can be shown, and measures the predictions.
 
-    A target that was normalised patch by patch leaves the network nothing to say about a patch's mean and deviation.
+    A target that was normalized patch by patch leaves the network nothing to say about a patch's mean and deviation.
     Its prediction is shown twice: with the true ones, and with ones estimated from visible patches. The estimate of a
     masked patch is the mean over the visible ones, weighted by the fourth power of the inverse distance; where the
     statistics are those of a window around each pixel, windows at the rim of a visible patch reach into masked ones.
@@ -66,7 +66,7 @@ def reconstruction_pixels(
         images: As the network took them; see `as_shown`.
         mask: Under which it did.
         prediction: Of all pixels, in the space of `images`.
-        pixel_mean: Mean of each channel, in 0..1, the images were normalised with.
+        pixel_mean: Mean of each channel, in 0..1, the images were normalized with.
         pixel_std: Deviation likewise.
         borrowed: The statistics of the true images that are in `prediction`, if there are any.
     """
@@ -93,7 +93,7 @@ def reconstruction_pixels(
         }
     return Reconstruction(
         image=image,
-        masked=image.masked_fill(is_masked, MASKED_GREY),
+        masked=image.masked_fill(is_masked, MASKED_GRAY),
         prediction=predicted,
         composite=torch.where(is_masked, predicted, image),
         mask=mask,
@@ -101,7 +101,7 @@ def reconstruction_pixels(
         estimated_prediction=estimated,
         estimated_composite=None if estimated is None else torch.where(is_masked, estimated, image),
         masked_by_stage={
-            f"masked in stage {number}": image.masked_fill(pixels, MASKED_GREY)
+            f"masked in stage {number}": image.masked_fill(pixels, MASKED_GRAY)
             for number, stage in enumerate(stages)
             if stage is not None and not torch.equal(pixels := _on_cpu(stage).at_pixels(), is_masked)
         },
@@ -136,9 +136,9 @@ def masked_psnr(pixels: Images, image: Images, mask: PatchMask) -> float:
 def as_shown(
     images: Images, *, pixel_mean: Sequence[float], pixel_std: Sequence[float]
 ) -> Float[Tensor, "b 3 height width"]:
-    """Undoes the normalisation: RGB in 0..1, in float32 on the CPU.
+    """Undoes the normalization: RGB in 0..1, in float32 on the CPU.
 
-    Of one or two channels the first is shown grey, of more than three the first three as red, green and blue; other
+    Of one or two channels the first is shown gray, of more than three the first three as red, green and blue; other
     channels than RGB have no white of their own, so black to white is then five deviations about the channel's mean.
     """
     pixels = images.detach().float().cpu()
@@ -159,7 +159,7 @@ def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle
     The columns are image, masked input, prediction, composite, and what stages mask where that is another part of the
     image. The prediction shows masked patches alone, since no loss acts on the visible ones; where it was restored
     with the true mean and deviation of each patch, it stands beside one with estimated ones, and the composite is of
-    the latter. Pixels are enlarged by a whole factor and never interpolated, so each stays the colour it has.
+    the latter. Pixels are enlarged by a whole factor and never interpolated, so each stays the color it has.
 
     Args:
         reconstruction: What to draw.
@@ -204,7 +204,7 @@ def reconstruction_panel(reconstruction: Reconstruction, *, title: str, subtitle
 
 def _columns(reconstruction: Reconstruction) -> dict[str, Images]:
     def masked_alone(pixels: Images) -> Images:
-        return pixels.masked_fill(~reconstruction.mask.at_pixels(), MASKED_GREY)
+        return pixels.masked_fill(~reconstruction.mask.at_pixels(), MASKED_GRAY)
 
     columns = {"image": reconstruction.image, "masked": reconstruction.masked}
     if reconstruction.estimated_prediction is None or reconstruction.estimated_composite is None:

@@ -14,7 +14,7 @@ from unmask.types import ImageBatch
 IMAGES_PER_S = "system/images_per_s"
 DATA_WAIT = "system/data_wait"
 TFLOPS = "system/model_tflops"
-UTILISATION = "system/mfu"
+UTILIZATION = "system/mfu"
 
 
 class Throughput(Callback):
@@ -31,11 +31,11 @@ class Throughput(Callback):
 
     `system/model_tflops` is what these images take of the method itself, in 1e12 operations per second over all
     devices: matrix products, convolutions and attention of the tokens that are encoded and decoded, forward and
-    backward (`count_flops`). `system/mfu` is that over the peak of the devices, in 0..1 (model FLOP utilisation).
+    backward (`count_flops`). `system/mfu` is that over the peak of the devices, in 0..1 (model FLOP utilization).
 
     Args:
         peak_tflops: Of one device in the run's precision. None takes what Lightning knows of it; of a CPU it knows
-            nothing, and no utilisation is logged.
+            nothing, and no utilization is logged.
 
     Raises:
         ValueError: The peak is not positive.
@@ -87,7 +87,7 @@ class Throughput(Callback):
                 tflops = 1e-12 * self._flops_an_image * self._images / self._seconds
                 pl_module.log(TFLOPS, tflops)
                 if self.peak_tflops is not None:
-                    pl_module.log(UTILISATION, tflops / (self.peak_tflops * trainer.world_size))
+                    pl_module.log(UTILIZATION, tflops / (self.peak_tflops * trainer.world_size))
             self._seconds, self._waited, self._images = 0.0, 0.0, 0
 
     def _leave_out_pause(self) -> None:

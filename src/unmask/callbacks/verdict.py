@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from unmask.callbacks.held_out_features import pooled_features
-from unmask.callbacks.judge import EpochReadings, Judgement, Verdict, judge
+from unmask.callbacks.judge import EpochReadings, Judgment, Verdict, judge
 from unmask.callbacks.mean_loss import MeanLoss
 from unmask.callbacks.online_probe import OnlineProbe
 from unmask.callbacks.optional_file import write_optional
@@ -77,7 +77,7 @@ class RunVerdict(Callback):
         self._history: list[EpochReadings] = []
         self._images: Images | None = None
         self._first_features: Tensor | None = None
-        self._lines: list[tuple[int, int, Judgement]] = []  # epochs done, steps done
+        self._lines: list[tuple[int, int, Judgment]] = []  # epochs done, steps done
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
@@ -105,20 +105,20 @@ class RunVerdict(Callback):
         values = self._read(trainer, pl_module)
         self._history.append(EpochReadings(trainer.global_step, values))
         module: Any = pl_module
-        judgement = judge(
+        judgment = judge(
             self._history,
             num_steps=total_steps(trainer),
             reference=self.reference,
             compares_losses=not module.has_moving_targets,
             needs_rank=not module.is_classifier,
         )
-        judgement = judgement._replace(reason=f"{judgement.reason}{self._beside}")
-        self._lines.append((trainer.current_epoch + 1, trainer.global_step, judgement))
+        judgment = judgment._replace(reason=f"{judgment.reason}{self._beside}")
+        self._lines.append((trainer.current_epoch + 1, trainer.global_step, judgment))
         logged = {name: value for name, value in values.items() if name not in trainer.callback_metrics}
         for logger in trainer.loggers:
-            logger.log_metrics({**logged, _CODE: float(judgement.verdict)}, step=max(0, trainer.global_step - 1))
+            logger.log_metrics({**logged, _CODE: float(judgment.verdict)}, step=max(0, trainer.global_step - 1))
         if trainer.is_global_zero:
-            self._tell(judgement)
+            self._tell(judgment)
             self._write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -133,7 +133,7 @@ class RunVerdict(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._history = [EpochReadings(int(step), dict(values)) for step, values in state_dict["history"]]
         self._lines = [
-            (int(epoch), int(step), Judgement(Verdict(verdict), str(reason)))
+            (int(epoch), int(step), Judgment(Verdict(verdict), str(reason)))
             for epoch, step, verdict, reason in state_dict["lines"]
         ]
         self._norms = [float(norm) for norm in state_dict["norms"]]
@@ -179,9 +179,9 @@ class RunVerdict(Callback):
             described[CHANGE] = float((features - first).norm() / first.norm())
         return described
 
-    def _tell(self, judgement: Judgement) -> None:
-        level = logging.INFO if judgement.verdict is Verdict.NORMAL else logging.WARNING
-        _log.log(level, f"verdict  {judgement.verdict.name.lower()}: {judgement.reason}")
+    def _tell(self, judgment: Judgment) -> None:
+        level = logging.INFO if judgment.verdict is Verdict.NORMAL else logging.WARNING
+        _log.log(level, f"verdict  {judgment.verdict.name.lower()}: {judgment.reason}")
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]

@@ -75,7 +75,7 @@ class AutoSplitDataModule(ImageDataModule):
     def load_split(self, split: Split) -> ImageDataset:
         origin = self.origin(split)
         dataset = self.read_split(split) if origin is not None and split != "train" else self._divide(split)
-        classes = f"{len(dataset.class_names)} classes" if dataset.is_labelled else "no labels"
+        classes = f"{len(dataset.class_names)} classes" if dataset.is_labeled else "no labels"
         place = origin if origin is not None else f"{self.origin('train')}, held out"
         _log.info("%s split: %d images, %s, from %s", split, len(dataset), classes, place)
         return dataset

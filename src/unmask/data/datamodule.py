@@ -41,17 +41,17 @@ class ImageDataModule(LightningDataModule, ABC):
     """Serves images as `ImageBatch`es; knows nothing of masks, methods or backbones.
 
     Small images are held in memory and augmented as whole batches on the device; files are decoded and cropped in
-    workers and normalised on the device. Every random draw is keyed by (seed, epoch, sample).
+    workers and normalized on the device. Every random draw is keyed by (seed, epoch, sample).
 
     Args:
         image_size: Side, or (height, width), of the images served, in pixels.
-        pixel_mean, pixel_std: Mean and standard deviation of each channel, in 0..1, that images are normalised with; by
+        pixel_mean, pixel_std: Mean and standard deviation of each channel, in 0..1, that images are normalized with; by
             default of ImageNet.
         augmentation: Applied to training images.
         global_batch_size: Images an optimizer step takes over all devices and accumulated batches.
         num_workers: Decoding processes a device; unused for images in memory.
         seed: Key of the order and the augmentation.
-        crop_pct: Side of the centre crop as a fraction of the resized image, in evaluation.
+        crop_pct: Side of the center crop as a fraction of the resized image, in evaluation.
         interpolation: "bicubic" or "bilinear": how images are resized for that, with antialiasing; training's is the
             augmentation's.
         on_bad_image: "raise": a training image that cannot be read stops the run; "skip": another one takes its place
@@ -144,7 +144,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def pixel_mean(self) -> tuple[float, ...]:
-        """Mean of each channel, in 0..1, the images are normalised with."""
+        """Mean of each channel, in 0..1, the images are normalized with."""
         return self.statistics.pixels.mean
 
     @property

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 from unmask.data.files.paths import PathList
 from unmask.data.files.pixels import OpenFile, Pixels
 
-UNLABELLED = -1
+UNLABELED = -1
 FILLER_EPOCH = -1  # of a sample that only keeps the batches of all devices equally many
 IDLE = -1  # of a worker that reads no image
 
@@ -53,7 +53,7 @@ class BadImage(NamedTuple):
 
 
 class RawBatch(NamedTuple):
-    """Images as stored or cropped, before they are normalised on the device."""
+    """Images as stored or cropped, before they are normalized on the device."""
 
     image: UInt8[Tensor, "b channels height width"] | Float32[Tensor, "b channels height width"]  # as `Pixels`
     label: Int[Tensor, " b"]
@@ -93,8 +93,8 @@ class ImageDataset(ABC):
         return len(self.labels)
 
     @property
-    def is_labelled(self) -> bool:
-        return len(self) > 0 and bool((self.labels != UNLABELLED).all())
+    def is_labeled(self) -> bool:
+        return len(self) > 0 and bool((self.labels != UNLABELED).all())
 
     @cached_property
     def fingerprint(self) -> str:

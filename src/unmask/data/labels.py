@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from unmask.data.dataset import UNLABELLED
+from unmask.data.dataset import UNLABELED
 
 _log = logging.getLogger(__name__)
 
@@ -25,13 +25,13 @@ def number_labels(
     largest; else they are names, numbered in their order.
 
     Args:
-        written: One label an image; None or blank = unlabelled, which becomes -1.
+        written: One label an image; None or blank = unlabeled, which becomes -1.
         classes: Names found in the training split, which other splits must keep to; empty = find them here.
         source: Where the labels were read, for messages.
         lines: Number of the line of each label, for messages; None where there are no lines.
 
     Returns:
-        The indices and the names of the classes; no names where nothing is labelled.
+        The indices and the names of the classes; no names where nothing is labeled.
 
     Raises:
         ValueError: A number is negative, numbers and names are mixed, or a label is not one of `classes`.
@@ -43,10 +43,10 @@ def number_labels(
     labels = [None if label is None or not label.strip() else label.strip() for label in written]
     present = {label for label in labels if label is not None}
     if not present:
-        return torch.full((len(labels),), UNLABELLED), ()
+        return torch.full((len(labels),), UNLABELED), ()
     if lines is not None and None in labels:
         _log.warning(
-            "%s: no label, and %d of %d images have one; it is treated as unlabelled",
+            "%s: no label, and %d of %d images have one; it is treated as unlabeled",
             place(None),
             len(labels) - labels.count(None),
             len(labels),
@@ -74,7 +74,7 @@ def number_labels(
             f"{place(unknown[0])} has {len(unknown)} label(s) that no training image has, the first {unknown[0]!r}; "
             f"training has {len(classes)} classes: {', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}"
         )
-    return torch.tensor([UNLABELLED if label is None else by_name[keys[label]] for label in labels]), tuple(classes)
+    return torch.tensor([UNLABELED if label is None else by_name[keys[label]] for label in labels]), tuple(classes)
 
 
 def _is_whole(label: str) -> bool:

@@ -17,14 +17,14 @@ from unmask.types import FILLER_INDEX, ImageBatch, Images
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInput:
-    """Crops images held in memory, normalises, and in training distorts those crops and erases boxes.
+    """Crops images held in memory, normalizes, and in training distorts those crops and erases boxes.
 
     Args:
         image_size: Height and width of the images served, pixels.
-        crop_pct, interpolation: Of the centre crop of images held in memory.
+        crop_pct, interpolation: Of the center crop of images held in memory.
         augmentation: Of training images.
         seed: Key of its draws.
-        statistics: Mean and deviation to normalise with.
+        statistics: Mean and deviation to normalize with.
         are_in_memory: Whether batches hold images as stored, not yet cropped.
     """
 
@@ -37,7 +37,7 @@ class ModelInput:
     are_in_memory: bool
 
     def __call__(self, batch: RawBatch, *, augmented: bool) -> ImageBatch:
-        """Without `augmented`, and where a batch was not read for training, images are cropped at the centre."""
+        """Without `augmented`, and where a batch was not read for training, images are cropped at the center."""
         images: Tensor = batch.image
         needs_keys = self.augmentation.rand_augment is not None or self.augmentation.random_erasing_prob > 0
         keys = augmentation_keys(self.seed, batch.epoch, batch.index) if augmented and needs_keys else None

@@ -199,7 +199,7 @@ def _write_split(data: ImageDataModule, dataset: ImageDataset, prefix: Path, pac
     return _SplitRecord(count, shards, moments / count, left_out)
 
 
-_Labelled = tuple[int, _PackedImage]
+_Labeled = tuple[int, _PackedImage]
 
 
 def _encoded(
@@ -216,7 +216,7 @@ def _encoded(
 
 def _readable(
     images: Iterator[tuple[int, _PackedImage | BadImage]], left_out: list[BadImage], *, limit: int
-) -> Iterator[_Labelled]:
+) -> Iterator[_Labeled]:
     """Passes on what could be read and notes the rest, which must not be more than `limit`."""
     for label, image in images:
         if isinstance(image, _PackedImage):
@@ -231,7 +231,7 @@ def _readable(
             )
 
 
-def _batches(images: Iterator[_Labelled], size: int) -> Iterator[Iterator[_Labelled]]:
+def _batches(images: Iterator[_Labeled], size: int) -> Iterator[Iterator[_Labeled]]:
     """Cuts a stream into parts, each to be read before the next is asked for."""
     for first in images:
         yield itertools.chain([first], itertools.islice(images, size - 1))

@@ -44,7 +44,7 @@ class PixelStatistics(NamedTuple):
 
 
 class TrainingStatistics:
-    """What images are normalised with: as given, or measured on the training images when it is first asked for.
+    """What images are normalized with: as given, or measured on the training images when it is first asked for.
 
     Args:
         choice: "given" or "auto".

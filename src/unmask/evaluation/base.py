@@ -20,7 +20,7 @@ Split = Literal["train", "val", "test"]
 class EvaluationDataset(Protocol):
     """The labels of a split, known before any image is read."""
 
-    labels: Int[Tensor, " n"]  # class index; -1 = unlabelled
+    labels: Int[Tensor, " n"]  # class index; -1 = unlabeled
 
     def __len__(self) -> int: ...
 
@@ -47,7 +47,7 @@ class EvaluationData(Protocol):
     """What an evaluation asks of a data module, which is a LightningDataModule besides."""
 
     image_size: tuple[int, int]  # height, width of the images served, pixels
-    crop_pct: float  # side of the centred crop as a fraction of the resized image
+    crop_pct: float  # side of the centered crop as a fraction of the resized image
     interpolation: str  # how images are resized for it
     global_batch_size: int  # images an optimizer step takes where something is trained on them
     augmentation: Any  # of training images; an object whose public attributes are its settings
@@ -90,7 +90,7 @@ class EvalReport:
 
     protocol: str  # "name: every setting that changes the number", in one line
     metrics: Mapping[str, float]  # "top1" and "top5" in percent, with "top1_ci95_low/high"
-    num_train_images: int  # labelled images the protocol learned from; 0 where it learns nothing
+    num_train_images: int  # labeled images the protocol learned from; 0 where it learns nothing
     num_test_images: int
     settings: Mapping[str, float | int | str] = field(default_factory=dict)
     """What was selected ("selected"), on which split ("selected_on"), and what else a reader must know."""

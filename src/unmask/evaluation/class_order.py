@@ -52,8 +52,10 @@ def match_classes(outputs: Outputs, class_names: Sequence[str]) -> ClassOrder:
         if there == here and None not in here:
             return ClassOrder(None, VERIFIED)
         counts = Counter(there)
-        lacking = [name for name, spelt in zip(class_names, here, strict=True) if spelt is None or not counts[spelt]]
-        if not lacking and all(counts[spelt] == 1 for spelt in here) and len(set(here)) == len(here):
+        lacking = [
+            name for name, spelled in zip(class_names, here, strict=True) if spelled is None or not counts[spelled]
+        ]
+        if not lacking and all(counts[spelled] == 1 for spelled in here) and len(set(here)) == len(here):
             return ClassOrder(_positions(there, here), _mapped(len(here), len(there)))
     missing = [name for name in class_names if name not in named] or list(class_names)
     raise ValueError(

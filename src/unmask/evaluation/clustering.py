@@ -13,7 +13,7 @@ from unmask.evaluation.metrics import clustering_metrics
 class Clustering(FeatureProtocol):
     """Groups the training images by k-means and compares the groups of the test images with their classes.
 
-    Features are scaled to unit length, so distances are those of k-NN. Centres are learned on the training split
+    Features are scaled to unit length, so distances are those of k-NN. Centers are learned on the training split
     without its labels; each test image takes the nearest, and labels of the test split only measure: `nmi`,
     `clustering_accuracy` and `ari` of `clustering_metrics`. Nothing is selected by them.
 
@@ -74,7 +74,7 @@ class Clustering(FeatureProtocol):
         found = nearest_centers(F.normalize(test.features, dim=1), clusters.centers).cluster
         return EvalReport(
             protocol=(
-                f"clustering: k-means, k={num_clusters}, unit length, {self.num_starts} starts, centres of train "
+                f"clustering: k-means, k={num_clusters}, unit length, {self.num_starts} starts, centers of train "
                 f"({len(train.labels)}, labels unused), test ({len(test.labels)}), {features.description}"
             ),
             metrics=clustering_metrics(found, test.labels),

@@ -114,7 +114,7 @@ class Dense(BackboneEvaluator):
         return EvalReport(
             protocol=(
                 f"dense: patches of {type(backbone).__name__}'s last feature map ({train.features.shape[1]}, stride "
-                f"{patch_text(backbone.stages[-1].stride)} px), L-BFGS logistic regression on standardised features "
+                f"{patch_text(backbone.stages[-1].stride)} px), L-BFGS logistic regression on standardized features "
                 f"with inverse strength of {', '.join(f'{c:g}' for c in grid)} by hits on val patches "
                 f"({len(val.labels)}), and "
                 f"cosine k-NN with k={self.k}, temperature {self.temperature:g}, train ({num_train} images, "
@@ -137,7 +137,7 @@ class Dense(BackboneEvaluator):
         )
 
     def _sample(self, backbone: MaskedBackbone, data: SegmentationData, split: Split, device: torch.device) -> Patches:
-        """Draws labelled patches, as many of each image."""
+        """Draws labeled patches, as many of each image."""
         of_each = max(1, self.max_patches // len(data.dataset(split)))
         features, labels = [], []
         for maps, masks, index in _batches(backbone, data, split, device):

@@ -87,7 +87,7 @@ class BackboneEvaluator(Evaluator):
 
     baseline: bool  # whether a random backbone of the same settings is to be evaluated beside
 
-    def num_training_images(self, num_labelled: int) -> int | None:
+    def num_training_images(self, num_labeled: int) -> int | None:
         """Of the training split's images, how many are learned from, which batch, rate and length may follow.
 
         Returns:

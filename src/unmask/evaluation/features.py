@@ -183,17 +183,17 @@ def require_labels(data: EvaluationData, splits: Sequence[Split], *, evaluation:
     """
     for split in splits:
         labels = data.dataset(split).labels
-        num_unlabelled = int((labels < 0).sum())
-        if num_unlabelled or not len(labels):
-            lack = "none" if num_unlabelled == len(labels) else f"none for {num_unlabelled} of {len(labels)} images"
+        num_unlabeled = int((labels < 0).sum())
+        if num_unlabeled or not len(labels):
+            lack = "none" if num_unlabeled == len(labels) else f"none for {num_unlabeled} of {len(labels)} images"
             raise ValueError(
                 f"eval={evaluation} needs labels, but the {split} split of {type(data).__name__} has {lack}; "
-                "use labelled data such as data=cifar10"
+                "use labeled data such as data=cifar10"
             )
     if data.num_classes < 2:
         raise ValueError(
             f"eval={evaluation} needs at least two classes, but {type(data).__name__} has {data.num_classes}; "
-            "use labelled data such as data=cifar10"
+            "use labeled data such as data=cifar10"
         )
 
 
@@ -206,7 +206,7 @@ def describe_images(data: EvaluationData) -> str:
     """Says in a protocol line what the backbone sees."""
     height, width = data.image_size
     resized = "" if data.interpolation == "bicubic" else f" of an image resized {data.interpolation}"
-    return f"{height}x{width} px, centre crop {data.crop_pct:g}{resized}"
+    return f"{height}x{width} px, center crop {data.crop_pct:g}{resized}"
 
 
 def trainer_device(make_trainer: MakeTrainer) -> torch.device:

@@ -22,7 +22,7 @@ class Budget(NamedTuple):
 
 
 class FewLabels:
-    """Chooses labelled images by rule and writes down which.
+    """Chooses labeled images by rule and writes down which.
 
     Of each class the first images of an order that is a function of the seed and the split are taken, so the images of
     a small budget are among those of every larger one with the same seed. A fraction is taken of each class,
@@ -82,7 +82,7 @@ class FewLabels:
             )
 
     def choose(self, labels: Int[Tensor, " n"], budget: Budget, seed: int) -> Int[Tensor, " m"]:
-        """Picks the positions of the labelled images, in rising order."""
+        """Picks the positions of the labeled images, in rising order."""
         order = keyed_permutation(stream_key(seed, "few-labels"), len(labels))
         chosen = []
         for label in labels.unique():

@@ -15,11 +15,11 @@ from unmask.heads.logistic_regression import LogisticRegression
 
 
 class FewShot(FeatureProtocol):
-    """Fits logistic regression to the features of a few labelled images, several times over.
+    """Fits logistic regression to the features of a few labeled images, several times over.
 
     Each budget of labels is filled once for each seed, and the lists are written down. `top1_1pct` and the like are
     means over the seeds of the accuracy on the whole test split, with their deviation beside as `top1_1pct_std`.
-    Features are standardised by the labelled images alone. The strength of the penalty is fixed beforehand, so nothing
+    Features are standardized by the labeled images alone. The strength of the penalty is fixed beforehand, so nothing
     is selected: with one image of each class there is nothing to select on.
 
     Args:
@@ -81,7 +81,7 @@ class FewShot(FeatureProtocol):
         listed = ", ".join(f"{name} ({size})" for name, size in sizes.items())
         return EvalReport(
             protocol=(
-                f"fewshot: L-BFGS logistic regression on standardised features, inverse strength "
+                f"fewshot: L-BFGS logistic regression on standardized features, inverse strength "
                 f"{self.inverse_strength:g}, at most {self.max_iterations} iterations, {listed} of train "
                 f"({num_train}), seeds {_join(self.few.seeds)}, test ({num_test}), {type(features.backbone).__name__} "
                 f"{features.backbone.layer_names[layer.number]}, {layer.pool}, {describe_images(features.data)}"

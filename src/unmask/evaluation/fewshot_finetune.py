@@ -16,7 +16,7 @@ from unmask.evaluation.finetune import FineTune
 
 
 class FewShotFineTune(BackboneEvaluator):
-    """Fine-tunes on a few labelled images, once for each list of `FewShot`.
+    """Fine-tunes on a few labeled images, once for each list of `FewShot`.
 
     `top1_1pct` and the like are means over the seeds of the last epoch's accuracy on the whole test split, with their
     deviation beside as `top1_1pct_std`. Epochs count passes over a list, so smaller budgets take fewer steps. The

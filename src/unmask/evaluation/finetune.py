@@ -59,8 +59,8 @@ class FineTune(BackboneEvaluator):
         """Where all training images are used, none are chosen."""
         return {"label_seed": "eval.label_fraction=1 uses all training images"} if self.label_fraction == 1.0 else {}
 
-    def num_training_images(self, num_labelled: int) -> int:
-        return max(1, round(self.label_fraction * num_labelled))
+    def num_training_images(self, num_labeled: int) -> int:
+        return max(1, round(self.label_fraction * num_labeled))
 
     def evaluate(self, backbone: MaskedBackbone, data: EvaluationData, make_trainer: MakeTrainer) -> EvalReport:
         require_labels(data, ("train", "val", "test"), evaluation="finetune")

@@ -60,8 +60,8 @@ class Frozen(BackboneEvaluator):
         reason = f"{self._head_class.__name__} is fitted at once to features of full images"
         return dict.fromkeys(("epochs", "classifier.optimizer", "classifier.schedule"), reason)
 
-    def num_training_images(self, num_labelled: int) -> int | None:
-        return None if self._head_class.is_fitted_at_once else num_labelled
+    def num_training_images(self, num_labeled: int) -> int | None:
+        return None if self._head_class.is_fitted_at_once else num_labeled
 
     @property
     def _head_class(self) -> Any:

@@ -15,11 +15,11 @@ class Clusters(NamedTuple):
     """Where points were grouped."""
 
     centers: Float[Tensor, "k d"]
-    inertia: float  # sum of squared distances to the nearest centre
+    inertia: float  # sum of squared distances to the nearest center
 
 
 class Assignment(NamedTuple):
-    """The nearest centre of each point."""
+    """The nearest center of each point."""
 
     cluster: Int[Tensor, " n"]
     distance: Float[Tensor, " n"]  # squared
@@ -30,15 +30,15 @@ def k_means(
 ) -> Clusters:
     """Groups points by Lloyd's iterations from several starts and keeps the tightest.
 
-    Starts are drawn by k-means++ (Arthur and Vassilvitskii, 2007): each centre is a point, drawn in proportion to its
-    squared distance from those before. A centre that loses all its points moves to the point farthest from its own.
+    Starts are drawn by k-means++ (Arthur and Vassilvitskii, 2007): each center is a point, drawn in proportion to its
+    squared distance from those before. A center that loses all its points moves to the point farthest from its own.
 
     Args:
         points: At least `num_clusters`.
-        num_clusters: Centres sought.
+        num_clusters: Centers sought.
         seed: Key of the draws.
         num_starts: Independent starts.
-        max_iterations: Bound of each; it ends earlier once no point changes its centre.
+        max_iterations: Bound of each; it ends earlier once no point changes its center.
     """
     found = [
         _iterate(points, _draw_centers(points, num_clusters, key=stream_key(seed, "k-means", start)), max_iterations)
@@ -48,7 +48,7 @@ def k_means(
 
 
 def nearest_centers(points: Float[Tensor, "n d"], centers: Float[Tensor, "k d"]) -> Assignment:
-    """Finds the nearest centre of each point, a bounded number of points at a time; of equals the first."""
+    """Finds the nearest center of each point, a bounded number of points at a time; of equals the first."""
     parts = []
     for block in points.split(max(1, _DISTANCES_AT_ONCE // len(centers))):
         squared = centers.square().sum(dim=1) - 2.0 * block @ centers.T

@@ -30,7 +30,7 @@ class KNN(FeatureProtocol):
 
     A neighbor of cosine similarity s votes for its class with `exp(s / temperature)`. The search is exact. `k` and
     `temperature` of the headline are fixed beforehand; every other pair is reported beside it, so nothing is selected.
-    Uniform votes are those of scikit-learn's `KNeighborsClassifier` on normalised features.
+    Uniform votes are those of scikit-learn's `KNeighborsClassifier` on normalized features.
 
     Differs: a class without a vote is never among the top five, however few classes the neighbors have.
 

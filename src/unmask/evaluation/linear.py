@@ -29,11 +29,11 @@ from unmask.small_sets import probe_batch_size_for, probe_epochs_for
 _WEIGHT_STD = 0.01  # MAE's linear probe
 _MOMENTUM = 0.9  # MAE, A.2
 _BASE_BATCH_SIZE = 256  # MAE counts learning rates from it
-_FEWEST_IMAGES = 2  # a batch normalisation needs a deviation
+_FEWEST_IMAGES = 2  # a batch normalization needs a deviation
 
 
 class ProbeGrid(nn.Module):
-    """One linear classifier for each learning rate behind one batch normalisation, all from the same weights."""
+    """One linear classifier for each learning rate behind one batch normalization, all from the same weights."""
 
     def __init__(self, *, num_rates: int, in_features: int, num_classes: int, seed: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class ProbeLength(NamedTuple):
 class LinearProbe(FeatureProtocol):
     """Trains linear classifiers on cached features and reports the best on held-out training images once on test.
 
-    The layer sits on a batch normalisation without affine part (MAE, A.2). For each layer and pooling one classifier
+    The layer sits on a batch normalization without affine part (MAE, A.2). For each layer and pooling one classifier
     a learning rate is trained, all rates over the same batches from the same weights. Layer, pooling and rate are
     chosen together by top-1 on the validation split (of equals the pooled features, then the lowest rate), and only
     the chosen classifier meets the test split. Beside it `top1_final_mean` is what the pooled features alone score, the
@@ -143,7 +143,7 @@ class LinearProbe(FeatureProtocol):
         require_labels(data, ("train", "val", "test"), evaluation="linear")
         if len(data.dataset("train")) < _FEWEST_IMAGES:
             raise ValueError(
-                f"eval=linear normalises over batches, but the train split has {len(data.dataset('train'))} image; "
+                f"eval=linear normalizes over batches, but the train split has {len(data.dataset('train'))} image; "
                 f"it needs {_FEWEST_IMAGES}"
             )
         names, poolings = backbone.layer_names, backbone.poolings

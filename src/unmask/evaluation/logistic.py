@@ -52,7 +52,7 @@ class LogisticProbe(FeatureProtocol):
         name = features.backbone.layer_names[layer.number]
         return EvalReport(
             protocol=(
-                f"logistic: L-BFGS on standardised features, inverse strength of {_join(grid)} by top-1 on val "
+                f"logistic: L-BFGS on standardized features, inverse strength of {_join(grid)} by top-1 on val "
                 f"({len(val.labels)}), at most {head.max_iterations} iterations, train ({len(train.labels)}), test "
                 f"({len(test.labels)}), {type(features.backbone).__name__} {name}, {layer.pool} "
                 f"({train.features.shape[1]}), {describe_images(features.data)}"

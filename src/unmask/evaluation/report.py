@@ -126,7 +126,7 @@ def csv_report(results: Sequence[EvalResult]) -> str:
     return text.getvalue()
 
 
-def labelled(results: Sequence[EvalResult]) -> dict[str, EvalResult]:
+def labeled(results: Sequence[EvalResult]) -> dict[str, EvalResult]:
     """Names each result by its backbone and by what else varies: "checkpoint", "checkpoint/knn/2/seed_1"."""
     num_protocols = len({result.protocol for result in results})
     names = {}

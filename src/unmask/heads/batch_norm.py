@@ -1,4 +1,4 @@
-"""Batch normalisation of features."""
+"""Batch normalization of features."""
 
 import torch
 from jaxtyping import Float
@@ -7,7 +7,7 @@ from torch.distributed.nn.functional import all_reduce
 
 
 class FeatureNorm(nn.BatchNorm1d):
-    """torch's batch normalisation, in training over the images of all devices, so that their number changes nothing.
+    """torch's batch normalization, in training over the images of all devices, so that their number changes nothing.
 
     Differs: torch's `SyncBatchNorm` does not compute on a CPU.
 
@@ -18,7 +18,7 @@ class FeatureNorm(nn.BatchNorm1d):
     def forward(self, input: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:  # noqa: A002 (torch's name)
         if self.training and len(input) == 1:
             raise ValueError(
-                "batch normalisation has nothing to compare a single image with; "
+                "batch normalization has nothing to compare a single image with; "
                 "set global_batch_size to 2 images or more for each device"
             )
         if self.training and _num_devices() > 1:
@@ -27,7 +27,7 @@ class FeatureNorm(nn.BatchNorm1d):
         return normalized
 
     def _over_all_devices(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
-        """Normalises in training; all devices have equally many images."""
+        """Normalizes in training; all devices have equally many images."""
         count = len(features) * _num_devices()
         mean: Tensor = all_reduce(features.sum(dim=0)) / count
         centered = features - mean

@@ -22,9 +22,9 @@ class Choice(NamedTuple):
 
 
 class LogisticRegression(nn.Module):
-    """Multinomial logistic regression with an L2 penalty on standardised features, fitted by L-BFGS.
+    """Multinomial logistic regression with an L2 penalty on standardized features, fitted by L-BFGS.
 
-    With c the inverse strength, n the features, W the weights and b the biases, it minimises
+    With c the inverse strength, n the features, W the weights and b the biases, it minimizes
     `sum_i cross_entropy(W z_i + b, y_i) + |W|² / (2 c)`, as scikit-learn's `LogisticRegression(C=c)` on what
     `StandardScaler` gives: z are the features minus their mean, divided by their deviation. The problem is convex, so
     the result depends on neither a seed nor a learning rate.

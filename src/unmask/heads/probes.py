@@ -13,7 +13,7 @@ from unmask.heads.initialize import initialize_linear
 
 
 class BatchNormLinearClassifier(ClassifierHead):
-    """One linear layer behind a batch normalisation without affine part (MAE, A.2).
+    """One linear layer behind a batch normalization without affine part (MAE, A.2).
 
     Args:
         in_features: Width of the pooled features.

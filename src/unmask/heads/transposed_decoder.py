@@ -14,15 +14,15 @@ from unmask.heads.mae_decoder import MAEDecoder
 from unmask.patches import PatchSize, patch_sides, patchify
 from unmask.positions import sinusoid_positions
 
-_GREY = 127 / 255  # of the image that stands for masked patches
+_GRAY = 127 / 255  # of the image that stands for masked patches
 
 
 class TransposedConvDecoder(MAEDecoder):
     """MAE's decoder with a transposed convolution as its last layer (github.com/FlyEgle/MAE-pytorch).
 
-    Tokens become as wide as a patch has numbers, are normalised each by itself, and a transposed convolution turns
+    Tokens become as wide as a patch has numbers, are normalized each by itself, and a transposed convolution turns
     each into the pixels of its patch. Positions are 1-D sinusoids over the class token and the patches. There is no
-    norm behind the blocks. The mask token is not learned by itself: a grey patch passes a convolution. The original
+    norm behind the blocks. The mask token is not learned by itself: a gray patch passes a convolution. The original
     reads that convolution's map across its channels, so that of `embed_dim` numbers only as many differ as the number
     of patches fits into them, three in its own sizes; this is kept.
 
@@ -30,11 +30,11 @@ class TransposedConvDecoder(MAEDecoder):
     out.
 
     Args:
-        pixel_mean, pixel_std: Statistics of each channel, in 0..1, the images are normalised with.
+        pixel_mean, pixel_std: Statistics of each channel, in 0..1, the images are normalized with.
         shared: See `MAEDecoder`.
     """
 
-    grey: Tensor
+    gray: Tensor
 
     def __init__(self, *, pixel_mean: Sequence[float], pixel_std: Sequence[float], **shared: Any) -> None:
         super().__init__(**shared)
@@ -52,12 +52,12 @@ class TransposedConvDecoder(MAEDecoder):
             _TokensToPatches(numbers, channels, patch_size),
         )
         statistics = zip(pixel_mean, pixel_std, strict=True)
-        grey = torch.tensor([(_GREY - mean) / std for mean, std in statistics])
-        self.register_buffer("grey", grey[:, None, None].repeat(1, *sides), persistent=False)
+        gray = torch.tensor([(_GRAY - mean) / std for mean, std in statistics])
+        self.register_buffer("gray", gray[:, None, None].repeat(1, *sides), persistent=False)
         initialize_xavier(self)
 
     def mask_token_for(self, num_patches: int) -> Float[Tensor, "1 1 d"]:
-        embedded = F.conv2d(self.grey[None], self.mask_embed.weight, self.mask_embed.bias).flatten()
+        embedded = F.conv2d(self.gray[None], self.mask_embed.weight, self.mask_embed.bias).flatten()
         read_across: Tensor = embedded.repeat_interleave(num_patches)[: len(embedded)]
         return read_across[None, None]
 

@@ -38,6 +38,6 @@ class SelectedImages(NamedTuple):
         return SelectedImages(self.data.with_dataset(self.split, kept), self.split)
 
     def batches(self, device: torch.device) -> Iterator[ImageBatch]:
-        """Reads each image once, in order, not augmented, normalised, on the device."""
+        """Reads each image once, in order, not augmented, normalized, on the device."""
         for raw in self.data.evaluation_loader(self.split):
             yield self.data.to_model_input(move_data_to_device(raw, device), augmented=False)

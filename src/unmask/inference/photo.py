@@ -82,14 +82,14 @@ class PhotoModel:
         return float(mask.masked.float().mean()), min(self.mask_units(), key=lambda unit: abs(unit - own))
 
     def prepare(self, photo: Photo) -> Images:
-        """Resizes and crops a photo and normalises it as the backbone's images were."""
+        """Resizes and crops a photo and normalizes it as the backbone's images were."""
         pixels = torch.from_numpy(photo[..., :3].copy()).permute(2, 0, 1)[None]
         images = resize_and_center_crop(pixels, self.backbone.image_size, 1.0, interpolation="bicubic").float() / 255.0
         mean, std = (
             images.new_tensor(values)[:, None, None] for values in (self.backbone.pixel_mean, self.backbone.pixel_std)
         )
-        normalised: Tensor = (images - mean) / std
-        return normalised.to(self.module.device)
+        normalized: Tensor = (images - mean) / std
+        return normalized.to(self.module.device)
 
     def draw(self, *, ratio: float, unit: int, seed: int) -> PatchMask:
         """Draws a mask; the same seed draws the same.

@@ -1,4 +1,4 @@
-"""The picture masked image modelling is known by: what a method makes of the masked parts of given images."""
+"""The picture masked image modeling is known by: what a method makes of the masked parts of given images."""
 
 import logging
 from pathlib import Path

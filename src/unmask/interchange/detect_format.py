@@ -51,7 +51,7 @@ _IMPORTERS: tuple[Importer, ...] = (
 
 
 def convert(file: WeightFile, *, use_ema_weights: bool = False) -> Conversion:
-    """Recognises a file and moves its weights to this package's names.
+    """Recognizes a file and moves its weights to this package's names.
 
     Args:
         file: As read.

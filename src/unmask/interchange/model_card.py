@@ -37,8 +37,8 @@ def model_card(source: ExportSource, usage: str, comparisons: Sequence[Compariso
         source.card or NO_RECORD,
         "## Check",
         "\n".join(_checked(comparison) for comparison in comparisons),
-        "## Licence",
-        "No licence is stated. Whoever publishes these weights should add one; the terms of the training images may "
+        "## License",
+        "No license is stated. Whoever publishes these weights should add one; the terms of the training images may "
         "apply too.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -58,12 +58,12 @@ def _network_table(source: ExportSource) -> str:
     shown = {name: value for name, value in settings.items() if name not in _SHOWN_ELSEWHERE}
     height, width = backbone.image_size
     mean, std = _numbers(backbone.pixel_mean), _numbers(backbone.pixel_std)
-    crop = f"a centred crop of {source.crop_pct:.4g} of the tighter side, resized {source.interpolation}"
+    crop = f"a centered crop of {source.crop_pct:.4g} of the tighter side, resized {source.interpolation}"
     rows = {
         "architecture": f"`{architecture}` with {', '.join(f'{name} {value}' for name, value in shown.items())}",
         "features": f"{backbone.embed_dim} numbers an image: {_POOLED[backbone.pooling]}",
         "images": f"{height}x{width} px, {_channels(source)}: {crop}",
-        "normalisation": f"mean {mean}, deviation {std} of values in 0..1",
+        "normalization": f"mean {mean}, deviation {std} of values in 0..1",
     }
     if source.class_names:
         names = list(source.class_names)

@@ -17,7 +17,7 @@ class Preprocessing:
     """What a file names, as it names it; checked where it is used, so that its backbone can be had in any case."""
 
     source: str = ""  # what says so; empty where nothing does
-    crop_pct: Any = None  # side of the centred crop over the side of the resized image
+    crop_pct: Any = None  # side of the centered crop over the side of the resized image
     interpolation: Any = None
     note: str = ""  # what is not computed here
 

@@ -33,8 +33,8 @@ def info_nce(
     the positive of a (arXiv:1807.03748, eq. 4), in float32.
 
     Args:
-        queries: Any norm, normalised here; gradients flow.
-        keys: Any norm, normalised here; treated as constants.
+        queries: Any norm, normalized here; gradients flow.
+        keys: Any norm, normalized here; treated as constants.
         positives: Row of `keys` that belongs to each query.
         temperature: Divides the similarities, dimensionless; DDMIM's is 0.05.
         extra_zero_logit: Adds one more negative of similarity 0 to every query. The original DDMIM does, by setting

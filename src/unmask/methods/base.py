@@ -1,4 +1,4 @@
-"""What every masked-image-modelling method has in common."""
+"""What every masked-image-modeling method has in common."""
 
 from abc import abstractmethod
 from typing import Any, final

@@ -1,4 +1,4 @@
-"""DDMIM: masked image modelling with self-distillation at every stage."""
+"""DDMIM: masked image modeling with self-distillation at every stage."""
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,9 +43,9 @@ class DDMIM(Method):
     `loss = w_r reconstruction(x, s, M) + sum_i w_i feature_stage_i(s, t) + w_c contrastive(s, t)`.
 
     Terms:
-        reconstruction: Smooth L1 (beta 1) over the masked pixels of the normalised image (`ReconstructionTerm`).
+        reconstruction: Smooth L1 (beta 1) over the masked pixels of the normalized image (`ReconstructionTerm`).
         feature_stage_<i>: Smooth L1 between student and teacher at feature point i, over all positions, both first
-            normalised over channels (`StageFeatureTerm`).
+            normalized over channels (`StageFeatureTerm`).
         contrastive: InfoNCE of the student's projected, pooled features against the teacher's of the whole batch, on
             all devices (`ContrastTerm`); the features pooled are those evaluation reads.
 
@@ -63,7 +63,7 @@ class DDMIM(Method):
         - The teacher averages the whole student, projector included, and is in eval mode; the original averaged the
           stages only, used the student's own stem, norm and projector around them, and dropped paths.
         - The average follows every optimizer step by a time constant in images.
-        - Features are normalised over channels before they are compared, so their scale cannot drift.
+        - Features are normalized over channels before they are compared, so their scale cannot drift.
         - The reconstruction is averaged over masked pixels, not over all.
         - The contrast has no extra negative of similarity 0, and the projector an activation after its first layer.
         - The projector's layers start from a truncated normal; the original's last two start as torch draws them.

@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
 
 
 class ReconstructionTerm(nn.Module):
-    """Smooth L1 (beta 1) between predicted and true pixels of the normalised image, over the masked ones.
+    """Smooth L1 (beta 1) between predicted and true pixels of the normalized image, over the masked ones.
 
     Args:
         backbone: The student's; the head is completed with the width and stride of its last stage.
@@ -82,7 +82,7 @@ class StageFeatureTerm(nn.Module):
         weights: One factor a stage, shallow to deep, at least 0; 0 leaves a stage out.
         feature_point: "post_merge" compares what enters the next stage, before it is masked, "stage_out" what a stage
             puts out before patches are merged. The last stage's output is compared before the final norm.
-        norm: "layernorm" first normalises each position over its channels, "none" compares features as they are.
+        norm: "layernorm" first normalizes each position over its channels, "none" compares features as they are.
         positions: Where features are compared: "all", or "masked" or "visible" (at least half of the cell).
 
     Raises:

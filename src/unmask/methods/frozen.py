@@ -29,7 +29,7 @@ class FrozenBackbone(Supervised):
         settings: `backbone`, `num_classes`, `head`, `optimizer` and `schedule`, see `Supervised`.
 
     Raises:
-        ValueError: The backbone cannot be pooled so, or batch normalisation would see a single image.
+        ValueError: The backbone cannot be pooled so, or batch normalization would see a single image.
     """
 
     def __init__(self, *, pool: Pool = "mean", **settings: Any) -> None:

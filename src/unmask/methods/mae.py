@@ -29,7 +29,7 @@ class MAE(Method):
     """Encodes only the visible patches and decodes the pixels of the masked ones (arXiv:2111.06377).
 
     Terms:
-        pixel_mse: Mean squared error over the masked patches (sec. 3), against each patch normalised by its own mean
+        pixel_mse: Mean squared error over the masked patches (sec. 3), against each patch normalized by its own mean
             and deviation where `norm_pix_loss` (sec. 4.1, "w/ norm"), weight 1.
 
     Differs:
@@ -43,7 +43,7 @@ class MAE(Method):
     Args:
         backbone: A backbone that can skip masked tokens: ViT or Hiera.
         decoder: Completed with the encoder's width and the geometry of its patches.
-        norm_pix_loss: Per-patch normalisation of the target; on in every released model.
+        norm_pix_loss: Per-patch normalization of the target; on in every released model.
         reconstruction_mean: Mean over "masked" pixels, or over "all" pixels with zeros for the visible.
         shared: See `Method`; what is masked at a time is a mask unit of the backbone (of a ViT one patch) or a block of
             whole ones.

@@ -1,4 +1,4 @@
-"""SimMIM: a simple framework for masked image modelling."""
+"""SimMIM: a simple framework for masked image modeling."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ class SimMIM(Method):
     sequences; the head turns each cell of the last feature map into pixels (sec. 3.3).
 
     Terms:
-        pixel_l1: Mean absolute error over masked pixels of the normalised image (sec. 3.4), weight 1.
+        pixel_l1: Mean absolute error over masked pixels of the normalized image (sec. 3.4), weight 1.
 
     Differs:
         - The denominator is the number of masked values; the official code adds 1e-5 to it (below 1e-9 relative).
@@ -35,14 +35,14 @@ class SimMIM(Method):
 
     Args:
         head: Completed with the width and stride of the backbone's last stage.
-        normalize_window: Side, pixels, of the window around a pixel whose mean and deviation normalise the target, as
+        normalize_window: Side, pixels, of the window around a pixel whose mean and deviation normalize the target, as
             for Swin V2; null leaves the pixels as they are, as in the paper.
         zero_init_residual: Leave Swin V2's blocks identities at the start, as its code does: the norm behind each
             branch has gain 0. False starts these gains at 1; backbones without such norms start the same either way.
         shared: See `Method`.
 
     Raises:
-        ValueError: A masked patch is not whole tokens, the backbone's patches overlap, or the window has no centre.
+        ValueError: A masked patch is not whole tokens, the backbone's patches overlap, or the window has no center.
     """
 
     def __init__(

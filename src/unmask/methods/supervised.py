@@ -61,8 +61,8 @@ class Supervised(BackboneModule):
         super().__init__(**shared)
         if num_classes < 2:
             raise ValueError(
-                f"supervised training needs labelled images of at least 2 classes, the data has {num_classes}; "
-                "use a labelled data set, or pre-train without labels by method=mae or method=simmim"
+                f"supervised training needs labeled images of at least 2 classes, the data has {num_classes}; "
+                "use a labeled data set, or pre-train without labels by method=mae or method=simmim"
             )
         require_weight_decay_policy(weight_decay_policy)
         self.weight_decay_policy = weight_decay_policy

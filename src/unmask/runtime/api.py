@@ -56,7 +56,7 @@ def extract_features(backbone: MaskedBackbone, images: Images, pool: Literal["me
 
     Args:
         backbone: Put in eval mode and left there.
-        images: In 0..1, of the backbone's `image_size` and channels; normalised inside.
+        images: In 0..1, of the backbone's `image_size` and channels; normalized inside.
         pool: "mean" averages the final tokens.
 
     Raises:
@@ -73,12 +73,12 @@ def reconstruct(method: Method, images: Images, seed: int = 0) -> Reconstruction
 
     Args:
         method: Put in eval mode and left there.
-        images: In 0..1, of the backbone's `image_size` and channels; normalised inside.
+        images: In 0..1, of the backbone's `image_size` and channels; normalized inside.
         seed: Key of the masks.
 
     Returns:
         Image, masked input, prediction and composite in 0..1, the mask, and the PSNR over masked pixels. Where a
-        method predicts patches normalised by their own statistics (MAE), `prediction` borrows the true ones and
+        method predicts patches normalized by their own statistics (MAE), `prediction` borrows the true ones and
         `estimated_prediction` has ones estimated from visible patches.
 
     Raises:
@@ -113,6 +113,6 @@ def _normalize(backbone: MaskedBackbone, images: Images) -> Images:
     if images.shape[1] != backbone.in_channels:
         raise ValueError(f"images have {images.shape[1]} channel(s), this backbone takes {backbone.in_channels}")
     if not images.is_floating_point() or not (images.min() >= 0.0 and images.max() <= 1.0):
-        raise ValueError("images must lie in 0..1; divide bytes by 255, and do not normalise beforehand")
+        raise ValueError("images must lie in 0..1; divide bytes by 255, and do not normalize beforehand")
     mean, std = (images.new_tensor(values)[:, None, None] for values in (backbone.pixel_mean, backbone.pixel_std))
     return (images - mean) / std

@@ -248,7 +248,7 @@ def rebuild_method(saved: SavedRun, path: str | Path) -> BackboneModule:
 def load_backbone(
     path: str | Path, *, allow_partial: bool = False, use_ema_weights: bool = False, **changes: Any
 ) -> MaskedBackbone:
-    """Loads a backbone in eval mode, recognised from the file alone; logs what was loaded and what was not.
+    """Loads a backbone in eval mode, recognized from the file alone; logs what was loaded and what was not.
 
     Args:
         path: A training checkpoint or export of this program, or a file or folder of MAE, SimMIM, mmpretrain, FlyEgle,

@@ -52,7 +52,7 @@ def with_probes(overrides: Sequence[str]) -> list[str]:
 
 
 def configuration_names(name: str, overrides: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """Lists the keys of a configuration, dotted, and the groups: what a misspelt name is compared with.
+    """Lists the keys of a configuration, dotted, and the groups: what a misspelled name is compared with.
 
     Args:
         name: Of the command.

@@ -1,7 +1,7 @@
 """Fills a composed configuration with the defaults of the constructors it names.
 
 A value that a constructor has by default stands in its signature alone, not in YAML as well; yet `--cfg job` lists it,
-the command line changes it without `+`, and completion and the hints for a misspelt key know it.
+the command line changes it without `+`, and completion and the hints for a misspelled key know it.
 """
 
 import ast

@@ -166,8 +166,8 @@ def require_photo(photo: ndarray | None) -> ndarray:
 
 def _pictures(shown: Reconstruction) -> tuple[ndarray, ndarray, ndarray, ndarray]:
     composite = shown.composite if shown.estimated_composite is None else shown.estimated_composite
-    grey = shown.prediction.masked_fill(~shown.mask.at_pixels(), 0.5)
-    return as_picture(shown.image), as_picture(shown.masked), as_picture(grey), as_picture(composite)
+    gray = shown.prediction.masked_fill(~shown.mask.at_pixels(), 0.5)
+    return as_picture(shown.image), as_picture(shown.masked), as_picture(gray), as_picture(composite)
 
 
 def _opacity(layers: list[ndarray], size: tuple[int, ...]) -> ndarray:

@@ -25,7 +25,7 @@ from unmask.evaluation.features import FrozenFeatures
 from unmask.evaluation.report import (
     EvalResult,
     csv_report,
-    labelled,
+    labeled,
     latex_report,
     markdown_report,
     report_dict,
@@ -109,7 +109,7 @@ def evaluate(config: DictConfig) -> float | None:
     measured.
 
     Returns:
-        The top-1 accuracy in percent of the checkpoint, which a sweep may maximise; None for a protocol without one.
+        The top-1 accuracy in percent of the checkpoint, which a sweep may maximize; None for a protocol without one.
     """
     require_types(config)
     seeds = _seeds(config)
@@ -139,7 +139,7 @@ def _log_results(config: DictConfig, results: Sequence[EvalResult]) -> None:
     """Tells every logger but those of files, beside which `report.csv` lies, what was measured."""
     figures = {
         f"eval/{result.protocol}/{label}/{metric}": value
-        for label, result in labelled(results).items()
+        for label, result in labeled(results).items()
         for metric, value in result.report.metrics.items()
     }
     for logger in build_loggers(config):
@@ -259,10 +259,10 @@ class CheckpointRun:
                 path = subject.ckpt_path
                 backbone = _load(self.config, path) if path is not None else _untrained(backbones)
                 data, settings = self._data_for(backbone, seed)
-                labelled = subject._replace(
+                labeled = subject._replace(
                     label=subject.label if len(evaluators) == 1 else f"{subject.label}_seed_{seed}"
                 )
-                make_trainer = _trainers(_seeded(self.config, seed), data, settings, labelled)
+                make_trainer = _trainers(_seeded(self.config, seed), data, settings, labeled)
                 report = own_evaluator.evaluate(backbone, data, make_trainer)
                 results.append(self._result(subject, seed, report, data))
         return results
@@ -447,7 +447,7 @@ def _trainers(
 def _write(run_dir: Path, results: Sequence[EvalResult]) -> None:
     table = markdown_report(results)
     content = {
-        "reports": {label: report_dict(result) for label, result in labelled(results).items()},
+        "reports": {label: report_dict(result) for label, result in labeled(results).items()},
         "summary": summary_dicts(results),
     }
     texts = {

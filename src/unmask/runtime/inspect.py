@@ -52,7 +52,7 @@ def inspect(config: DictConfig) -> None:
     for line in itertools.chain(_describe_splits(data, splits, missing), _describe(found, data, splits)):
         _log.info(line)
     if found.pixels is None:
-        raise ValueError("no training image that was decoded can be read, or all are of one colour; see above")
+        raise ValueError("no training image that was decoded can be read, or all are of one color; see above")
     _log.info(_row("pixels", *_describe_pixels(found, config)))
     logging.getLogger("unmask.data").setLevel(logging.WARNING)  # all has been said when the splits were first read
     data = _with_small_batches(config, data, found)
@@ -82,7 +82,7 @@ def _row(name: str, text: str, *more: str) -> str:
 def _describe_splits(data: ImageDataModule, splits: Sequence[Split], missing: dict[Split, str]) -> Iterator[str]:
     for split in splits:
         samples = data.dataset(split)
-        unlabelled = int((samples.labels < 0).sum())
+        unlabeled = int((samples.labels < 0).sum())
         sizes = torch.bincount(samples.labels[samples.labels >= 0], minlength=len(samples.class_names))
         classes = "no labels"
         if samples.class_names and len(sizes):
@@ -90,7 +90,7 @@ def _describe_splits(data: ImageDataModule, splits: Sequence[Split], missing: di
             spread = f"{int(sizes[few]):,} ({samples.class_names[few]}) to {int(sizes[many]):,} each"
             same = f"{int(sizes[few]):,} each"
             classes = f"{len(sizes)} classes of {same if sizes[few] == sizes[many] else spread}"
-            classes += f", {unlabelled:,} without label" if unlabelled else ""
+            classes += f", {unlabeled:,} without label" if unlabeled else ""
         yield _row(split, f"{len(samples):,} images, {classes}")
     for split, reason in missing.items():
         yield _row(split, f"none: {reason}")

@@ -78,7 +78,7 @@ def pretrain(config: DictConfig) -> float | None:
     """Trains and exports the backbone.
 
     Returns:
-        The last loss on held-out images, which a sweep may minimise; None where there was no validation.
+        The last loss on held-out images, which a sweep may minimize; None where there was no validation.
     """
     with locked(Path(config.paths.run_dir)):
         return _pretrain(config)
@@ -150,7 +150,7 @@ def _pretrain(config: DictConfig) -> float | None:
     _fit(trainer, method, data, run_dir, resumed=None if point is None else point.path.absolute())
 
     if trainer.is_global_zero and trainer.state.finished and not config.trainer.get("fast_dev_run"):
-        _export(method, run_dir, is_labelled=data.dataset("train").is_labelled)
+        _export(method, run_dir, is_labeled=data.dataset("train").is_labeled)
         write_status(run_dir, "complete", step=trainer.global_step, epoch=trainer.current_epoch)
     report_to_sweep(metrics={name: float(metric) for name, metric in trainer.callback_metrics.items() if "/" in name})
     loss = trainer.callback_metrics.get("val/loss")
@@ -179,10 +179,10 @@ def _fit(
 
 
 def _require_labels(data: ImageDataModule) -> None:
-    unlabelled = [split for split in ("train", "val") if not data.dataset(split).is_labelled]
-    if unlabelled:
+    unlabeled = [split for split in ("train", "val") if not data.dataset(split).is_labeled]
+    if unlabeled:
         raise ValueError(
-            f"training with labels needs one for every image, but the {' and '.join(unlabelled)} split lacks some; "
+            f"training with labels needs one for every image, but the {' and '.join(unlabeled)} split lacks some; "
             "sort its images into class folders, or pre-train without labels by method=mae or method=simmim"
         )
 
@@ -208,9 +208,9 @@ def _log_settings(
             logger.experiment.define_metric("system/mfu", summary="mean")
 
 
-def _export(method: BackboneModule, run_dir: Path, *, is_labelled: bool) -> None:
+def _export(method: BackboneModule, run_dir: Path, *, is_labeled: bool) -> None:
     exported = export_weights(method.exported_backbone, run_dir / EXPORT_NAME)
     _log.info(f"backbone exported to {exported}")
     checkpoint = exported.parent / "checkpoints" / "last.ckpt"
-    evaluation = ["eval=knn"] if is_labelled else ["eval=reconstruct", "image=PHOTO"]  # most protocols need labels
+    evaluation = ["eval=knn"] if is_labeled else ["eval=reconstruct", "image=PHOTO"]  # most protocols need labels
     _log.info(f"next: {shlex.join(['python', 'eval.py', *evaluation, typed('ckpt_path', checkpoint)])}")

@@ -32,7 +32,7 @@ def build_probes(config: DictConfig, data: ImageDataModule) -> list[OnlineProbe]
 def _probe(name: str, entry: dict[str, Any], config: DictConfig, data: ImageDataModule) -> OnlineProbe:
     source = entry.get("data") if isinstance(entry, dict) else None
     if not isinstance(source, str):
-        raise ValueError(f"probes.{name}.data must name a source of labelled images, such as cifar10, or own")
+        raise ValueError(f"probes.{name}.data must name a source of labeled images, such as cifar10, or own")
     own = {key: value for key, value in entry.items() if key in _OF_THE_PROBE}
     others = {key: value for key, value in entry.items() if key not in (*own, "data")}
     if source != _OWN:

@@ -1,4 +1,4 @@
-"""Pixels normalised by what surrounds them."""
+"""Pixels normalized by what surrounds them."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ def local_statistics(images: Images, window: int) -> LocalStatistics:
     The variance is unbiased and gets 1e-6 added (targets of Swin V2's SimMIM, github.com/microsoft/Swin-Transformer).
 
     Raises:
-        ValueError: The window has no centre, or is a single pixel.
+        ValueError: The window has no center, or is a single pixel.
     """
     if window < 3 or window % 2 == 0:
         raise ValueError(f"a window around a pixel has an odd side of at least 3 px, got {window}")
@@ -41,7 +41,7 @@ def normalize_locally(images: Images, window: int) -> Images:
 
 
 def restore_locally(normalized: Images, window: int, *, like: Images) -> Images:
-    """Undoes the normalisation with the statistics of the true images `like`."""
+    """Undoes the normalization with the statistics of the true images `like`."""
     statistics = local_statistics(like, window)
     return normalized * statistics.std + statistics.mean
 

@@ -30,6 +30,6 @@ def normalize_patches(patches: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]
 
 
 def restore_patches(normalized: Float[Tensor, "b n d"], like: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-    """Undoes the normalisation with the statistics of the true patches `like`."""
+    """Undoes the normalization with the statistics of the true patches `like`."""
     statistics = patch_statistics(like)
     return normalized * statistics.std + statistics.mean

@@ -27,29 +27,29 @@ def test_no_change_is_none(rgb: torch.Tensor) -> None:
 
 
 def test_each_factor_does_what_its_name_says(rgb: torch.Tensor) -> None:
-    grey = torch.einsum("bchw,c->bhw", rgb, LUMA)[:, None]
-    mean_grey = grey.mean(dim=(2, 3), keepdim=True)
+    gray = torch.einsum("bchw,c->bhw", rgb, LUMA)[:, None]
+    mean_gray = gray.mean(dim=(2, 3), keepdim=True)
     torch.testing.assert_close(change(rgb, brightness=1.3), 1.3 * rgb, atol=1e-5, rtol=0)
-    torch.testing.assert_close(change(rgb, contrast=0.6), 0.6 * rgb + 0.4 * mean_grey, atol=1e-5, rtol=0)
-    torch.testing.assert_close(change(rgb, saturation=0.0), grey.expand_as(rgb), atol=1e-5, rtol=0)
+    torch.testing.assert_close(change(rgb, contrast=0.6), 0.6 * rgb + 0.4 * mean_gray, atol=1e-5, rtol=0)
+    torch.testing.assert_close(change(rgb, saturation=0.0), gray.expand_as(rgb), atol=1e-5, rtol=0)
     torch.testing.assert_close(
-        change(rgb, brightness=1.2, contrast=0.5), 1.2 * (0.5 * rgb + 0.5 * mean_grey), atol=1e-5, rtol=0
+        change(rgb, brightness=1.2, contrast=0.5), 1.2 * (0.5 * rgb + 0.5 * mean_gray), atol=1e-5, rtol=0
     )
 
 
-def test_hue_turns_about_grey_and_keeps_luma(rgb: torch.Tensor) -> None:
+def test_hue_turns_about_gray_and_keeps_luma(rgb: torch.Tensor) -> None:
     turned = change(rgb, hue=0.1)
     torch.testing.assert_close(
         torch.einsum("bchw,c->bhw", turned, LUMA), torch.einsum("bchw,c->bhw", rgb, LUMA), atol=1e-4, rtol=0
     )
-    grey = torch.full((1, 3, 2, 2), 0.5)
-    torch.testing.assert_close(change(grey, hue=0.3), grey, atol=1e-4, rtol=0)
+    gray = torch.full((1, 3, 2, 2), 0.5)
+    torch.testing.assert_close(change(gray, hue=0.3), gray, atol=1e-4, rtol=0)
     torch.testing.assert_close(change(change(rgb, hue=0.05), hue=-0.05), rgb, atol=1e-4, rtol=0)
     before, after = (colorsys.rgb_to_hsv(*image[0, :, 0, 0].tolist())[0] for image in (rgb, turned))
     assert abs(before - after) > 0.02
 
 
-def test_results_stay_colours() -> None:
+def test_results_stay_colors() -> None:
     changed = change(torch.rand(4, 3, 4, 4), brightness=2.0, saturation=3.0)
     assert changed.min() >= -1e-6
     assert changed.max() <= 1 + 1e-6
@@ -57,13 +57,13 @@ def test_results_stay_colours() -> None:
 
 def test_images_are_changed_each_in_its_own_way_in_the_stated_shares() -> None:
     images = torch.randn(2000, 3, 2, 2).mul(0.2)
-    jitter = ColorJitter(pixel_mean=MEAN, pixel_std=STD, probability=0.6, greyscale=0.25)
+    jitter = ColorJitter(pixel_mean=MEAN, pixel_std=STD, probability=0.6, grayscale=0.25)
     changed = jitter(images)
     is_same = torch.isclose(changed, images, atol=1e-4).flatten(1).all(dim=1).float().mean().item()
     rgb = changed * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
-    is_grey = (rgb.amax(dim=1) - rgb.amin(dim=1) < 1e-3).flatten(1).all(dim=1).float().mean().item()
+    is_gray = (rgb.amax(dim=1) - rgb.amin(dim=1) < 1e-3).flatten(1).all(dim=1).float().mean().item()
     assert is_same == pytest.approx(0.4 * 0.75, abs=0.04)
-    assert is_grey == pytest.approx(0.25, abs=0.04)
+    assert is_gray == pytest.approx(0.25, abs=0.04)
     pairs = ColorJitter(pixel_mean=MEAN, pixel_std=STD, probability=1.0)(images[:1].expand(8, 3, 2, 2))
     assert len({round(value, 4) for value in pairs[:, 0, 0, 0].tolist()}) > 4
 

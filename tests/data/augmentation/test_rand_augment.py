@@ -49,7 +49,7 @@ def test_the_generators_of_the_process_are_left_as_they_were() -> None:
     assert (random.random(), np.random.rand()) == expected  # noqa: NPY002
 
 
-def test_the_strongest_posterisation_is_black() -> None:
+def test_the_strongest_posterization_is_black() -> None:
     augment = RandAugment("rand-m10-n1-p1-inc1")
     results = [augment(make_image(), key=key, fill=MEAN) for key in range(60)]  # 15 operations, one at a time
     assert sum(int(result.max()) == 0 for result in results) >= 1
@@ -77,7 +77,7 @@ def test_another_policy_is_refused_with_an_example(policy: str) -> None:
 
 
 def test_what_is_no_8_bit_rgb_picture_is_refused(tmp_path: Path) -> None:
-    Image.new("L", (40, 40)).save(tmp_path / "grey.png")
+    Image.new("L", (40, 40)).save(tmp_path / "gray.png")
     data = ImageFolder(
         root=str(tmp_path),
         image_size=32,

@@ -45,7 +45,7 @@ def distance_between(first: Tensor, second: Tensor) -> float:
 
 
 def ramps(height: int, width: int) -> Tensor:
-    """An image whose first two channels tell the row and the column, six grey levels a pixel."""
+    """An image whose first two channels tell the row and the column, six gray levels a pixel."""
     rows = torch.arange(height)[:, None].expand(height, width)
     cols = torch.arange(width)[None, :].expand(height, width)
     return torch.stack([6 * rows, 6 * cols, 255 - 6 * rows]).to(torch.uint8)
@@ -122,7 +122,7 @@ def test_boxes_follow_torchvisions_random_resized_crop(height, width, scale) -> 
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 200), (200, 20)])
-def test_where_no_attempt_fits_the_largest_centred_crop_is_taken(height, width) -> None:
+def test_where_no_attempt_fits_the_largest_centered_crop_is_taken(height, width) -> None:
     ratio = (3 / 4, 4 / 3)
     boxes, _ = place(Augmentation(scale=(1.0, 1.0), ratio=ratio), 5, height, width)
     expected = RandomResizedCrop.get_params(torch.empty(3, height, width), [1.0, 1.0], list(ratio))
@@ -184,7 +184,7 @@ def test_which_images_are_erased_does_not_follow_from_which_are_mirrored() -> No
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_evaluation_crop_equals_torchvisions_resize_and_centre_crop(interpolation) -> None:
+def test_evaluation_crop_equals_torchvisions_resize_and_center_crop(interpolation) -> None:
     """MAE, SimMIM and DDMIM use it: the long side is cut to whole pixels, not rounded."""
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(20, 160, (150, 2), generator=generator).tolist()
@@ -196,7 +196,7 @@ def test_evaluation_crop_equals_torchvisions_resize_and_centre_crop(interpolatio
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_evaluation_crop_of_a_photo_is_torchvisions_of_pil_but_for_a_grey_level(interpolation) -> None:
+def test_evaluation_crop_of_a_photo_is_torchvisions_of_pil_but_for_a_gray_level(interpolation) -> None:
     rows, cols = torch.meshgrid(torch.linspace(0, 9, 99), torch.linspace(0, 7, 131), indexing="ij")
     waves = torch.stack([rows.sin() * cols.cos(), cols.sin(), (rows + cols).cos()])
     photo = (127.5 + 127 * waves).byte()

@@ -48,7 +48,7 @@ def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """Colours a JPEG keeps: each channel a ramp of its own direction."""
+    """Colors a JPEG keeps: each channel a ramp of its own direction."""
     rows, cols = np.mgrid[0:height, 0:width]
     ramps = [255 * rows / height, 255 * cols / width, 255 - 255 * rows / height]
     return np.stack(ramps, axis=2).astype(np.uint8)
@@ -78,7 +78,7 @@ def test_lossless_files_keep_every_pixel(save: Callable[..., str], name: str) ->
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_keeps_colours_and_places(save: Callable[..., str], progressive: bool) -> None:
+def test_a_jpeg_keeps_colors_and_places(save: Callable[..., str], progressive: bool) -> None:
     pixels = smooth(37, 50)
     image = decode_image(save(Image.fromarray(pixels), "a.jpg", quality=100, subsampling=0, progressive=progressive))
     assert (image.int() - torch.from_numpy(pixels).permute(2, 0, 1).int()).abs().max() <= 4
@@ -115,9 +115,9 @@ def test_cmyk_jpeg_becomes_rgb(save: Callable[..., str], ink: tuple[int, ...], r
     assert (decode_image(path).int() - torch.tensor(rgb)[:, None, None]).abs().max() <= 8
 
 
-def test_grey_and_bilevel_files_fill_three_channels(save: Callable[..., str]) -> None:
-    grey = Image.fromarray(np.array([[0, 7, 255]], dtype=np.uint8))
-    assert colors(save(grey, "grey.png")) == [(0, 0, 0), (7, 7, 7), (255, 255, 255)]
+def test_gray_and_bilevel_files_fill_three_channels(save: Callable[..., str]) -> None:
+    gray = Image.fromarray(np.array([[0, 7, 255]], dtype=np.uint8))
+    assert colors(save(gray, "gray.png")) == [(0, 0, 0), (7, 7, 7), (255, 255, 255)]
     bilevel = Image.fromarray(np.array([[True, False]]))
     assert bilevel.mode == "1"
     assert colors(save(bilevel, "bilevel.png")) == [(255, 255, 255), (0, 0, 0)]
@@ -133,8 +133,8 @@ def test_a_palette_is_looked_up(save: Callable[..., str]) -> None:
 def test_transparency_shows_white(save: Callable[..., str]) -> None:
     rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 128], [255, 0, 0, 0]]], dtype=np.uint8)
     assert colors(save(Image.fromarray(rgba), "rgba.png")) == [(255, 0, 0), (255, 127, 127), (255, 255, 255)]
-    grey_alpha = Image.merge("LA", [Image.new("L", (1, 1), 40), Image.new("L", (1, 1), 0)])
-    assert colors(save(grey_alpha, "la.png")) == [(255, 255, 255)]
+    gray_alpha = Image.merge("LA", [Image.new("L", (1, 1), 40), Image.new("L", (1, 1), 0)])
+    assert colors(save(gray_alpha, "la.png")) == [(255, 255, 255)]
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.gif"])
@@ -145,7 +145,7 @@ def test_the_transparent_palette_entry_shows_white(save: Callable[..., str], nam
     assert colors(save(image, name, transparency=0)) == [(255, 255, 255), (200, 100, 50)]
 
 
-def test_the_transparent_colour_of_a_png_shows_white(save: Callable[..., str]) -> None:
+def test_the_transparent_color_of_a_png_shows_white(save: Callable[..., str]) -> None:
     image = Image.new("RGB", (2, 1), (9, 8, 7))
     image.putpixel((1, 0), (1, 2, 3))
     assert colors(save(image, "a.png", transparency=(9, 8, 7))) == [(255, 255, 255), (1, 2, 3)]
@@ -366,8 +366,8 @@ def test_a_float_tiff_is_read_where_its_white_is_known(save: Callable[..., str])
 
 
 def test_one_channel_of_a_picture_is_its_luma(save: Callable[..., str]) -> None:
-    grey = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
-    assert ImageDecoder(channels=1).read(save(Image.fromarray(grey), "grey.png")).tolist() == [grey.tolist()]
+    gray = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
+    assert ImageDecoder(channels=1).read(save(Image.fromarray(gray), "gray.png")).tolist() == [gray.tolist()]
     red = ImageDecoder(channels=1).read(save(Image.new("RGB", (2, 2), (255, 0, 0)), "red.png"))
     assert set(red.flatten().tolist()) == {76}  # 0.299 x 255
 
@@ -408,7 +408,7 @@ def test_a_png_of_endless_text_is_refused(save: Callable[..., str]) -> None:
         decode_image(save(Image.new("RGB", (2, 2)), "bomb.png", pnginfo=text))
 
 
-def test_a_broken_colour_profile_is_ignored(save: Callable[..., str]) -> None:
+def test_a_broken_color_profile_is_ignored(save: Callable[..., str]) -> None:
     assert colors(save(Image.new("RGB", (1, 1), (9, 8, 7)), "a.png", icc_profile=b"no profile")) == [(9, 8, 7)]
 
 

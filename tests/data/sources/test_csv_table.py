@@ -38,7 +38,7 @@ def test_columns_are_found_by_name_and_quotes_keep_commas(folder: Path) -> None:
     assert samples.labels.tolist() == [1, 0, 1]
 
 
-def test_a_test_table_without_labels_is_taken_unlabelled(folder: Path) -> None:
+def test_a_test_table_without_labels_is_taken_unlabeled(folder: Path) -> None:
     (folder / "test.csv").write_text("id\nc3\n")
     data = make(folder, "id,breed\na1,pug\nc3,cat\n", test=str(folder / "test.csv"))
     assert data.dataset("test").labels.tolist() == [-1]
@@ -47,7 +47,7 @@ def test_a_test_table_without_labels_is_taken_unlabelled(folder: Path) -> None:
 def test_other_delimiters_and_no_labels(folder: Path) -> None:
     samples = make(folder, "id;x\na1;0\nb,2;1\n", delimiter=";", label_column=None).dataset("train")
     assert [Path(path).name for path in samples.paths] == ["a1.jpg", "b,2.jpg"]
-    assert not samples.is_labelled
+    assert not samples.is_labeled
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_labels_may_be_left_out_even_behind_a_comma(folder: Path) -> None:
     samples = make(folder, "\n".join(NAMES)).dataset("train")
     assert [Path(path).name for path in samples.paths] == [Path(name).name for name in NAMES]
     assert samples.labels.tolist() == [-1] * 6
-    assert not samples.is_labelled
+    assert not samples.is_labeled
 
 
 def test_what_is_no_line_is_skipped(folder: Path) -> None:

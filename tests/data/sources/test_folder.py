@@ -85,7 +85,7 @@ def test_other_names_of_splits_are_known(fill: Callable[..., Path], names: tuple
         assert files(folder, split, root) == [f"{name}/{split}.png"]
 
 
-def test_flat_folder_is_unlabelled_and_keeps_odd_names(fill: Callable[..., Path]) -> None:
+def test_flat_folder_is_unlabeled_and_keeps_odd_names(fill: Callable[..., Path]) -> None:
     names = ["IMG 1,2.JPG", "a\nb.png", "ß 図.webp", "é'\".tiff"]
     root = fill(*reversed(names))
     folder = open_folder(root, **WHOLE)
@@ -95,11 +95,11 @@ def test_flat_folder_is_unlabelled_and_keeps_odd_names(fill: Callable[..., Path]
     assert folder.dataset("train").read([SampleKey(0, 2)], lambda image, key: image).image.float().mean() == 85
 
 
-def test_nested_folders_are_unlabelled_and_read_whole(fill: Callable[..., Path]) -> None:
+def test_nested_folders_are_unlabeled_and_read_whole(fill: Callable[..., Path]) -> None:
     root = fill("b/c/d/1.png", "b/1.png", "a/2.png", "0.png")
     folder = open_folder(root, **WHOLE)
     assert files(folder, "train", root) == ["0.png", "a/2.png", "b/1.png", "b/c/d/1.png"]
-    assert not folder.dataset("train").is_labelled
+    assert not folder.dataset("train").is_labeled
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_labels_follow_the_rule(
 ) -> None:
     folder = open_folder(fill(*names), labels=labels, **WHOLE)
     assert folder.class_names == classes
-    assert folder.dataset("train").is_labelled == bool(classes)
+    assert folder.dataset("train").is_labeled == bool(classes)
     assert len(folder.dataset("train")) == len(names)
 
 
@@ -157,10 +157,10 @@ def test_test_images_depend_on_split_seed_alone(fill: Callable[..., Path]) -> No
     assert files(open_folder(root, split_seed=7), "test", root) != test
 
 
-def test_a_test_folder_without_classes_is_unlabelled(fill: Callable[..., Path]) -> None:
+def test_a_test_folder_without_classes_is_unlabeled(fill: Callable[..., Path]) -> None:
     folder = open_folder(fill("train/a/1.png", "train/b/1.png", "test/1.png", "val/a/1.png", "val/b/1.png"))
-    assert folder.dataset("train").is_labelled
-    assert folder.dataset("val").is_labelled
+    assert folder.dataset("train").is_labeled
+    assert folder.dataset("val").is_labeled
     assert folder.dataset("test").labels.tolist() == [-1]
 
 
@@ -237,7 +237,7 @@ def test_an_image_outside_the_class_folders_is_named(fill: Callable[..., Path]) 
     root = fill("train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png", "val/stray.png")
     with pytest.raises(ValueError, match=r"val/stray\.png lies in no class folder of .*val"):
         open_folder(root, **WHOLE).dataset("val")
-    assert not open_folder(root / "val", **WHOLE).dataset("train").is_labelled
+    assert not open_folder(root / "val", **WHOLE).dataset("train").is_labeled
     with pytest.raises(ValueError, match=r"val/stray\.png lies in no class folder"):
         open_folder(root / "val", labels="folders", **WHOLE).dataset("train")
     fill("test/1.png")

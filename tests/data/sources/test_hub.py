@@ -20,16 +20,16 @@ def _stay_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     datasets.disable_progress_bars()
 
 
-def png(grey: int) -> bytes:
+def png(gray: int) -> bytes:
     written = io.BytesIO()
-    Image.new("RGB", (8, 8), (grey, grey, grey)).save(written, "png")
+    Image.new("RGB", (8, 8), (gray, gray, gray)).save(written, "png")
     return written.getvalue()
 
 
-def save(folder: Path, split: str, greys: list[int], **columns: Any) -> None:
+def save(folder: Path, split: str, grays: list[int], **columns: Any) -> None:
     folder.mkdir(exist_ok=True)
     features = datasets.Features({"img": datasets.Image()} | {name: feature for name, (feature, _) in columns.items()})
-    rows = {"img": [{"bytes": png(grey), "path": f"{grey}.png"} for grey in greys]}
+    rows = {"img": [{"bytes": png(gray), "path": f"{gray}.png"} for gray in grays]}
     rows |= {name: values for name, (_, values) in columns.items()}
     datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
 
@@ -45,7 +45,7 @@ def make(root: Path, **changes: Any) -> Hub:
     return Hub(root=str(root), **settings | changes)
 
 
-def greys(data: Hub, split: Any) -> list[int]:
+def grays(data: Hub, split: Any) -> list[int]:
     samples = data.dataset(split)
     keys = [SampleKey(0, index) for index in range(len(samples))]
     return samples.read(keys, lambda image, key: image).image[:, 0, 0, 0].tolist()
@@ -62,7 +62,7 @@ def test_columns_and_classes_are_found_by_their_types(tmp_path: Path) -> None:
     save(root, "test", [60, 70], other=(datasets.Value("int64"), [9, 9]), kind=(PETS, [1, 0]))
     data = make(root)
     assert data.class_names == ("cat", "dog")
-    assert [greys(data, split) for split in ("train", "val", "test")] == [[10, 20, 30, 40], [50], [60, 70]]
+    assert [grays(data, split) for split in ("train", "val", "test")] == [[10, 20, 30, 40], [50], [60, 70]]
     assert data.dataset("train").labels.tolist() == [0, 1, 1, 0]
     assert data.dataset("test").labels.tolist() == [1, 0]
 
@@ -72,21 +72,21 @@ def test_a_folder_may_be_called_like_a_format(tmp_path: Path, monkeypatch: pytes
     save(tmp_path / "parquet", "train", [10, 20, 30], kind=(PETS, [0, 1, 1]))
     save(tmp_path, "train", [90], kind=(PETS, [0]))  # beside it, not of it
     data = make(Path("parquet"), val_fraction=0.0, test_fraction=0.0)
-    assert greys(data, "train") == [10, 20, 30]
+    assert grays(data, "train") == [10, 20, 30]
 
 
 def test_a_missing_split_is_held_out_evenly_and_once(tmp_path: Path) -> None:
     root = tmp_path / "pets"
     save(root, "train", list(range(0, 200, 10)), kind=(PETS, [0, 1] * 10))
     data = make(root, val_fraction=0.2, test_fraction=0.3)
-    parts = [greys(data, split) for split in ("train", "val", "test")]
+    parts = [grays(data, split) for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [10, 4, 6]
-    assert sorted(grey for part in parts for grey in part) == list(range(0, 200, 10))
+    assert sorted(gray for part in parts for gray in part) == list(range(0, 200, 10))
     assert data.dataset("test").labels.sum() == 3
-    assert greys(make(root, val_fraction=0.4, test_fraction=0.3, seed=5), "test") == parts[2]
+    assert grays(make(root, val_fraction=0.4, test_fraction=0.3, seed=5), "test") == parts[2]
 
 
-def test_a_table_without_labels_is_unlabelled_and_usual_names_will_do(tmp_path: Path) -> None:
+def test_a_table_without_labels_is_unlabeled_and_usual_names_will_do(tmp_path: Path) -> None:
     save(tmp_path / "plain", "train", [1, 2, 3], caption=(datasets.Value("string"), ["a", "b", "c"]))
     assert make(tmp_path / "plain").dataset("train").class_names == ()
     save(tmp_path / "named", "train", [1, 2, 3, 4, 5, 6], label=(datasets.Value("int64"), [0, 2, 1, 0, 1, 2]))

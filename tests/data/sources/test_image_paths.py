@@ -52,7 +52,7 @@ def test_images_in_class_folders_have_their_labels(
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (20, 20)).save(tmp_path / name)
-    found = {Path(path).name: label for path, label in _labelled(point_at(tmp_path))}
+    found = {Path(path).name: label for path, label in _labeled(point_at(tmp_path))}
     assert point_at(tmp_path).dataset("test").class_names == classes
     assert found == {Path(name).name: label for name, label in zip(names, labels, strict=True)}
 
@@ -62,10 +62,10 @@ def test_a_list_with_labels_keeps_them(folder: Path) -> None:
     listed.write_text("three.png, b\ntest/cat/one.png, a\n")
     data = point_at(listed)
     names = data.dataset("test").class_names
-    assert {Path(path).name: names[label] for path, label in _labelled(data)} == {"three.png": "b", "one.png": "a"}
+    assert {Path(path).name: names[label] for path, label in _labeled(data)} == {"three.png": "b", "one.png": "a"}
 
 
-def _labelled(data: ImagePaths) -> list[tuple[str, int]]:
+def _labeled(data: ImagePaths) -> list[tuple[str, int]]:
     dataset = data.dataset("test")
     return list(zip(dataset.paths, dataset.labels.tolist(), strict=True))
 

@@ -12,15 +12,15 @@ from unmask.data.splits import hold_out_per_class
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three classes of 4 training and 2 validation images, each of a grey of its own."""
-    grey = 0
+    """Three classes of 4 training and 2 validation images, each of a gray of its own."""
+    gray = 0
     for split, count in (("train", 4), ("val", 2)):
         for wnid in ("n02", "n01", "n03"):
             folder = tmp_path / split / wnid
             folder.mkdir(parents=True)
             for number in range(count):
-                Image.new("RGB", (40, 40), (grey, grey, grey)).save(folder / f"{wnid}_{number}.png")
-                grey += 5
+                Image.new("RGB", (40, 40), (gray, gray, gray)).save(folder / f"{wnid}_{number}.png")
+                gray += 5
     return tmp_path
 
 

@@ -141,7 +141,7 @@ def test_meta_is_found_where_torchvision_and_bolts_put_it(
     assert len(make(root).dataset("test")) == 6  # the file is no image
 
 
-def test_validation_images_without_class_folders_are_labelled_by_meta(
+def test_validation_images_without_class_folders_are_labeled_by_meta(
     root: Path, make: Callable[..., ImageNet], devkit: Devkit
 ) -> None:
     extract_archives(root)

@@ -26,14 +26,14 @@ SIZES = {"n03": 9, "n01": 5, "n02": 12}
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Three classes of 5 to 12 training and 2 validation images, and the meta file in both, as bolts wants it."""
-    grey = 0
+    gray = 0
     for split in ("train", "val"):
         for wnid, count in SIZES.items():
             folder = tmp_path / split / wnid
             folder.mkdir(parents=True)
             for number in range(count if split == "train" else 2):
-                Image.new("RGB", (8, 8), (grey, grey, grey)).save(folder / f"{wnid}_{number}.JPEG", format="JPEG")
-                grey += 5
+                Image.new("RGB", (8, 8), (gray, gray, gray)).save(folder / f"{wnid}_{number}.JPEG", format="JPEG")
+                gray += 5
         torch.save(({wnid: (wnid,) for wnid in SIZES}, []), tmp_path / split / "meta.bin")
     return tmp_path
 
@@ -66,8 +66,8 @@ def test_images_are_served_as_by_every_source(make: Make) -> None:
     finished = data.to_model_input(batch, augmented=False)
     for image, label, path in zip(finished.image, finished.label, data.dataset("test").paths, strict=False):
         assert data.class_names[label] == Path(path).parent.name
-        grey = Image.open(path).getpixel((0, 0))[0]
-        assert (image - (grey / 127.5 - 1)).abs().max() < 1e-6
+        gray = Image.open(path).getpixel((0, 0))[0]
+        assert (image - (gray / 127.5 - 1)).abs().max() < 1e-6
     assert b"pl_bolts" not in pickle.dumps(data.test_dataloader().dataset)  # a worker started anew needs none of it
 
 

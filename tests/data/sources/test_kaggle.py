@@ -65,14 +65,14 @@ def test_only_what_is_extracted_now_is_said_to_be(competition: Path, caplog: pyt
     assert "extracted" not in caplog.text
 
 
-def test_unlabelled_test_images_are_no_test_split(competition: Path) -> None:
+def test_unlabeled_test_images_are_no_test_split(competition: Path) -> None:
     data = make(competition)
     parts = {split: set(data.dataset(split).paths) for split in ("train", "val", "test")}
     assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 7
     assert not any("test/t" in path for part in parts.values() for path in part)
 
 
-def test_a_labelled_test_folder_is_the_test_split(competition: Path) -> None:
+def test_a_labeled_test_folder_is_the_test_split(competition: Path) -> None:
     with (competition / "labels.csv").open("a") as table:
         table.write("t0,pug\nt1.png,collie\n")
     samples = make(competition).dataset("test")
@@ -170,9 +170,9 @@ def breeds(tmp_path: Path) -> Path:
 
 
 def test_the_parts_are_disjoint_and_the_same_in_every_run(breeds: Path) -> None:
-    shared = {"num_labelled": 8, "val_fraction": 2, "test_fraction": 10}
-    pre_training = make(breeds, part="unlabelled", **shared)
-    classifier = make(breeds, part="labelled", seed=5, **shared)
+    shared = {"num_labeled": 8, "val_fraction": 2, "test_fraction": 10}
+    pre_training = make(breeds, part="unlabeled", **shared)
+    classifier = make(breeds, part="labeled", seed=5, **shared)
     parts = [set(pre_training.dataset("train").paths)]
     parts += [set(classifier.dataset(split).paths) for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [20, 8, 2, 10]
@@ -190,9 +190,9 @@ def test_the_parts_are_disjoint_and_the_same_in_every_run(breeds: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"part": "labelled"}, "data.part=labelled and data.num_labelled=0 do not go together"),
-        ({"num_labelled": 5}, "data.part=all and data.num_labelled=5 do not go together"),
-        ({"part": "labelled", "num_labelled": 24}, "data.num_labelled=24 of 24 training images leaves one part empty"),
+        ({"part": "labeled"}, "data.part=labeled and data.num_labeled=0 do not go together"),
+        ({"num_labeled": 5}, "data.part=all and data.num_labeled=5 do not go together"),
+        ({"part": "labeled", "num_labeled": 24}, "data.num_labeled=24 of 24 training images leaves one part empty"),
         ({"test_fraction": 39, "val_fraction": 1}, "has too few images (40) to hold out 39 for test and 1 for val"),
         ({"test_fraction": 2.5}, "or whole numbers of images, got 0.2 and 2.5"),
     ],

@@ -73,7 +73,7 @@ def test_palette_and_one_bit_masks_give_their_numbers(tmp_path) -> None:
     for name in ("a", "b"):
         save(tmp_path / "images" / f"{name}.jpg", mode="RGB")
     palette = Image.new("L", (8, 8), 3)
-    palette.putpalette([200, 100, 0] * 8)  # colours tell nothing of classes
+    palette.putpalette([200, 100, 0] * 8)  # colors tell nothing of classes
     (tmp_path / "masks").mkdir()
     palette.save(tmp_path / "masks" / "a.png")
     save(tmp_path / "masks" / "b.png", mode="1", color=1)
@@ -117,7 +117,7 @@ def _cut_mask(path):
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (_color_mask, "mode RGB, not grey or palette"),
+        (_color_mask, "mode RGB, not gray or palette"),
         (_jpeg_mask, "not a PNG file"),
         (_cut_mask, "cannot be read"),
     ],

@@ -25,7 +25,7 @@ def make(tmp_path: Path, data_settings):
     return build
 
 
-def greys(data: Shards, split: Any) -> list[int]:
+def grays(data: Shards, split: Any) -> list[int]:
     samples = data.dataset(split)
     keys = [SampleKey(0, index) for index in range(len(samples))]
     return samples.read(keys, lambda image, key: image).image[:, 0, 0, 0].tolist()
@@ -38,33 +38,33 @@ def npy(pixels: np.ndarray) -> bytes:
 
 
 @pytest.fixture
-def pets(tmp_path: Path, write_shard, grey_image) -> Path:
+def pets(tmp_path: Path, write_shard, gray_image) -> Path:
     """Two training shards of three images and one of two to test on; labels are 0 and 1 in turn."""
     root = tmp_path / "pets"
     for name, first, count in (("train-0", 10, 3), ("train-1", 40, 3), ("test-0", 90, 2)):
         members: dict[str, bytes | str] = {}
         for place in range(count):
-            members |= {f"{place}.png": grey_image(first + 10 * place), f"{place}.cls": str(place % 2)}
+            members |= {f"{place}.png": gray_image(first + 10 * place), f"{place}.cls": str(place % 2)}
         write_shard(root / f"{name}.tar", members)
     return root
 
 
 def test_samples_stand_in_the_order_of_shards_and_members(make, pets: Path) -> None:
     data = make(pets, val_fraction=0.0)
-    assert greys(data, "train") == [10, 20, 30, 40, 50, 60]
+    assert grays(data, "train") == [10, 20, 30, 40, 50, 60]
     assert data.dataset("train").labels.tolist() == [0, 1, 0, 0, 1, 0]
     assert data.class_names == ("0", "1")
-    assert greys(data, "test") == [90, 100]
+    assert grays(data, "test") == [90, 100]
     turned = make(pets, train=["train-1.tar", "train-0.tar"], val="test-{0..0}.tar", test_fraction=0.0)
-    assert greys(turned, "train") == [40, 50, 60, 10, 20, 30]
-    assert greys(turned, "val") == [90, 100]
+    assert grays(turned, "train") == [40, 50, 60, 10, 20, 30]
+    assert grays(turned, "val") == [90, 100]
 
 
 def test_a_missing_split_is_held_out(make, pets: Path) -> None:
     data = make(pets, val_fraction=0.3)
-    assert sorted(greys(data, "train") + greys(data, "val")) == [10, 20, 30, 40, 50, 60]
+    assert sorted(grays(data, "train") + grays(data, "val")) == [10, 20, 30, 40, 50, 60]
     assert len(data.dataset("val")) == 2
-    assert greys(data, "test") == [90, 100]
+    assert grays(data, "test") == [90, 100]
     with pytest.raises(
         ValueError, match=r"no val split beside it and data.val_fraction=0; .* name its shards by data.val"
     ):
@@ -96,7 +96,7 @@ def test_raw_pixels_are_read_as_they_are(make, tmp_path: Path, write_shard) -> N
     samples = make(tmp_path / "raw").read_split("train")
     batch = samples.read([SampleKey(0, 1), SampleKey(0, 0)], lambda image, key: image)
     assert torch.equal(batch.image, torch.from_numpy(pixels[[1, 0]]).permute(0, 3, 1, 2))
-    assert not samples.is_labelled
+    assert not samples.is_labeled
     samples.read([SampleKey(0, 0)], lambda image, key: image.zero_())  # what is done to an image stays in the process
     stored = (tmp_path / "raw" / "a.tar").read_bytes()
     assert pixels[0].tobytes() in stored
@@ -152,9 +152,9 @@ def test_shards_on_the_web_are_those_on_disk_and_fetched_once(make, pets: Path, 
     settings = {"train": "train-{0..1}.tar", "test": "test-0.tar"}
     near, far = make(pets, **settings), make(served, **settings)
     for split in ("train", "val", "test"):
-        assert greys(far, split) == greys(near, split)
+        assert grays(far, split) == grays(near, split)
     assert sorted(_Quiet.asked) == ["/test-0.tar", "/train-0.tar", "/train-1.tar"]
-    assert greys(make(served, **settings), "train") == greys(near, "train")
+    assert grays(make(served, **settings), "train") == grays(near, "train")
     assert len(_Quiet.asked) == 3
     with pytest.raises(ValueError, match=r"train-2.tar cannot be fetched: 404"):
         make(served, train="train-{0..2}.tar").dataset("train")
@@ -173,25 +173,25 @@ def test_labels_of_two_kinds_are_refused(make, tmp_path: Path, write_shard, memb
         make(tmp_path / "x").dataset("train")
 
 
-def test_shards_with_and_without_labels_are_refused(make, pets: Path, write_shard, grey_image) -> None:
-    write_shard(pets / "train-2.tar", {"a.png": grey_image(5)})
+def test_shards_with_and_without_labels_are_refused(make, pets: Path, write_shard, gray_image) -> None:
+    write_shard(pets / "train-2.tar", {"a.png": gray_image(5)})
     with pytest.raises(ValueError, match=r"train-0.tar has labels and .*train-2.tar has none; give all shards"):
         make(pets).dataset("train")
     assert len(make(pets, label_key="none", val_fraction=0.0).dataset("train")) == 7
 
 
-def test_minus_one_is_no_label(make, tmp_path: Path, write_shard, grey_image) -> None:
-    members = {"a.png": grey_image(1), "a.cls": "-1", "b.png": grey_image(2), "b.cls": "1"}
+def test_minus_one_is_no_label(make, tmp_path: Path, write_shard, gray_image) -> None:
+    members = {"a.png": gray_image(1), "a.cls": "-1", "b.png": gray_image(2), "b.cls": "1"}
     write_shard(tmp_path / "x" / "a.tar", members)
     samples = make(tmp_path / "x").read_split("train")
     assert samples.labels.tolist() == [-1, 1]
-    assert not samples.is_labelled
+    assert not samples.is_labeled
 
 
-def test_a_bad_image_is_named_with_its_member_and_shard(make, tmp_path: Path, write_shard, grey_image) -> None:
+def test_a_bad_image_is_named_with_its_member_and_shard(make, tmp_path: Path, write_shard, gray_image) -> None:
     raw = npy(np.zeros((4, 4, 3), np.uint8))
     members = {
-        "fine.png": grey_image(1),
+        "fine.png": gray_image(1),
         "d/lost.jpg": b"<html>",
         "cut.npy": raw[:-1],
         "odd.npy": npy(np.zeros((2, 2))),

@@ -26,13 +26,13 @@ def _stay_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pets(tmp_path: Path, grey_image) -> Path:
-    """Greys 0 to 22 in three files to train on, 100 to 104 to test on; even greys are cats."""
-    greys = {f"train-{part:05d}-of-00003": range(8 * part, min(8 * part + 8, 23)) for part in range(3)}
-    for name, values in (greys | {"test-00000-of-00001": range(100, 105)}).items():
+def pets(tmp_path: Path, gray_image) -> Path:
+    """Grays 0 to 22 in three files to train on, 100 to 104 to test on; even grays are cats."""
+    grays = {f"train-{part:05d}-of-00003": range(8 * part, min(8 * part + 8, 23)) for part in range(3)}
+    for name, values in (grays | {"test-00000-of-00001": range(100, 105)}).items():
         rows = {
-            "image": [{"bytes": grey_image(grey), "path": f"{grey}.png"} for grey in values],
-            "kind": [grey % 2 for grey in values],
+            "image": [{"bytes": gray_image(gray), "path": f"{gray}.png"} for gray in values],
+            "kind": [gray % 2 for gray in values],
         }
         table = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image(), "kind": KINDS}))
         (tmp_path / "pets").mkdir(exist_ok=True)
@@ -62,7 +62,7 @@ def attach_trainer(data: Hub, *, rank: int = 0, devices: int = 1, epoch: int = 0
     )
 
 
-def greys(batches: Any) -> list[list[int]]:
+def grays(batches: Any) -> list[list[int]]:
     return [batch.image[:, 0, 0, 0].tolist() for batch in batches]
 
 
@@ -73,7 +73,7 @@ def test_an_epoch_is_every_image_once_shuffled_by_seed_and_epoch(make) -> None:
         attach_trainer(data, epoch=epoch)
         (batch,) = data.train_dataloader()
         orders.append(batch.image[:, 0, 0, 0].tolist())
-        assert batch.label.tolist() == [grey % 2 for grey in orders[-1]]
+        assert batch.label.tolist() == [gray % 2 for gray in orders[-1]]
         assert batch.index.tolist() == list(range(23))
         assert batch.epoch.eq(epoch).all()
     assert all(sorted(order) == list(range(23)) for order in orders)
@@ -86,10 +86,10 @@ def test_an_epoch_is_every_image_once_shuffled_by_seed_and_epoch(make) -> None:
 def test_devices_and_workers_share_the_order_of_one_process(make, workers: int) -> None:
     data, shares = make(num_workers=workers), []
     attach_trainer(data, epoch=3)
-    expected = greys(data.train_dataloader())
+    expected = grays(data.train_dataloader())
     for rank in range(2):
         attach_trainer(data, rank=rank, devices=2, epoch=3)
-        shares.append(greys(data.train_dataloader()))
+        shares.append(grays(data.train_dataloader()))
     assert [sorted(first + second) for first, second in zip(*shares, strict=True)] == [sorted(b) for b in expected]
 
 
@@ -99,7 +99,7 @@ def test_an_interrupted_epoch_goes_on_where_it_stopped(make) -> None:
     uninterrupted = list(data.train_dataloader())
     attach_trainer(data, epoch=2, done=3)
     resumed = list(data.train_dataloader())
-    assert greys(resumed) == greys(uninterrupted[3:])
+    assert grays(resumed) == grays(uninterrupted[3:])
     assert [batch.index.tolist() for batch in resumed] == [batch.index.tolist() for batch in uninterrupted[3:]]
 
 
@@ -109,7 +109,7 @@ def test_evaluation_reads_the_stored_order_once(make, devices: int) -> None:
     for rank in range(devices):
         attach_trainer(data, rank=rank, devices=devices, epoch=7, done=1)
         counted = [batch for batch in data.test_dataloader() if (batch.epoch != FILLER_EPOCH).all()]
-        served += [grey for batch in greys(counted) for grey in batch]
+        served += [gray for batch in grays(counted) for gray in batch]
     assert sorted(served) == list(range(100, 105))
     if devices == 1:
         assert served == sorted(served)
@@ -147,7 +147,7 @@ def test_what_a_stream_cannot_give_is_refused(make) -> None:
 
 
 def test_one_split_for_two_uses_is_said(make, caplog) -> None:
-    assert make().dataset("val").is_labelled
+    assert make().dataset("val").is_labeled
     assert "what is chosen on val is chosen on the test images" in caplog.text
 
 
@@ -158,7 +158,7 @@ def test_the_number_of_images_is_taken_from_the_data_set_where_it_says(make, pet
     )
     data = make(num_images=None)
     assert len(data.dataset("train")) == 23
-    assert not data.dataset("train").is_labelled  # a stream does not tell how many classes numbers without names are
+    assert not data.dataset("train").is_labeled  # a stream does not tell how many classes numbers without names are
 
 
 def test_keys_bring_their_rows_to_workers() -> None:

@@ -31,7 +31,7 @@ def make_keys(count: int) -> Tensor:
 
 
 def nearest_mean_accuracy(features: Tensor, labels: Tensor) -> float:
-    """Fits standardised class means on the first half and classifies the second."""
+    """Fits standardized class means on the first half and classifies the second."""
     half = len(labels) // 2
     features = (features - features[:half].mean(0)) / features[:half].std(0)
     means = torch.stack([features[:half][labels[:half] == label].mean(0) for label in range(len(CLASS_NAMES))])
@@ -85,7 +85,7 @@ def test_classes_are_balanced_in_every_split() -> None:
 
 
 @pytest.mark.parametrize("difficulty", ["easy", "hard"])
-def test_colours_do_not_tell_the_class(difficulty: str) -> None:
+def test_colors_do_not_tell_the_class(difficulty: str) -> None:
     samples = make_data(num_train=1000, render_size=20, difficulty=difficulty).load_split("train")
     pixels = samples.images.float().flatten(2)
     levels = torch.quantile(pixels, torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]), dim=2).permute(1, 2, 0).flatten(1)

@@ -12,7 +12,7 @@ STATISTICS = {"pixel_mean": (0.1, 0.5, 0.8), "pixel_std": (0.2, 0.4, 0.7)}
 CLASS_NAMES = ("ant", "bee", "cat", "dog", "elk")
 
 
-@pytest.fixture(params=["vit", "vit with the norm behind the pooling", "swin", "swin v2", "beit", "hiera", "grey vit"])
+@pytest.fixture(params=["vit", "vit with the norm behind the pooling", "swin", "swin v2", "beit", "hiera", "gray vit"])
 def backbone(request: pytest.FixtureRequest, make_vit, make_swin, make_beit, randomize) -> nn.Module:
     make_hiera = request.getfixturevalue("make_hiera")
     make = {
@@ -26,9 +26,9 @@ def backbone(request: pytest.FixtureRequest, make_vit, make_swin, make_beit, ran
         ),
         "beit": partial(make_beit, depth=2, mlp_ratio=2.0),
         "hiera": partial(make_hiera, depths=(1, 1), image_size=(16, 32), drop_path_rate=0.3),
-        "grey vit": partial(make_vit, depth=1, in_channels=1),
+        "gray vit": partial(make_vit, depth=1, in_channels=1),
     }[request.param]
-    count = 1 if request.param == "grey vit" else 3
+    count = 1 if request.param == "gray vit" else 3
     return randomize(make(**{name: values[:count] for name, values in STATISTICS.items()}))
 
 
@@ -68,6 +68,6 @@ def pixels(backbone: Any) -> Tensor:
 
 @pytest.fixture
 def images(pixels: Tensor) -> Tensor:
-    """The pixels, normalised by hand."""
+    """The pixels, normalized by hand."""
     mean, std = (torch.tensor(values[: pixels.shape[1]])[:, None, None] for values in STATISTICS.values())
     return (pixels - mean) / std

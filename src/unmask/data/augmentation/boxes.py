@@ -105,7 +105,7 @@ def first_cut_of_one(attempts: Sequence[Sequence[float]], height: int, width: in
 
 
 def centered(height: int, width: int, ratio: Sequence[float]) -> Box:
-    """The largest centred box whose width / height lies within `ratio`."""
+    """The largest centered box whose width / height lies within `ratio`."""
     box_height, box_width = height, width
     if width / height < ratio[0]:
         box_height = round(width / ratio[0])

@@ -17,17 +17,17 @@ class ColorJitter:
     """Shifts brightness, contrast, saturation and hue of each image by amounts of its own, as SimCLR does (A).
 
     A pixel p of an image with mean luma m becomes `clip(b (c H S p + (1 - c) m))`, b and c the factors of brightness
-    and contrast, S a blend with its luma and H a rotation about the grey axis (in YIQ). Numbers are drawn from torch's
+    and contrast, S a blend with its luma and H a rotation about the gray axis (in YIQ). Numbers are drawn from torch's
     generator.
 
     Differs from torchvision's: one matrix a pixel and a fixed order of the four, and hue turns in YIQ, not in HSV.
 
     Args:
-        pixel_mean, pixel_std: RGB statistics, in 0..1, the images are normalised with.
+        pixel_mean, pixel_std: RGB statistics, in 0..1, the images are normalized with.
         brightness, contrast, saturation: Largest relative change, each factor uniform in 1 - x .. 1 + x; 0 is off.
         hue: Largest turn, in turns, at most 0.5.
         probability: Fraction of images changed so.
-        greyscale: Fraction of images that lose their color.
+        grayscale: Fraction of images that lose their color.
 
     Raises:
         ValueError: A strength or a fraction is out of range, or the images are not RGB.
@@ -43,7 +43,7 @@ class ColorJitter:
         saturation: float = 0.4,
         hue: float = 0.1,
         probability: float = 0.8,
-        greyscale: float = 0.2,
+        grayscale: float = 0.2,
     ) -> None:
         limits = {
             "brightness": 1.0,
@@ -51,9 +51,9 @@ class ColorJitter:
             "saturation": 1.0,
             "hue": 0.5,
             "probability": 1.0,
-            "greyscale": 1.0,
+            "grayscale": 1.0,
         }
-        values = (brightness, contrast, saturation, hue, probability, greyscale)
+        values = (brightness, contrast, saturation, hue, probability, grayscale)
         for (name, limit), value in zip(limits.items(), values, strict=True):
             if not 0.0 <= value <= limit:
                 raise ValueError(f"color jitter's {name} must lie in 0..{limit:g}, got {value}")
@@ -63,10 +63,10 @@ class ColorJitter:
             )
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.probability, self.greyscale = probability, greyscale
+        self.probability, self.grayscale = probability, grayscale
 
     def __call__(self, images: Float[Tensor, "b 3 height width"]) -> Float[Tensor, "b 3 height width"]:
-        """Takes and returns normalised images."""
+        """Takes and returns normalized images."""
         num_rows, own = rows_of_devices(len(images))
         draws = torch.rand(6, num_rows, device=images.device)[:, own]
         changed = draws[4] < self.probability
@@ -74,7 +74,7 @@ class ColorJitter:
         def strength(draw: Tensor, largest: float) -> Tensor:
             return torch.where(changed, (2 * draw - 1) * largest, 0.0)
 
-        saturation = torch.where(draws[5] < self.greyscale, 0.0, 1 + strength(draws[2], self.saturation))
+        saturation = torch.where(draws[5] < self.grayscale, 0.0, 1 + strength(draws[2], self.saturation))
         return self.apply(
             images,
             brightness=1 + strength(draws[0], self.brightness),

@@ -36,7 +36,7 @@ class Augmentation:
     """Random resized crop, horizontal flip, RandAugment and random erasing.
 
     A crop covers a fraction of the image's area drawn uniformly from `scale`, with a log-uniform aspect ratio from
-    `ratio`; ten attempts are made to fit it and the largest centred crop is the fallback, as in torchvision.
+    `ratio`; ten attempts are made to fit it and the largest centered crop is the fallback, as in torchvision.
 
     Args:
         scale: Smallest and largest fraction of the area, in (0, 1].
@@ -45,7 +45,7 @@ class Augmentation:
         hflip_prob: Probability of mirroring left and right.
         rand_augment: timm's policy, such as `rand-m9-mstd0.5-inc1`, of distortions after crop and flip; null is off.
             They are computed on the CPU, image by image.
-        random_erasing_prob: Probability of replacing one box by normal noise, after normalisation (arXiv:1708.04896).
+        random_erasing_prob: Probability of replacing one box by normal noise, after normalization (arXiv:1708.04896).
 
     Raises:
         ValueError: A range is empty or a probability lies outside 0..1.
@@ -124,7 +124,7 @@ class Augmentation:
     def erase_batch(
         self, images: Float[Tensor, "b c height width"], keys: Int[Tensor, " b"]
     ) -> Float[Tensor, "b c height width"]:
-        """Replaces one box by standard normal noise in a fraction `random_erasing_prob` of the normalised images."""
+        """Replaces one box by standard normal noise in a fraction `random_erasing_prob` of the normalized images."""
         if self.random_erasing_prob == 0.0:
             return images
         _, channels, height, width = images.shape
@@ -163,7 +163,7 @@ def resize_and_center_crop(
 ) -> UInt8[Tensor, "*b c new_height new_width"] | Float32[Tensor, "*b c new_height new_width"]:
     """Prepares an image, or a batch of one size, for evaluation.
 
-    It is resized until a centred crop of `size` is `crop_pct` of it along the tighter side. With the usual 0.875 and
+    It is resized until a centered crop of `size` is `crop_pct` of it along the tighter side. With the usual 0.875 and
     224 px the short side becomes 256. As of torchvision's Resize, the other side is cut to whole pixels, not rounded.
 
     Args:

@@ -43,7 +43,7 @@ _UPRIGHT = {  # EXIF 2.32, table of Orientation: how the stored rows and columns
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,  # Pillow turns anticlockwise
+    6: Image.Transpose.ROTATE_270,  # Pillow turns counterclockwise
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
@@ -86,7 +86,7 @@ class ImageDecoder:
     """Reads JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF and numpy files, whatever their names.
 
     As pictures (1 or 3 channels): the image is turned upright by its EXIF orientation; transparency shows the
-    background; grey, palette and CMYK become RGB, or grey by their luma (ITU-R BT.601) with one channel; 16-bit grey is
+    background; gray, palette and CMYK become RGB, or gray by their luma (ITU-R BT.601) with one channel; 16-bit gray is
     divided by 257 and 16-bit color keeps its high byte; of several frames or pages the first is taken. The result is
     uint8.
 
@@ -97,7 +97,7 @@ class ImageDecoder:
 
     Args:
         channels: 1 to 16.
-        pixel_scale: The number in the files that becomes 1 in the network's images before they are normalised; None
+        pixel_scale: The number in the files that becomes 1 in the network's images before they are normalized; None
             takes 255 for uint8, 65535 for uint16 and 1 for float.
         background: What shows through transparency: a name or a code such as "#808080".
         exif: Turn images upright.
@@ -125,7 +125,7 @@ class ImageDecoder:
 
     @property
     def reads_numbers(self) -> bool:
-        """Whether files hold numbers on a scale of their own: other channels than grey or RGB, or a scale is given."""
+        """Whether files hold numbers on a scale of their own: other channels than gray or RGB, or a scale is given."""
         return self.channels not in (1, 3) or self.pixel_scale is not None
 
     @property

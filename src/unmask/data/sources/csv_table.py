@@ -14,8 +14,8 @@ class CSVTable(FileList):
 
     Args:
         path_column: Header of the column that names the files.
-        label_column: Header of the column of labels; None takes the images unlabelled. A table without that column,
-            as of a competition's test images, is unlabelled too.
+        label_column: Header of the column of labels; None takes the images unlabeled. A table without that column,
+            as of a competition's test images, is unlabeled too.
         suffix: Added to each name, such as ".jpg" where the table has identifiers alone.
         delimiter: Between columns.
         lists: See `FileList`: `train`, `val`, `test`, `root`.

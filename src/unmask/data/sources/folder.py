@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from unmask.data.auto_split import AutoSplitDataModule
-from unmask.data.dataset import UNLABELLED, ImageFileDataset
+from unmask.data.dataset import UNLABELED, ImageFileDataset
 from unmask.data.files.decoding import ARRAY_SUFFIXES
 from unmask.data.files.listing import FoundImages, find_images, is_folder, list_visible
 from unmask.data.files.splits import SPLIT_NAMES, Split
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class ImageFolder(AutoSplitDataModule):
-    """Image files below a folder, whose layout is recognised by looking.
+    """Image files below a folder, whose layout is recognized by looking.
 
     Splits: below a folder `train` stand the training images, below `val` (or `valid`, `validation`) and `test` beside
     it those splits. Without `train`, all of `root` is training images. **A split without a folder is held out from the
@@ -29,9 +29,9 @@ class ImageFolder(AutoSplitDataModule):
     `split_seed` alone, so that runs of any seed, and their evaluation, agree on it. A `root` holding nothing but one
     folder stands for that folder.
 
-    Classes: with `labels="auto"`, images are labelled by their folder if every training image lies in exactly one
-    folder below the split and there are two such folders or more; flat and deeper layouts are unlabelled. A `val` or
-    `test` without any folder is then unlabelled too, as competitions hand it out; else it must have the classes of
+    Classes: with `labels="auto"`, images are labeled by their folder if every training image lies in exactly one
+    folder below the split and there are two such folders or more; flat and deeper layouts are unlabeled. A `val` or
+    `test` without any folder is then unlabeled too, as competitions hand it out; else it must have the classes of
     `train`. Nested folders that happen to look like classes do no harm in pre-training.
 
     Hidden files and folders, `__MACOSX` and files that are not named like images are ignored; links are followed.
@@ -74,7 +74,7 @@ class ImageFolder(AutoSplitDataModule):
         classes = self._class_folders
         found = self._found_training_images if split == "train" else self._find_images(self._folders[split])
         if not classes or (self.labels == "auto" and not any(found.subfolders)):
-            labels = torch.full((len(found.paths),), UNLABELLED)
+            labels = torch.full((len(found.paths),), UNLABELED)
             return ImageFileDataset(found.paths, labels, (), decode=self.decoder.read)
         _require_class_folders(found)
         _require_same_classes(found, classes, self._folders["train"])

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from unmask.data.auto_split import AutoSplitDataModule
-from unmask.data.dataset import UNLABELLED, ImageCrop, ImageDataset, RawBatch, SampleKey, gather_images, key_columns
+from unmask.data.dataset import UNLABELED, ImageCrop, ImageDataset, RawBatch, SampleKey, gather_images, key_columns
 from unmask.data.files.decoding import IMAGE_SUFFIXES, BadImageError, ImageDecoder
 from unmask.data.files.pixels import Pixels
 from unmask.data.files.splits import SPLIT_NAMES, Split
@@ -157,7 +157,7 @@ class Hub(AutoSplitDataModule):
         root: A name on the hub, or a folder.
         config_name: Which of several configurations.
         revision: Commit or tag on the hub.
-        image_column, label_column: Names; None finds them. A data set without label column is unlabelled.
+        image_column, label_column: Names; None finds them. A data set without label column is unlabeled.
         train, val, test: What the data set calls the splits; None finds usual names.
         streaming: Read as a stream; every epoch and device reads the whole data set once.
         num_images: Of each split, by the data set's own names, where a streamed data set does not say so itself.
@@ -230,10 +230,10 @@ class Hub(AutoSplitDataModule):
                 decode=partial(decode_cell, self.decoder, OwnFiles(self.root)),
                 name=name,
             )
-        labels = torch.full((len(table),), UNLABELLED)
+        labels = torch.full((len(table),), UNLABELED)
         if label_column is not None:
-            labels = torch.tensor([UNLABELLED if label is None else label for label in table[label_column]])
-            labels = labels.clamp(min=UNLABELLED)
+            labels = torch.tensor([UNLABELED if label is None else label for label in table[label_column]])
+            labels = labels.clamp(min=UNLABELED)
         names = declared or tuple(map(str, range(int(labels.max()) + 1)))
         class_names = names if (labels >= 0).any() else ()
         return HubDataset(

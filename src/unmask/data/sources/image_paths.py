@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unmask.data.datamodule import ImageDataModule
-from unmask.data.dataset import UNLABELLED, ImageFileDataset
+from unmask.data.dataset import UNLABELED, ImageFileDataset
 from unmask.data.files.listing import find_images
 from unmask.data.files.paths import PathList
 from unmask.data.files.splits import SPLIT_NAMES, Split
@@ -21,7 +21,7 @@ _SPLIT_FOLDERS = {name for names in SPLIT_NAMES.values() for name in names}
 class ImagePaths(ImageDataModule):
     """One image, all images below a folder, or those a text file lists; they are the test split.
 
-    Images are labelled where each lies in exactly one of several folders that are not named like splits, and where a
+    Images are labeled where each lies in exactly one of several folders that are not named like splits, and where a
     list gives labels; others have none.
 
     Args:
@@ -48,7 +48,7 @@ class ImagePaths(ImageDataModule):
             return self._below_folder()
         if self.image.suffix.lower() in _LIST_SUFFIXES:
             return FileList(train=str(self.image), **self.shared).read_split("train")
-        return self._dataset(PathList([str(self.image)]), torch.tensor([UNLABELLED]), ())
+        return self._dataset(PathList([str(self.image)]), torch.tensor([UNLABELED]), ())
 
     def _below_folder(self) -> ImageFileDataset:
         found = find_images(self.image, self.decoder.suffixes)
@@ -56,7 +56,7 @@ class ImagePaths(ImageDataModule):
             raise ValueError(f"no image below {self.image}; name a folder of images")
         classes = found.class_folders
         if not classes or {name.lower() for name in classes} <= _SPLIT_FOLDERS:
-            return self._dataset(found.paths, torch.full((len(found.paths),), UNLABELLED), ())
+            return self._dataset(found.paths, torch.full((len(found.paths),), UNLABELED), ())
         return self._dataset(found.paths, found.labels(classes), classes)
 
     def _dataset(self, paths: PathList, labels: Int[Tensor, " n"], classes: tuple[str, ...]) -> ImageFileDataset:

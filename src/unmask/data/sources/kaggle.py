@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from unmask.data.dataset import UNLABELLED, ImageDataset, ImageFileDataset
+from unmask.data.dataset import UNLABELED, ImageDataset, ImageFileDataset
 from unmask.data.files.archives import unpack_zip
 from unmask.data.files.splits import Split
 from unmask.data.labels import number_labels
 from unmask.data.sources.folder import ImageFolder
 from unmask.data.splits import hold_out
 
-Part = Literal["all", "labelled", "unlabelled"]
+Part = Literal["all", "labeled", "unlabeled"]
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class Kaggle(ImageFolder):
 
     Archives are extracted beside themselves, once: `train.zip` to `train/`. Labels come from a table `id, label` where
     there is one, its identifiers being names of files with or without their ending; else from class folders, as
-    `ImageFolder` reads them. Images the table does not name are unlabelled. A folder `test` without any label, as
+    `ImageFolder` reads them. Images the table does not name are unlabeled. A folder `test` without any label, as
     competitions hand it out, is not the test split: that is then held out from the training images.
 
     Args:
@@ -35,13 +35,13 @@ class Kaggle(ImageFolder):
             credentials; only without `root`.
         table: Name of the table in the folder; without such a file, class folders are the labels.
         id_column, label_column: Headers; None takes the first and the second column.
-        part: Of the training images: "all"; "labelled": `num_labelled` of them, evenly over the classes; "unlabelled":
+        part: Of the training images: "all"; "labeled": `num_labeled` of them, evenly over the classes; "unlabeled":
             the others, their labels taken off. One run pre-trains on one part, another learns labels on the other.
-        num_labelled: Size of the labelled part; unused with `part="all"`.
+        num_labeled: Size of the labeled part; unused with `part="all"`.
         shared: See `ImageFolder`.
 
     Raises:
-        ValueError: Neither or both of `root` and `slug` are given, `part` and `num_labelled` do not fit, kagglehub is
+        ValueError: Neither or both of `root` and `slug` are given, `part` and `num_labeled` do not fit, kagglehub is
             not installed, an archive is unsafe (`unpack_zip`), or the table has no such column, or names no image that
             is there.
     """
@@ -55,37 +55,37 @@ class Kaggle(ImageFolder):
         id_column: str | None = None,
         label_column: str | None = None,
         part: Part = "all",
-        num_labelled: int = 0,
+        num_labeled: int = 0,
         **shared: Any,
     ) -> None:
         if part not in get_args(Part):
-            raise ValueError(f"data.part must be 'all', 'labelled' or 'unlabelled', got {part!r}")
-        if (part == "all") != (num_labelled == 0) or num_labelled < 0:
+            raise ValueError(f"data.part must be 'all', 'labeled' or 'unlabeled', got {part!r}")
+        if (part == "all") != (num_labeled == 0) or num_labeled < 0:
             raise ValueError(
-                f"data.part={part} and data.num_labelled={num_labelled} do not go together; name a part and how many "
-                "images the labelled one has, or neither"
+                f"data.part={part} and data.num_labeled={num_labeled} do not go together; name a part and how many "
+                "images the labeled one has, or neither"
             )
         if (root is None) == (slug is None):
             raise ValueError("data=kaggle takes data.root, what was downloaded, or data.slug=OWNER/NAME; give one")
         place = _download(slug) if slug is not None else Path(str(root)).expanduser()
         super().__init__(root=str(_unpacked(place)), **shared)
         self.table, self.id_column, self.label_column = self.root / table, id_column, label_column
-        self.part, self.num_labelled = part, num_labelled
+        self.part, self.num_labeled = part, num_labeled
 
     def load_split(self, split: Split) -> ImageDataset:
         dataset = super().load_split(split)
         if split != "train" or self.part == "all":
             return dataset
-        if not 0 < self.num_labelled < len(dataset):
+        if not 0 < self.num_labeled < len(dataset):
             raise ValueError(
-                f"data.num_labelled={self.num_labelled} of {len(dataset)} training images leaves one part empty; "
+                f"data.num_labeled={self.num_labeled} of {len(dataset)} training images leaves one part empty; "
                 f"set it below {len(dataset)}"
             )
-        rest, labelled = hold_out(dataset.labels, self.num_labelled, seed=self.split_seed)
-        kept = dataset.subset(labelled if self.part == "labelled" else rest)
+        rest, labeled = hold_out(dataset.labels, self.num_labeled, seed=self.split_seed)
+        kept = dataset.subset(labeled if self.part == "labeled" else rest)
         _log.info("of them the %s part: %d images", self.part, len(kept))
-        if self.part == "unlabelled":
-            kept.labels, kept.class_names = torch.full_like(kept.labels, UNLABELLED), ()
+        if self.part == "unlabeled":
+            kept.labels, kept.class_names = torch.full_like(kept.labels, UNLABELED), ()
         return kept
 
     def origin(self, split: Split) -> str | None:

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from unmask.data.augmentation.transforms import resize_and_center_crop
 from unmask.data.auto_split import AutoSplitDataModule
-from unmask.data.dataset import UNLABELLED, ImageFileDataset
+from unmask.data.dataset import UNLABELED, ImageFileDataset
 from unmask.data.files.decoding import IMAGE_SUFFIXES
 from unmask.data.files.listing import find_images
 from unmask.data.files.paths import PathList
 from unmask.data.files.splits import SPLIT_NAMES, Split
 
-_MASK_MODES = ("1", "L", "P")  # Pillow's names of one bit, grey and palette
+_MASK_MODES = ("1", "L", "P")  # Pillow's names of one bit, gray and palette
 _TURNED_BY_A_QUARTER = (5, 6, 7, 8)  # EXIF orientations
 
 _log = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ class SegmentationFolder(AutoSplitDataModule):
 
     Below both may stand the folders `train`, `val` and `test`, or both may stand below each of these; without them all
     images are training images and the other splits are held out. Images may lie in further folders, as long as their
-    masks lie likewise. Masks are grey or palette PNG whose numbers are the classes, from 0; 255 is left out. Images
-    without a mask are not used, which is logged. As training data for a method the images are unlabelled.
+    masks lie likewise. Masks are gray or palette PNG whose numbers are the classes, from 0; 255 is left out. Images
+    without a mask are not used, which is logged. As training data for a method the images are unlabeled.
 
     Args:
         root: The folder.
@@ -131,10 +131,10 @@ class SegmentationFolder(AutoSplitDataModule):
 
 
 class SegmentationDataset(ImageFileDataset):
-    """Unlabelled images and where the mask of each lies."""
+    """Unlabeled images and where the mask of each lies."""
 
     def __init__(self, paths: Sequence[str], masks: Sequence[str], **settings: Any) -> None:
-        super().__init__(PathList(paths), torch.full((len(paths),), UNLABELLED), (), **settings)
+        super().__init__(PathList(paths), torch.full((len(paths),), UNLABELED), (), **settings)
         self.masks = PathList(masks)
 
     def subset(self, indices: Int[Tensor, " m"]) -> "SegmentationDataset":
@@ -147,7 +147,7 @@ def _read_mask(path: str) -> UInt8[Tensor, "height width"]:
         with Image.open(path, formats=("PNG",)) as image:
             if image.mode not in _MASK_MODES:
                 raise ValueError(
-                    f"bad mask {path}: Pillow's mode {image.mode}, not grey or palette of 8 bits or fewer; "
+                    f"bad mask {path}: Pillow's mode {image.mode}, not gray or palette of 8 bits or fewer; "
                     "save the number of its class in every pixel"
                 )
             numbers = np.array(image, dtype=np.uint8)

@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from unmask.data.auto_split import AutoSplitDataModule
-from unmask.data.dataset import UNLABELLED, ImageCrop, ImageDataset, RawBatch, SampleKey, gather_images, key_columns
+from unmask.data.dataset import UNLABELED, ImageCrop, ImageDataset, RawBatch, SampleKey, gather_images, key_columns
 from unmask.data.files.decoding import ImageDecoder
 from unmask.data.files.download import is_url
 from unmask.data.files.pixels import Pixels
@@ -212,11 +212,11 @@ class Shards(AutoSplitDataModule):
 def _number_by_record(
     labels: list[str | None], class_names: Sequence[str], source: str
 ) -> tuple[Int[Tensor, " n"], tuple[str, ...]]:
-    numbers = [UNLABELLED if label is None else int(label) for label in labels]
+    numbers = [UNLABELED if label is None else int(label) for label in labels]
     if numbers and max(numbers) >= len(class_names):
         raise ValueError(f"{source} has the label {max(numbers)}, its record names {len(class_names)} classes")
-    labelled = any(label is not None for label in labels)
-    return torch.tensor(numbers), tuple(class_names) if labelled else ()
+    labeled = any(label is not None for label in labels)
+    return torch.tensor(numbers), tuple(class_names) if labeled else ()
 
 
 def _require_labels_alike(paths: Sequence[Path], indices: Sequence[ShardIndex]) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from unmask.data.dataset import UNLABELLED, ImageCrop, ImageDataset, RawBatch, SampleKey, gather_images
+from unmask.data.dataset import UNLABELED, ImageCrop, ImageDataset, RawBatch, SampleKey, gather_images
 from unmask.data.files.pixels import Pixels
 from unmask.randomness import stream_key
 
@@ -72,7 +72,7 @@ class StreamedDataset(ImageDataset):
         return self.__dict__ | {"table": None}  # workers are handed the rows
 
     @property
-    def is_labelled(self) -> bool:
+    def is_labeled(self) -> bool:
         return bool(self.class_names)
 
     @property
@@ -117,7 +117,7 @@ class StreamedDataset(ImageDataset):
 
     def _label(self, row: Row) -> int:
         label = None if self.label_column is None else row[self.label_column]
-        return UNLABELLED if label is None else max(int(label), UNLABELLED)
+        return UNLABELED if label is None else max(int(label), UNLABELED)
 
 
 class StreamedBatches(Sampler[list[SampleKey]]):

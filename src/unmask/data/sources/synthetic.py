@@ -110,7 +110,7 @@ class Synthetic(ImageDataModule):
 
     Easy pictures show a large object on a smooth ground, turned by up to an eighth either way, and each shape has a
     surface of its own that goes with it: what is visible of an object tells how the rest continues, which is what
-    masked modelling learns from. Hard pictures turn the object freely and draw its surface, distractors, a shadow and
+    masked modeling learns from. Hard pictures turn the object freely and draw its surface, distractors, a shadow and
     grain without regard to the shape, so that the outline alone tells it. Of hard ones was measured once, at 32 px,
     seed 0, 4,000 training and 1,000 test pictures: logistic regression on mean, deviation and five quantiles of each
     channel 10.4 % (chance is 10 %); 10 nearest neighbors by cosine of pixels less the picture's mean 34.9 %; a CNN of
@@ -233,7 +233,7 @@ def object_coverage(
 
 
 class _Canvas:
-    """The pixels' centres, measured from the middle of the picture."""
+    """The pixels' centers, measured from the middle of the picture."""
 
     x: Float[Tensor, "1 1 width"]
     y: Float[Tensor, "1 height 1"]

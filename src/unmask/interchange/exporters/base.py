@@ -24,7 +24,7 @@ class ExportSource:
         backbone: Its pooled features are what is exported where there is no classifier.
         classifier: Turns pooled features into logits; None for a backbone alone.
         class_names: In the order of the logits; empty where they are not known.
-        crop_pct: Side of the centred crop as a fraction of the resized image, when images are prepared.
+        crop_pct: Side of the centered crop as a fraction of the resized image, when images are prepared.
         interpolation: "bicubic" or "bilinear": how images are resized for that.
         method: The module of the training checkpoint with its heads, for formats that keep them.
         card: What the model card states beside how to load the files; Markdown.
@@ -47,7 +47,7 @@ class ExportSource:
 
     @torch.no_grad()
     def outputs(self, images: Images) -> Float[Tensor, "b outputs"]:
-        """Computes logits or pooled features of normalised images: what every export is compared with."""
+        """Computes logits or pooled features of normalized images: what every export is compared with."""
         pooled = self.backbone.forward_pooled(images)
         outputs: Tensor = pooled if self.classifier is None else self.classifier(pooled)
         return outputs

@@ -13,7 +13,7 @@ INPUT_NAME = "images"
 
 
 class PixelsToOutputs(nn.Module):
-    """Normalises pixels in 0..1 and computes logits, or pooled features where there is no classifier."""
+    """Normalizes pixels in 0..1 and computes logits, or pooled features where there is no classifier."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -52,6 +52,6 @@ def input_sentence(source: ExportSource) -> str:
     outputs = "logits of the classes below" if source.classifier is not None else "pooled features"
     shape = f"[batch, {channels}, {height}, {width}]"
     return (
-        f"`images`: float32 of shape {shape}, {colors}, normalised by the network itself. "
+        f"`images`: float32 of shape {shape}, {colors}, normalized by the network itself. "
         f"The batch may be of any size. Out come {outputs}, one row an image."
     )

@@ -10,7 +10,7 @@ from unmask.types import Images
 
 
 def trial_photos(source: ExportSource, count: int) -> tuple[Float[Tensor, "b c whole_height whole_width"], Images]:
-    """Draws random pixels in 0..1 that no processor resizes, and what cropping and normalising makes of them.
+    """Draws random pixels in 0..1 that no processor resizes, and what cropping and normalizing makes of them.
 
     They have the size images are resized to before the crop, since libraries resize by algorithms of their own.
     """

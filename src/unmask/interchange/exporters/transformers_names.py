@@ -104,7 +104,7 @@ def write_processor(source: ExportSource, folder: Path) -> None:
     """Writes `preprocessor_config.json` for `AutoImageProcessor`."""
     side = source.backbone.image_size[0]
     content = {
-        "image_processor_type": "BitImageProcessor",  # the plain one: resize, crop, rescale, normalise
+        "image_processor_type": "BitImageProcessor",  # the plain one: resize, crop, rescale, normalize
         "do_resize": True,
         "size": {"shortest_edge": int(side / source.crop_pct)},
         "resample": _PIL_RESAMPLING[source.interpolation],
