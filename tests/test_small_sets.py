@@ -8,6 +8,7 @@ from unmask.small_sets import (
     SMALL,
     batch_size_for,
     epochs_for,
+    image_size_for,
     is_small,
     peak_lr_for,
     probe_batch_size_for,
@@ -39,6 +40,14 @@ def test_the_rule_holds_below_the_number_that_is_stated_and_for_counted_sets_alo
     assert is_small(SMALL - 1)
     assert not is_small(SMALL)
     assert not is_small(None)
+
+
+@pytest.mark.parametrize(
+    ("median_side", "image_size"),
+    [(8, 32), (28, 32), (47, 32), (50, 64), (79, 64), (100, 96), (120, 128), (159, 128), (160, None), (None, None)],
+)
+def test_small_images_are_served_near_their_own_size(median_side: int | None, image_size: int | None) -> None:
+    assert image_size_for(median_side) == image_size
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(2, 1), (4, 2), (7, 2), (10, 4), (16, 8), (31, 8), (32, 16)])

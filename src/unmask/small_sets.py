@@ -4,6 +4,8 @@ The published recipes were made for 1.3 million images. On a set of some thousan
 epoch, and their rates, scaled down with the batch, leave the weights where they began. Below `SMALL` images therefore
 one rule holds; all of its constants are ours (docs/LOG.md says what was measured):
 
+- images: those whose shorter side (the median of the set) is below 160 px are served at the nearest of 32, 64, 96 and
+  128 px, however many there are; patches, stages and windows of every backbone fit these sides;
 - batch: the power of two that makes at least 32 steps an epoch, within 16 and 128, and at most half the set;
 - epochs: 10, or as many as make 3,000 steps;
 - warm-up: a tenth of the epochs, of the steps where the user counts in steps;
@@ -20,7 +22,9 @@ one rule holds; all of its constants are ours (docs/LOG.md says what was measure
 import math
 
 SMALL = 300_000  # training images: from here on everything is as published
+USUAL_SIDE = 160  # px: images of this size and more are served as published
 
+_SIDES = (32, 64, 96, 128)  # px
 _BATCH_SIZES = (16, 128)  # smallest and largest; smaller ones waste a processor, larger ones steps
 _STEPS_AN_EPOCH = 32
 _EPOCHS, _STEPS = 10, 3000  # a run has both at least
@@ -34,6 +38,17 @@ _PROBE_EPOCHS, _PROBE_STEPS = 90, 1000  # MAE A.2 Table 10; ours
 def is_small(num_images: int | None) -> bool:
     """Whether the rule holds for a set; None is a set that nobody has counted."""
     return num_images is not None and num_images < SMALL
+
+
+def image_size_for(median_side: int | None) -> int | None:
+    """Side, pixels, at which small images are served; None for usual ones and where nobody has measured them.
+
+    Args:
+        median_side: Median of the shorter sides of the training images, pixels.
+    """
+    if median_side is None or median_side >= USUAL_SIDE:
+        return None
+    return min(_SIDES, key=lambda side: abs(side - median_side))
 
 
 def batch_size_for(num_images: int) -> int:

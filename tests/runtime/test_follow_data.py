@@ -9,7 +9,9 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 
+from unmask.data.datamodule import ImageDataModule
 from unmask.runtime.builders import build
 from unmask.runtime.config import compose_config, list_experiments
 from unmask.runtime.follow_data import (
@@ -170,7 +172,7 @@ def test_a_job_is_asked_for_its_experiment(chosen: list[str], follows: bool) -> 
     assert is_following(config) is follows
 
 
-@pytest.mark.parametrize("name", ["num_train_images", "backbone_width"])
+@pytest.mark.parametrize("name", ["num_train_images", "backbone_width", "train_image_side"])
 def test_what_the_program_counts_is_refused_from_the_user(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} cannot be set"):
         is_following(composed("method=mae", f"{name}=100"))
@@ -184,6 +186,79 @@ def test_data_and_backbone_are_asked() -> None:
     assert (config.num_train_images, config.backbone_width, config.global_batch_size) == (100, 64, 16)
     assert data.global_batch_size == 16
     assert "global_batch_size=16, trainer.max_epochs=500" in str(describe_followed(config))
+
+
+def folder_of(path: Path, *sizes: tuple[int, int]) -> list[str]:
+    """Writes pictures of (height, width) and a file that is none."""
+    for number, (height, width) in enumerate(sizes):
+        Image.new("RGB", (width, height), (9 * number, 0, 0)).save(path / f"{number}.png")
+    (path / "broken.png").write_bytes(b"")
+    return ["method=mae", "data=folder", f"data.root={path}"]
+
+
+def followed(overrides: list[str], *more: str, names_experiment: bool = False) -> tuple[DictConfig, ImageDataModule]:
+    config = compose_config("run", ["name=x", "paths.run_dir=x", *overrides, *more])
+    data = build(config.data)
+    follow_training_images(config, data, names_experiment=names_experiment)
+    return config, data
+
+
+def test_small_images_are_served_at_their_own_size(tmp_path: Path) -> None:
+    overrides = folder_of(tmp_path, *[(60, 300)] * 3, *[(200, 66)] * 3, *[(500, 500)] * 2)
+    config, data = followed(overrides)
+
+    assert config.train_image_side in {60, 66}
+    assert (config.image_size, config.data.image_size, data.image_size) == (64, 64, (64, 64))
+    assert config.model.patch_size == 8
+    assert str(describe_followed(config)).startswith(f"image_size=64 of images of {config.train_image_side} px; ")
+
+
+def test_a_size_that_is_stated_is_kept(tmp_path: Path) -> None:
+    overrides = folder_of(tmp_path, *[(60, 60)] * 8)
+
+    config, data = followed(overrides, "image_size=48")
+    assert (config.image_size, data.image_size, config.train_image_side) == (48, (48, 48), None)
+    assert "image_size" not in str(describe_followed(config))
+    config, data = followed(overrides, "image_size=[48,96]")
+    assert data.image_size == (48, 96)
+    config, data = followed(overrides, names_experiment=True)
+    assert (config.image_size, data.image_size) == (224, (224, 224))
+    config, data = followed(overrides, "data.image_size=48")
+    assert data.image_size == (48, 48)
+
+
+def test_photos_are_served_at_the_usual_size(tmp_path: Path) -> None:
+    config, data = followed(folder_of(tmp_path, *[(160, 400)] * 8))
+
+    assert (config.image_size, data.image_size, config.model.patch_size) == (224, (224, 224), 16)
+    assert "image_size" not in str(describe_followed(config))
+
+
+def test_the_size_of_many_small_images_is_announced_too() -> None:
+    config = composed("method=mae", "data=folder", "data.root=x", images=IMAGENET)
+    config.train_image_side = 64
+
+    assert describe_followed(config) == "image_size=64 of images of 64 px"
+
+
+@pytest.mark.parametrize("side", [32, 64, 96, 128])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("mae", "vit_mini"),
+        ("mae", "hiera_mini"),
+        ("simmim", "swin_mini"),
+        ("simmim", "swinv2_tiny"),
+        ("ddmim", "swinv2_mini"),
+        ("ddmim", "swin_tiny"),
+    ],
+)
+def test_every_backbone_fits_the_sizes_of_small_images(chosen: tuple[str, str], side: int) -> None:
+    method, model = chosen
+    config = composed(f"method={method}", f"model={model}", "data=folder", "data.root=x", images=1000)
+    config.train_image_side = side
+
+    assert build(config.method).backbone.image_size == (side, side)
 
 
 def test_an_evaluation_shows_what_it_trains_by() -> None:

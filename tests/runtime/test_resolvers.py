@@ -65,6 +65,9 @@ def test_the_usual_window_stays_where_it_fits_and_where_none_does() -> None:
 
 def test_small_images_get_an_eighth_of_their_side_as_patch() -> None:
     assert [fit_patch(16, side) for side in (224, 160, 144, 96, 32, 8, 4)] == [16, 16, 18, 12, 4, 1, 1]
+    assert [fit_patch(16, side) for side in (28, 36, 100, 150)] == [4, 4, 10, 15]  # nearest that divides the side
+    assert fit_patch(16, (28, 42)) == 2  # 7 is farther from 3.5 than 2
+    assert fit_patch(16, 29) == 3  # nothing does: left for the backbone to refuse
     assert fit_patch(14, 224) == 14
     assert fit_patch(16, (64, 224)) == fit_patch(16, (224, 64)) == 8  # by the shorter side
     assert [fit_swin_patch(4, side) for side in (224, 128, 127, 32)] == [4, 4, 2, 2]

@@ -16,7 +16,7 @@ from unmask.data.augmentation.resizing import Interpolation
 from unmask.data.augmentation.transforms import Augmentation, resize_and_center_crop
 from unmask.data.bad_images import IN_EVALUATION, BadImagePolicy, OnBadImage, RaiseOnBadImage
 from unmask.data.dataset import ImageDataset, LoaderDataset, RawBatch, SampleKey
-from unmask.data.files.decoding import ImageDecoder
+from unmask.data.files.decoding import BadImageError, ImageDecoder
 from unmask.data.files.splits import Split
 from unmask.data.loaded_splits import LoadedSplits
 from unmask.data.loader import DeferredDataLoader
@@ -35,6 +35,7 @@ from unmask.data.statistics import (
 from unmask.types import ImageBatch
 
 _IMAGES_MEASURED_AT_ONCE = 64
+_HEADERS_READ = 64
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -119,8 +120,7 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"global_batch_size must be at least 1, got {global_batch_size}")
         if not worker_timeout >= 0:
             raise ValueError(f"data.worker_timeout must be a number of seconds, 0 for none, got {worker_timeout}")
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        self.image_size = (height, width)
+        self.set_image_size(image_size)
         self.cache = Path(cache_dir).expanduser()
         self.augmentation = augmentation
         self.global_batch_size = global_batch_size
@@ -132,6 +132,11 @@ class ImageDataModule(LightningDataModule, ABC):
         self.bad_images = BadImagePolicy(on_bad_image, max_fraction=max_bad_fraction, seed=seed)
         self.loaded_splits = LoadedSplits(self.load_split)
         self._saved_shape: Mapping[str, int] | None = None  # of the batches of the run that is continued
+
+    def set_image_size(self, image_size: int | Sequence[int]) -> None:
+        """Serves images of another size from now on: a side, or (height, width), in pixels."""
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = (height, width)
 
     def settings_without_effect(self) -> dict[str, str]:
         """Names the arguments that the others make idle, each with the reason."""
@@ -191,6 +196,30 @@ class ImageDataModule(LightningDataModule, ABC):
     def num_train_images(self) -> int:
         """Training images; a source that knows their number without reading them says so."""
         return len(self.dataset("train"))
+
+    def median_side(self) -> int | None:
+        """Reads the headers of some training images, spread evenly over the split.
+
+        Returns:
+            The median of their shorter sides, in pixels; None where images have no files of their own or none of these
+            can be read.
+        """
+        dataset = self.dataset("train")
+        count = min(len(dataset), _HEADERS_READ)
+        sides = [self._shorter_side(dataset, number * len(dataset) // count) for number in range(count)]
+        known = sorted(side for side in sides if side is not None)
+        return known[len(known) // 2] if known else None
+
+    def _shorter_side(self, dataset: ImageDataset, index: int) -> int | None:
+        try:
+            file = dataset.open(index)
+            if file is None:
+                return None
+            with file:
+                header = self.decoder.read_header(file, dataset.name_of(index))
+        except (BadImageError, OSError):  # training says what is wrong with it
+            return None
+        return min(header.height, header.width)
 
     @property
     def class_names(self) -> tuple[str, ...]:

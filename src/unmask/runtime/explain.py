@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from unmask.runtime.builders import build_data
 from unmask.runtime.config import config_directory, configuration_names, names_experiment
 from unmask.runtime.constructor_defaults import show_constructor_defaults
-from unmask.runtime.follow_data import follow_training_images
+from unmask.runtime.follow_data import SET_HERE, follow_training_images
 from unmask.runtime.follow_steps import follow_steps
 from unmask.runtime.mistakes import names_near, one_sentence
 from unmask.runtime.resolvers import register_resolvers
@@ -78,7 +78,7 @@ def _follow_images(config: DictConfig, overrides: Sequence[str]) -> tuple[list[t
         follow_steps(config, num_train_images=num_train_images)
     except (OmegaConfBaseException, HydraException, ValueError) as error:
         return [], one_sentence(error, (), ())
-    counted = [name for name in ("num_train_images", "backbone_width") if config[name] is not None]
+    counted = [name for name in SET_HERE if config[name] is not None]
     return [(name, _Setter("the program", "counted in the images or the model")) for name in counted], None
 
 

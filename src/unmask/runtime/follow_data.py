@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from unmask.data.datamodule import ImageDataModule
 from unmask.runtime.backbone_shape import backbone_shape
 from unmask.runtime.follow_steps import steps_an_epoch
-from unmask.small_sets import is_small, steps_of
+from unmask.small_sets import image_size_for, is_small, steps_of
 
 FEW_STEPS = 500  # of a whole run; ours
 _LONG_WARMUP = 1 / 3  # of a whole run; ours
 _log = logging.getLogger("unmask")
-_SET_HERE = ("num_train_images", "backbone_width")
+SET_HERE = ("num_train_images", "backbone_width", "train_image_side")
 _RULES = ("${fit_", "${if_small:")
 # What is shown of it.
 _OF_A_RUN = (
@@ -44,7 +44,7 @@ def is_following(config: DictConfig, *, names_experiment: bool | None = None) ->
     Raises:
         ValueError: The user set what is counted here.
     """
-    for name in _SET_HERE:
+    for name in SET_HERE:
         if config[name] is not None:
             raise ValueError(f"{name} cannot be set: it is read off the data and the model; leave {name} out")
     if config.follow_data is not None:
@@ -55,10 +55,18 @@ def is_following(config: DictConfig, *, names_experiment: bool | None = None) ->
 
 
 def follow_training_images(config: DictConfig, data: ImageDataModule, *, names_experiment: bool | None = None) -> None:
-    """Counts the training images of a run that follows them, and tells the data the batch that results."""
+    """Measures and counts the training images of a run that follows them, and tells the data the size and the batch."""
     if is_following(config, names_experiment=names_experiment):
+        follow_image_size(config, data)
         tell_rules(config, num_train_images=data.num_train_images, backbone_width=backbone_shape(config.model).width)
         data.global_batch_size = config.global_batch_size
+
+
+def follow_image_size(config: DictConfig, data: ImageDataModule) -> None:
+    """Lets images be served at a size near their own, where a rule decides it."""
+    if _written(config, "image_size").startswith(_RULES):
+        config.train_image_side = data.median_side()
+        data.set_image_size(config.data.image_size)
 
 
 def tell_rules(config: DictConfig, *, num_train_images: int, backbone_width: int) -> None:
@@ -73,12 +81,16 @@ def describe_followed(config: DictConfig) -> str | None:
     Returns:
         None where none does.
     """
+    side = config.get("train_image_side")
+    has_own_size = image_size_for(side) is not None and _written(config, "image_size").startswith(_RULES)
+    size = f"image_size={config.image_size} of images of {side} px" if has_own_size else None
     values = [
         f"{path}={_shown(OmegaConf.select(config, path))}"
         for path in (_OF_A_RUN if "method" in config else _OF_AN_EVALUATION)
         if is_small(config.num_train_images) and _written(config, path).startswith(_RULES)
     ]
-    return f"{', '.join(values)}, of {config.num_train_images:,} images" if values else None
+    by_number = f"{', '.join(values)}, of {config.num_train_images:,} images" if values else None
+    return "; ".join(filter(None, (size, by_number))) or None
 
 
 def _shown(value: float | bool | str) -> str:

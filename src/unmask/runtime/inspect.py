@@ -24,6 +24,7 @@ from unmask.data.inspection import Inspection, inspect_images
 from unmask.inference.contact_sheet import Cell, contact_sheet
 from unmask.methods.backbone_module import BackboneModule
 from unmask.runtime.builders import build, build_module, build_trainer
+from unmask.runtime.follow_data import follow_image_size, is_following
 from unmask.runtime.setting_types import require_types
 from unmask.types import ImageBatch
 
@@ -47,6 +48,8 @@ def inspect(config: DictConfig) -> None:
     require_types(config)
     logging.getLogger(AutoSplitDataModule.__module__).setLevel(logging.WARNING)  # what it says of splits is said below
     data: ImageDataModule = build(config.data, on_bad_image="skip", max_bad_fraction=1.0, statistics="auto")
+    if is_following(config):
+        follow_image_size(config, data)
     splits, missing = _splits(data)
     found = inspect_images(data, splits, num_decoded=config.decoded_images)
     for line in itertools.chain(_describe_splits(data, splits, missing), _describe(found, data, splits)):

@@ -11,8 +11,10 @@ from omegaconf import ListConfig, OmegaConf
 
 from unmask.optim.scaling import scale_lr
 from unmask.small_sets import (
+    USUAL_SIDE,
     batch_size_for,
     epochs_for,
+    image_size_for,
     is_small,
     peak_lr_for,
     steps_of,
@@ -31,7 +33,7 @@ _PATCHES_ACROSS = 8  # along the side of an image too small for the usual patche
 _UNITS_ACROSS = 4  # of masking, along the side of an image too small for the usual ones
 _TOKENS_OF_A_UNIT = 4  # along a unit of masking in stages: as large as a cell of the third, so that masks nest
 _STRIDES_OF_SWIN = (4, 8, 16, 32)
-_SMALL_FOR_UNITS = 160  # px: below, 16 px patches would leave fewer than 10 to a side
+_SMALL_FOR_UNITS = USUAL_SIDE  # below, 16 px patches would leave fewer than 10 to a side
 _SMALL_FOR_SWIN = 128  # px: below, 4 px tokens would leave less than 4x4 in the last of four stages
 
 
@@ -46,6 +48,7 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "scale_lr": peak_lr,
         "fraction": fraction,
         "times": times,
+        "fit_image_size": fit_image_size,
         "fit_patch": fit_patch,
         "fit_mask_patch": fit_mask_patch,
         "fit_stage_mask_patch": fit_stage_mask_patch,
@@ -134,10 +137,27 @@ def times(factor: int, size: Any) -> Any:
     return factor * size if isinstance(size, int) else size
 
 
+def fit_image_size(size: int, train_image_side: int | None) -> int:
+    """The side that images are served at, near their own where they are small."""
+    own = image_size_for(train_image_side)
+    return size if own is None else min(size, own)
+
+
 def fit_patch(size: int, image_size: Any) -> int:
-    """Keeps the usual patch for usual images and takes an eighth of the side of smaller ones."""
+    """Keeps the usual patch for usual images and takes an eighth of the side of smaller ones.
+
+    There it is the nearest number that divides the sides; patches of a pixel alone do not count.
+    """
     side = _shorter_side(image_size)
-    return size if side >= _SMALL_FOR_UNITS else max(1, side // _PATCHES_ACROSS)
+    if side >= _SMALL_FOR_UNITS:
+        return size
+    wanted = side / _PATCHES_ACROSS
+    sides = [image_size] if isinstance(image_size, int) else list(image_size)
+    smallest = max(1, side // _PATCHES_ACROSS)
+    fitting = [
+        patch for patch in range(min(2, smallest), side // 2 + 1) if all(length % patch == 0 for length in sides)
+    ]
+    return min(fitting, key=lambda patch: abs(patch - wanted), default=smallest)
 
 
 def fit_mask_patch(size: int, image_size: Any, patch_size: Any) -> int:

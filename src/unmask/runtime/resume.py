@@ -40,6 +40,7 @@ _SILENT = (  # where things lie and what is written down
     "reference",
     "resume",
     "resumed_step",
+    "train_image_side",
     "trainer.default_root_dir",
     "trainer.enable_",
     "trainer.logger",
