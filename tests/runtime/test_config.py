@@ -1,19 +1,31 @@
 import pytest
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 
 from unmask.runtime.config import config_directory, names_experiment, with_own_data
 from unmask.runtime.evaluate import _require_settings_of
-from unmask.runtime.resolvers import config_groups
+from unmask.runtime.resolvers import register_resolvers
 
 
-def test_the_help_lists_groups_to_choose_from_and_not_what_their_files_start_from() -> None:
+@pytest.mark.parametrize(
+    ("command", "own", "others"), [("run", "method", {"eval", "head"}), ("eval", "head", {"method", "model"})]
+)
+def test_the_help_lists_the_groups_of_its_command_and_not_what_their_files_start_from(
+    command: str, own: str, others: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_resolvers()
+    chosen = [] if command == "run" else ["ckpt_path=x"]
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
-        lines = config_groups().splitlines()
-    choices = sorted(path.stem for path in (config_directory() / "method").glob("*.yaml"))
-    assert f"method: {', '.join(choices)}" in lines
-    groups = [line.partition(":")[0] for line in lines]
+        composed = compose(command, overrides=chosen, return_hydra_config=True)
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", composed)
+        lines = [line.strip() for line in composed.hydra.help.template.splitlines()]
+    for group in (own, "data", "experiment"):  # the last two are chosen by eval.py where the user names some
+        choices = sorted(path.stem for path in (config_directory() / group).glob("*.yaml"))
+        assert f"{group}: {', '.join(choices)}" in lines
+    begin = lines.index("Groups and their choices (group=choice):") + 2
+    groups = [line.partition(":")[0] for line in lines[begin : lines.index("", begin)]]
     assert groups == sorted(groups)
-    assert not {"base", "hydra"} & set(groups)
+    assert not {"base", "hydra", *others} & set(groups)
 
 
 @pytest.mark.parametrize(

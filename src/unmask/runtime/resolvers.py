@@ -1,7 +1,7 @@
 """Values a configuration computes: `${name:arguments}`."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -322,10 +322,14 @@ def auto_precision(accelerator: str) -> str:
     return "bf16-mixed" if has_bfloat16 and accelerator != "mps" else "32-true"
 
 
-def config_groups() -> str:
-    """Lists the groups that a user chooses from and their choices, a line each, for `--help`."""
+def config_groups(chosen: Mapping[str, Any]) -> str:
+    """Lists the groups that a command chooses from and their choices, a line each, for `--help`.
+
+    Args:
+        chosen: What stands at each group in the command's configuration; a group that is not in it is another's.
+    """
     loader = GlobalHydra.instance().config_loader()
-    groups = [group for group in sorted(loader.list_groups("")) if group not in ("hydra", GROUP_OF_BASES)]
+    groups = [group for group in sorted(loader.list_groups("")) if group in chosen and group != "hydra"]
     return "\n".join(f"{group}: {', '.join(loader.get_group_options(group))}" for group in groups)
 
 
