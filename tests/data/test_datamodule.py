@@ -79,7 +79,7 @@ def test_an_optimizer_step_takes_the_global_batch(devices: int, accumulated: int
 
 
 @pytest.mark.parametrize(
-    ("size", "devices", "accumulated", "nearest"), [(10, 4, 1, 8), (11, 2, 3, 12), (1, 2, 1, 2), (3, 2, 4, 8)]
+    ("size", "devices", "accumulated", "nearest"), [(10, 4, 1, 8), (11, 2, 3, 6), (1, 2, 1, 2), (3, 2, 4, 8)]
 )
 def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(
     size: int, devices: int, accumulated: int, nearest: int
@@ -93,12 +93,39 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_nearest(
     assert len(next(iter(data.train_dataloader())).index) == nearest // (devices * accumulated)
 
 
+@pytest.mark.parametrize(
+    ("size", "devices", "accumulated", "advice"),
+    [
+        (8, 1, 1, "global_batch_size=3 or less"),
+        (8, 2, 1, "global_batch_size=2"),
+        (8, 1, 3, "global_batch_size=3"),
+        (512, 2, 3, "global_batch_size=6"),
+        (512, 1, 128, "global_batch_size=3 trainer.accumulate_grad_batches=null"),
+        (512, 5, 2, "global_batch_size=5 trainer.accumulate_grad_batches=null"),
+        (512, 8, 1, "trainer.devices=1 global_batch_size=3 trainer.accumulate_grad_batches=null"),
+    ],
+)
+def test_a_training_split_smaller_than_a_batch_is_refused_with_settings_that_work(
+    size: int, devices: int, accumulated: int, advice: str
+) -> None:
+    data = make_data(7, global_batch_size=size)
+    attach_trainer(data, devices=devices, accumulated=accumulated)
+    with pytest.raises(ValueError, match=f"has 7 images, fewer than one batch of {size}; set {advice}$"):
+        data.train_dataloader()
+    advised = dict(word.split("=") for word in advice.split() if "=" in word)
+    data.global_batch_size = int(advised["global_batch_size"])
+    attach_trainer(
+        data,
+        devices=int(advised.get("trainer.devices", devices)),
+        accumulated=1 if "trainer.accumulate_grad_batches" in advised else accumulated,
+    )
+    assert len(data.train_dataloader()) >= 1
+
+
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_training_split_smaller_than_a_batch_is_refused(devices: int) -> None:
+def test_a_batch_as_large_as_the_training_split_is_taken(devices: int) -> None:
     data = make_data(7, global_batch_size=8)
     attach_trainer(data, devices=devices)
-    with pytest.raises(ValueError, match=r"has 7 images, fewer than one batch of 8; set global_batch_size=3 or less"):
-        data.train_dataloader()
     assert len(data.val_dataloader()) == 1  # where a smaller batch is no harm
     whole = make_data(8, global_batch_size=8)
     attach_trainer(whole, devices=devices)

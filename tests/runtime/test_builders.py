@@ -38,7 +38,7 @@ def test_devices_that_do_not_share_the_batch_evenly_are_refused() -> None:
     from unmask.runtime.builders import build_trainer
     from unmask.runtime.config import compose_config
 
-    with pytest.raises(ValueError, match="24 does not divide among 5 devices; use 25"):
+    with pytest.raises(ValueError, match="24 does not divide among 5 devices; use 20"):
         build_trainer(compose_config("run", [*CPU, "trainer.devices=5"]), callbacks=[])
 
 

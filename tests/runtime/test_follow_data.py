@@ -301,4 +301,6 @@ def test_a_run_of_few_steps_is_called_short() -> None:
     for warmup, is_long in ((2.99, False), (3, False), (3.01, True)):  # a third of nine epochs
         said = advice("method=mae", f"schedule.warmup_epochs={warmup}", "trainer.max_epochs=9", images=9000)
         assert ("the rate rises for" in said) == is_long
+    # A batch that the set does not fill is refused by the data, with what to write; a run of 0 steps is no news then.
+    assert advice("method=mae", "global_batch_size=512", "trainer.max_epochs=1", images=40) == ""
     assert "trainer.max_time may end the run" in advice("method=mae", "trainer.max_time=00:00:05:00", images=9000)

@@ -237,12 +237,12 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         dataset = self.dataset("train")
         place = DevicePlace.of(self.trainer)
-        batch_size = place.batch_size(self.global_batch_size)
         if len(dataset) < self.global_batch_size:
             raise ValueError(
                 f"the training split has {len(dataset)} images, fewer than one batch of {self.global_batch_size}; "
-                f"set global_batch_size={max(1, len(dataset) // 2)} or less"
+                f"set {place.settings_for(len(dataset))}"
             )
+        batch_size = place.batch_size(self.global_batch_size)
         crop = AugmentedCrop(augmentation=self.augmentation, size=self.image_size, seed=self.seed, fill=self.pixel_mean)
         guarded = (
             PrecomputedCrops(dataset, crop) if self.holds_images_in_memory else self.bad_images.guard(dataset, crop)

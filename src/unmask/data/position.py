@@ -35,6 +35,19 @@ class DevicePlace(NamedTuple):
         """
         return device_batch_size(global_batch_size, num_devices=self.world_size, accumulated=self.accumulated)
 
+    def settings_for(self, num_images: int) -> str:
+        """Writes the settings by which a set trains that is smaller than a batch: about two batches an epoch."""
+        half = max(1, num_images // 2)
+        parts = self.world_size * self.accumulated
+        if parts == 1:
+            return f"global_batch_size={half} or less"
+        if parts <= num_images:
+            return f"global_batch_size={max(parts, half // parts * parts)}"
+        if self.world_size <= num_images:
+            batch = max(self.world_size, half // self.world_size * self.world_size)
+            return f"global_batch_size={batch} trainer.accumulate_grad_batches=null"
+        return f"trainer.devices=1 global_batch_size={half} trainer.accumulate_grad_batches=null"
+
 
 class TrainingPosition:
     """Tells the epoch about to begin and the batches of it done before an interruption, as the trainer counts them.

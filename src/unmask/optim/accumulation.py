@@ -32,7 +32,7 @@ def device_batch_size(global_batch_size: int, *, num_devices: int, accumulated: 
     parts = num_devices * accumulated
     batch_size, rest = divmod(global_batch_size, parts)
     if rest or not batch_size:
-        nearest = max(1, round(global_batch_size / parts)) * parts
+        nearest = max(1, global_batch_size // parts) * parts  # from below: a set that had enough images still has
         batches = f" x {accumulated} accumulated batches" if accumulated > 1 else ""
         raise ValueError(
             f"global_batch_size={global_batch_size} does not divide among {num_devices} devices{batches}; use {nearest}"

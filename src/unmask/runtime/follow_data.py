@@ -120,7 +120,9 @@ def advice_on_length(config: DictConfig, *, num_images: int) -> Iterator[str]:
     A teacher that is too slow for the run is named by its method.
     """
     trainer, batch = config.trainer, config.global_batch_size
-    an_epoch = steps_an_epoch(config, num_train_images=num_images) if num_images >= batch else 0
+    if num_images < batch:
+        return  # the data refuse it
+    an_epoch = steps_an_epoch(config, num_train_images=num_images)
     steps = steps_of(an_epoch * batch, batch, max_epochs=trainer.max_epochs, max_steps=trainer.get("max_steps"))
     if steps is not None and steps < FEW_STEPS:
         advice = f"raise trainer.max_epochs (now {trainer.max_epochs}) or lower global_batch_size (now {batch})"
@@ -128,8 +130,8 @@ def advice_on_length(config: DictConfig, *, num_images: int) -> Iterator[str]:
             advice = f"raise trainer.max_steps (now {steps})"
         yield f"{steps:,} optimizer steps are few to learn from; {advice}"
     warmup = config.schedule.get("warmup_epochs") or 0.0
-    if steps is not None and warmup * max(1, an_epoch) > _LONG_WARMUP * steps:
-        yield f"the rate rises for {warmup:g} epochs of a run of {steps / max(1, an_epoch):.3g}; lower warmup_epochs"
+    if steps is not None and warmup * an_epoch > _LONG_WARMUP * steps:
+        yield f"the rate rises for {warmup:g} epochs of a run of {steps / an_epoch:.3g}; lower warmup_epochs"
     if trainer.get("max_time") is not None:
         yield (
             "trainer.max_time may end the run before its schedule has brought the rate down; "
