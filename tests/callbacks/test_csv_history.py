@@ -34,6 +34,22 @@ def history(tmp_path: Path) -> Callable[..., Any]:
     return lambda resumed_step=None: CSVHistory(save_dir=tmp_path, resumed_step=resumed_step)
 
 
+def test_files_lie_in_the_folder_named_whatever_its_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.callbacks.csv_history import CSVHistory
+    from unmask.callbacks.tensorboard_history import TensorBoardHistory
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
+    for folder in (tmp_path / "a $HOME ${ELSEWHERE} [b]", tmp_path / "~" / "=,ü"):
+        for logger in (CSVHistory(save_dir=folder), TensorBoardHistory(save_dir=folder)):
+            logger.log_metrics({"loss": 1.0}, 0)
+            logger.save()
+            logger.finalize("success")
+        assert [row["loss"] for row in rows(folder)] == ["1.0"]
+        assert ("loss", 0, 1.0) in points(folder)
+    assert not {"home", "elsewhere"} & {path.name for path in tmp_path.iterdir()}
+
+
 def test_rows_of_steps_that_are_made_again_are_dropped_and_the_others_stay(
     history: Callable[..., Any], tmp_path: Path
 ) -> None:

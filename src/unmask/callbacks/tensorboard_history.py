@@ -48,6 +48,12 @@ class TensorBoardHistory(TensorBoardLogger):
         super().log_metrics(metrics, step)
 
     @property
+    def log_dir(self) -> str:
+        """The folder of the files, by its name as it stands; Lightning would read `$HOME` and `~` in it as a shell."""
+        parts = [self.root_dir, str(self.version)]
+        return str(Path(*parts, self.sub_dir) if isinstance(self.sub_dir, str) else Path(*parts))
+
+    @property
     @rank_zero_experiment
     def experiment(self) -> Any:
         is_open = self._experiment is not None
