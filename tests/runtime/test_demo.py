@@ -18,7 +18,7 @@ def model(tiny_overrides: Callable[[str], list[str]]) -> Any:
     from unmask.inference.photo import PhotoModel
     from unmask.runtime.api import build_method
 
-    return PhotoModel(build_method(tiny_overrides("mae")).eval())
+    return PhotoModel(build_method(tiny_overrides("mae")).eval(), path="runs/a_b/checkpoints/last.ckpt")
 
 
 @pytest.fixture
@@ -45,6 +45,14 @@ def test_what_is_painted_is_gray_for_the_network_and_the_rest_is_not(model: Any,
     assert (prediction[16:] == 128).all()
     assert np.array_equal(composite[16:], masked[16:])
     assert note.startswith("25% masked. PSNR of masked pixels: ")
+
+
+def test_the_page_names_method_backbone_and_file_as_a_user_does(model: Any) -> None:
+    settings = model.backbone.settings
+    assert model.title == f"MAE on {settings['name']}"
+    assert model.origin.startswith("runs/a_b/checkpoints/last.ckpt, embed_dim ")
+    assert f", depth {settings['depth']}, " in model.origin
+    assert "Timm" not in model.title + model.origin
 
 
 def test_a_drawn_mask_ignores_the_paint(model: Any, drawing: dict[str, Any]) -> None:

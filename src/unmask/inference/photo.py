@@ -24,6 +24,7 @@ Photo = UInt8[ndarray, "rows cols colors"]
 
 _SMALLEST_PICTURE = 256  # pixels
 _LEAST_PAINTED = 0.25  # of a patch, from which on it counts as painted
+_SIZES = ("embed_dim", "depth", "depths", "num_heads", "mlp_ratio")  # that a setting may replace
 _MOST_UNITS = 32  # along the shorter side of an image: smaller ones cannot be told apart
 
 
@@ -34,13 +35,15 @@ class PhotoModel:
         module: In eval mode.
         class_names: Of a classifier's outputs; those that several share, as ImageNet's cranes do, are told apart by
             their numbers.
+        path: Of the file it was read from.
 
     Raises:
         ValueError: It takes other images than RGB.
     """
 
-    def __init__(self, module: BackboneModule, class_names: Sequence[str] = ()) -> None:
+    def __init__(self, module: BackboneModule, class_names: Sequence[str] = (), *, path: str = "") -> None:
         self.module = module
+        self.path = path
         self.backbone = module.exported_backbone
         counts = Counter(class_names)
         self.class_names = tuple(
@@ -58,7 +61,16 @@ class PhotoModel:
 
     @property
     def title(self) -> str:
-        return f"{type(self.module).__name__} on {type(self.backbone).__name__}"
+        """The method and the backbone, by timm's name where it has one."""
+        settings = self.backbone.settings
+        return f"{type(self.module).__name__} on {settings.get('name', settings['kind'])}"
+
+    @property
+    def origin(self) -> str:
+        """The file, and the sizes of the backbone that replace those of timm's name."""
+        settings = self.backbone.settings
+        sizes = [f"{name} {settings[name]}" for name in _SIZES if settings.get(name) is not None]
+        return ", ".join([self.path, *sizes])
 
     def mask_units(self) -> list[int]:
         """Sides in pixels of the squares that masks can be made of: of whole mask units, which divide an image."""
@@ -157,7 +169,7 @@ def open_for_photos(checkpoint: Checkpoint) -> PhotoModel:
         ValueError: The file holds a backbone alone, or takes other images than photos.
     """
     module = checkpoint.load_module()
-    return PhotoModel(module, checkpoint.class_names() if module.is_classifier else ())
+    return PhotoModel(module, checkpoint.class_names() if module.is_classifier else (), path=checkpoint.path)
 
 
 def as_picture(images: Images) -> UInt8[ndarray, "rows cols 3"]:

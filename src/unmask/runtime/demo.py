@@ -42,7 +42,7 @@ def demo(config: DictConfig) -> None:
         )
     except OSError as error:
         raise ValueError(f"the page cannot be served: {error}; choose another host= or port=") from error
-    _log.info(f"{model.title}: open {address}; Ctrl+C ends it")
+    _log.info(f"{model.title} ({model.origin}): open {address}; Ctrl+C ends it")
     page.block_thread()
 
 
@@ -56,7 +56,10 @@ def build_page(gradio: Any, model: PhotoModel) -> Any:
     """Lays the page out; what it shows is computed by `PhotoModel`."""
     with gradio.Blocks(title="Unmask", analytics_enabled=False) as page:
         height, width = model.backbone.image_size
-        gradio.Markdown(f"# {model.title}\nPhotos are resized, and cropped in the middle, to {height} x {width} px.")
+        gradio.Markdown(
+            f"# {model.title}\n`{model.origin}`\n\n"
+            f"Photos are resized, and cropped in the middle, to {height} x {width} px."
+        )
         if model.is_classifier:
             _lay_out_classes(gradio, model)
         else:
