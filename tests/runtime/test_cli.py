@@ -163,6 +163,22 @@ def test_a_folder_that_held_something_is_never_removed(monkeypatch: pytest.Monke
     assert Path("mine/notes.log").read_text() == "kept"
 
 
+@pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "paths.output_root"])
+def test_no_folder_is_called_as_a_shell_calls_a_home(
+    key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unmask.runtime import cli
+
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setattr("sys.argv", ["run.py", f"{key}='~/runs/a'"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as left:
+        cli.run()
+    assert left.value.code == 2
+    assert f"write {key}=/home/someone/runs/a" in capsys.readouterr().err
+    assert not list(Path().iterdir())
+
+
 @pytest.mark.parametrize(
     ("result", "sentence"),
     [
@@ -170,7 +186,19 @@ def test_a_folder_that_held_something_is_never_removed(monkeypatch: pytest.Monke
             "checkpoints/last.ckpt",
             "error: mine holds a training run, whose settings and readings this evaluation would",
         ),
+        ("run.log", "error: mine holds a training run, whose settings and readings this evaluation would replace"),
         ("report.json", "error: mine holds the report of an evaluation, which this evaluation would replace"),
+        (
+            "checkpoints/checkpoint_seed_1/last.ckpt",
+            "error: mine holds an evaluation that did not come to its end, which cannot be continued, and this one "
+            "would replace its checkpoints/checkpoint_seed_1/last.ckpt; make it again in another folder: "
+            "python eval.py eval=knn ckpt_path=last.ckpt data.num_workers=0 hydra.run.dir=mine-2",
+        ),
+        (
+            "csv/metrics.csv",
+            "error: mine holds an evaluation that did not come to its end, which cannot be continued, and this one "
+            "would replace its csv/metrics.csv; make it again",
+        ),
     ],
 )
 def test_an_evaluation_does_not_write_over_what_another_command_left(
@@ -182,7 +210,8 @@ def test_an_evaluation_does_not_write_over_what_another_command_left(
     for path, text in kept.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)
-    monkeypatch.setattr("sys.argv", ["eval.py", "eval=knn", "ckpt_path=last.ckpt", "hydra.run.dir=mine"])
+    words = ["eval=knn", "hydra.run.dir=mine", "ckpt_path=last.ckpt", "data.num_workers=0"]
+    monkeypatch.setattr("sys.argv", ["eval.py", *words])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stopped:
         cli.evaluate()
@@ -191,6 +220,28 @@ def test_an_evaluation_does_not_write_over_what_another_command_left(
     assert capsys.readouterr().err.startswith(sentence)
     assert {path: Path(path).read_text() for path in kept} == kept
     assert not Path("mine/eval.log").exists()
+
+
+def test_an_evaluation_killed_before_it_trained_anything_is_made_again_in_its_folder() -> None:
+    from unmask.runtime.run_folder import require_unmeasured
+
+    for name in (".hydra/config.yaml", "eval.log", "checkpoints/checkpoint/.last.1.partial.ckpt"):
+        Path("mine", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("mine", name).touch()
+    require_unmeasured(Path("mine"), command=[])
+
+
+def test_the_other_processes_of_an_evaluation_take_the_folder_that_the_first_has_begun(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from unmask.runtime.run_folder import require_unmeasured
+
+    Path("mine/csv").mkdir(parents=True)
+    Path("mine/csv/metrics.csv").touch()
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    require_unmeasured(Path("mine"), command=[])
 
 
 def test_a_place_that_cannot_be_written_to_is_one_sentence(

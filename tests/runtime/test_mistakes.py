@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
 import re
+import shlex
 
 import pytest
 from hydra.errors import HydraException
@@ -133,6 +134,37 @@ def test_several_values_without_a_sweep_are_answered_with_both_readings() -> Non
     assert sentence_of(["logger=wandb,csv"]) == (
         "logger=wandb,csv names several values; add -m for a run with each, or write 'logger=[wandb,csv]' for a list"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "meant"),
+    [
+        ("runs/epoch=3-step=10.ckpt", "runs/epoch=3-step=10.ckpt"),
+        ("fotos/jürgen & söhne", "fotos/jürgen & söhne"),
+        ('a "b" \\ c;d', 'a "b" \\ c;d'),
+        ("photos/a, b", "photos/a, b"),
+        ("~/photos", "/home/someone/photos"),
+        ("~/fotos ü", "/home/someone/fotos ü"),
+    ],
+)
+def test_a_name_that_hydra_does_not_read_is_written_so_that_it_does(
+    value: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unmask.runtime.config import compose_config
+
+    monkeypatch.setenv("HOME", "/home/someone")
+    sentence = sentence_of(["data=folder", f"data.root={value}"])
+    assert "hydra.cc" not in sentence
+    words = shlex.split(re.split(r"write |for a list, ", sentence)[-1].removesuffix(" for one name with a comma"))
+    assert [word.partition("=")[0] for word in words] == ["data.root"]
+    assert compose_config("run", ["data=folder", *words]).data.root == meant
+
+
+def test_a_list_that_is_not_closed_is_answered_with_how_names_are_quoted_in_one() -> None:
+    for typed in ("trainer.devices=[0,1", "trainer.devices=[a=b]"):
+        sentence = sentence_of([typed])
+        assert sentence.startswith(f"{typed} cannot be read: close every bracket")
+        assert sentence.endswith("""as in 'trainer.devices=["a=b"]'""")
 
 
 def test_choices_none_of_which_is_alike_stand_once_and_capitals_do_not_matter() -> None:

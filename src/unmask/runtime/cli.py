@@ -25,6 +25,7 @@ from unmask.runtime.typed import typed
 EXIT_FIXABLE = 2  # by the user
 EXIT_MACHINE = 4  # as in `callbacks.stopping`, which imports torch
 _RUN_DIR = "hydra.run.dir="
+_PLACES = ("hydra.run.dir", "hydra.sweep.dir", "paths.output_root")  # where folders are made
 _QUICKSTART = "experiment=quickstart"
 _WHAT_TO_RUN = ("method=", "model=", "data=", "experiment=")
 _HELP = ("--help", "-h", "--version", "--hydra-help")
@@ -282,14 +283,23 @@ def _require_own_files(overrides: Sequence[str], *, is_evaluation: bool = False)
     from unmask.runtime.run_folder import require_own_files, require_unmeasured
 
     for override in overrides:
-        if override.startswith(_RUN_DIR):
-            folder = Path(override.removeprefix(_RUN_DIR).strip("'\""))
-            try:
+        key, _, value = override.partition("=")
+        folder = Path(value.strip("'\""))
+        try:
+            if key in _PLACES:
+                _require_expanded(key, folder)
+            if key == _PLACES[0]:
                 require_own_files(folder)
                 if is_evaluation:
-                    require_unmeasured(folder)
-            except ValueError as error:
-                sys.exit(_explain(error))
+                    require_unmeasured(folder, command=[*_start(), *_without_folder(sys.argv[1:])])
+        except ValueError as error:
+            sys.exit(_explain(error))
+
+
+def _require_expanded(key: str, folder: Path) -> None:
+    """Refuses `~/a`, of which Hydra would make a folder called ~."""
+    if folder.expanduser() != folder:
+        raise ValueError(f"{key}={folder} is not read as by a shell; write {typed(key, folder.expanduser())}")
 
 
 def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
@@ -435,12 +445,22 @@ def _report_failure(error: BaseException | str, run_dir: Path | None) -> None:
 
 
 def _command_to_go_on(run_dir: Path) -> str:
-    program = sys.argv[0]
-    start = [*_launcher(), program] if program.endswith(".py") else [program]
     replaced = ("resume=", "ckpt_path=", "hydra.run.dir=")
     task = HydraConfig.get().overrides.task
     kept = [override for override in task if not override.lstrip("+").startswith(replaced)]
-    return shlex.join([*start, *kept, typed("hydra.run.dir", run_dir), "resume=auto"])
+    return shlex.join([*_start(), *kept, typed("hydra.run.dir", run_dir), "resume=auto"])
+
+
+def _start() -> list[str]:
+    """The words in front of the settings."""
+    program = sys.argv[0]
+    return [*_launcher(), program] if program.endswith(".py") else [program]
+
+
+def _without_folder(settings: Sequence[str]) -> list[str]:
+    """Settings as the user has typed them, but the folder of the run."""
+    kept = [setting for setting in settings if not setting.startswith(_RUN_DIR)]
+    return [setting.removeprefix("+own_") if setting.startswith("+own_data.") else setting for setting in kept]
 
 
 def _launcher() -> list[str]:

@@ -4,9 +4,13 @@ import difflib
 import errno
 import os
 import re
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
-from hydra.errors import InstantiationException
+from hydra.errors import InstantiationException, OverrideParseException
+
+from unmask.runtime.typed import typed
 
 # What other programs of this kind, and older ones of this field, call our settings.
 _KEYS_ELSEWHERE = {  # by the last part of the key
@@ -80,6 +84,7 @@ _NUMBER_IN_TEXT = re.compile(r"(?:\[Errno |\(os error )(\d+)[\])]")  # of an err
 _COMPUTING_FAILED = re.compile(r"\w+ raised while resolving interpolation: ")
 _LACKS_VALUE = re.compile(r"Error parsing override '([\w./-]+)[^']*'\s+missing EQUAL")
 _SEVERAL_VALUES = re.compile(r"Ambiguous value for argument '(([^'=]+)=([^']*))'")
+_NESTED = re.compile(r"[\[{'\"]|\w+\(")  # how values begin that have a grammar of their own
 _CERTAIN = 0.8  # likeness by `difflib`: the only name so near is the one that was meant
 _MAX_OPTIONS = 20  # shown in one sentence
 _OMEGACONF_DETAILS = ("full_key:", "object_type=", "reference_type=")
@@ -96,6 +101,8 @@ def one_sentence(error: BaseException, known_keys: Sequence[str], groups: Sequen
         known_keys: Dotted, of the default configuration.
         groups: Whose choices are files.
     """
+    if isinstance(error, OverrideParseException) and "=" in error.override:
+        return _of_unread(error.override)
     text = _innermost(error)
     if type(error).__module__.startswith("wandb."):
         return f"logger=wandb: {text.rstrip('.')}; log in by `wandb login`, or set WANDB_MODE=offline to keep it here"
@@ -136,14 +143,32 @@ def machine_failure(error: BaseException) -> str | None:
     return None
 
 
+def _of_unread(override: str) -> str:
+    """Says how a setting is written that Hydra's grammar does not take, as `ckpt_path=epoch=3.ckpt` and `root=~/a`."""
+    key, _, value = override.partition("=")
+    if _NESTED.match(value):
+        quoted = shlex.quote(f'{key}=["a=b"]')
+        return (
+            f"{override} cannot be read: close every bracket and quotation mark, and quote names with other characters "
+            f"than letters, digits and / . _ - + % @ :, as in {quoted}"
+        )
+    if value.startswith("~"):
+        return f"{override} cannot be read as it stands; write {shlex.quote(typed(key, Path(value).expanduser()))}"
+    return f"{override} cannot be read as it stands; write {shlex.quote(typed(key, value))}"
+
+
 def _of_a_value(text: str) -> str:
     lacks_value = _LACKS_VALUE.search(text)
     if lacks_value:
         return f"{lacks_value[1]} has no value; write {lacks_value[1]}=VALUE, without spaces around ="
     several_values = _SEVERAL_VALUES.search(text)
     if several_values:
-        typed, key, values = several_values.groups()
-        return f"{typed} names several values; add -m for a run with each, or write '{key}=[{values}]' for a list"
+        written, key, values = several_values.groups()
+        is_place = "/" in values or " " in values
+        one = f", {shlex.quote(typed(key, values))} for one name with a comma" if is_place else ""
+        return (
+            f"{written} names several values; add -m for a run with each, or write '{key}=[{values}]' for a list{one}"
+        )
     missing = re.search(r"Missing mandatory value: (\S+)", text)
     if missing:
         return f"{missing[1]} must be given; add {missing[1]}=VALUE to the command"

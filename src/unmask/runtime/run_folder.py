@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import shlex
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,9 +17,11 @@ from unmask.atomic_write import atomic_write, remove_partial
 from unmask.callbacks.durable_checkpoint import LAST_NAME
 from unmask.callbacks.feature_pictures import FEATURES_FOLDER, NEIGHBORS_FOLDER
 from unmask.runtime.started_processes import is_first_process
+from unmask.runtime.typed import typed
 
 LOCK_NAME, HOLDER_NAME = "run.lock", "running.json"
 REPORT_NAME = "report.json"  # of an evaluation
+_LOG_OF_RUN, _LOG_OF_EVALUATION = "run.log", "eval.log"  # as conf/run.yaml and conf/eval.yaml name their jobs
 _FOLDERS = ("checkpoints", "nonfinite", "csv", "panels", FEATURES_FOLDER, NEIGHBORS_FOLDER)  # files are replaced whole
 _WRITTEN_TO = ("*", ".hydra/*", "csv/*")  # else files are replaced whole, or new
 
@@ -76,22 +80,44 @@ def require_own_files(run_dir: Path) -> None:
             )
 
 
-def require_unmeasured(folder: Path) -> None:
+def require_unmeasured(folder: Path, *, command: Sequence[str]) -> None:
     """Refuses a folder to an evaluation that would replace what another command left in it.
 
+    An evaluation that was killed is refused as well where it has trained something: what it trained and read stays.
+    Of the processes of one evaluation the first alone looks, before it writes there itself.
+
+    Args:
+        folder: As the user has named it.
+        command: The words of this command but the one that names the folder, for the advice.
+
     Raises:
-        ValueError: It holds a training run, or the report of an evaluation.
+        ValueError: It holds a training run, the report of an evaluation, or one without its end.
     """
+    if not is_first_process():
+        return
+    is_evaluation = (folder / _LOG_OF_EVALUATION).exists()
+    of_a_run = [f"checkpoints/{LAST_NAME}", *([] if is_evaluation else [_LOG_OF_RUN])]
     results = {
-        f"checkpoints/{LAST_NAME}": "a training run, whose settings and readings",
-        REPORT_NAME: "the report of an evaluation, which",
+        **dict.fromkeys(of_a_run, "a training run, whose settings and readings this evaluation would replace"),
+        REPORT_NAME: "the report of an evaluation, which this evaluation would replace",
     }
     for name, what in results.items():
         if (folder / name).exists():
-            raise ValueError(
-                f"{folder} holds {what} this evaluation would replace; choose another folder by hydra.run.dir=DIR, or "
-                "leave it out"
-            )
+            raise ValueError(f"{folder} holds {what}; choose another folder by hydra.run.dir=DIR, or leave it out")
+    trained = [path for path in sorted(folder.glob("checkpoints/*/*.ckpt")) if not path.name.startswith(".")]
+    begun = [*trained, *(path for path in [folder / "csv/metrics.csv"] if path.exists())]
+    if begun:
+        again = shlex.join([*command, typed("hydra.run.dir", _unused_beside(folder))])
+        raise ValueError(
+            f"{folder} holds an evaluation that did not come to its end, which cannot be continued, and this one would "
+            f"replace its {begun[0].relative_to(folder)}; make it again in another folder: {again}"
+        )
+
+
+def _unused_beside(folder: Path) -> Path:
+    """The first of `folder-2`, `folder-3`, ... that does not exist."""
+    named = folder if folder.name else folder.absolute()
+    return next(path for number in count(2) if not (path := named.with_name(f"{named.name}-{number}")).exists())
 
 
 def _write_holder(run_dir: Path) -> None:
