@@ -163,6 +163,30 @@ def test_a_folder_that_held_something_is_never_removed(monkeypatch: pytest.Monke
     assert Path("mine/notes.log").read_text() == "kept"
 
 
+@pytest.mark.parametrize("folder", ["hydra.run.dir=mine", "resume=auto"])
+def test_a_run_that_is_refused_leaves_the_settings_of_the_one_before(
+    folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unmask.runtime import cli
+
+    run_dir = Path("mine") if folder.startswith("hydra") else Path("runs/mae_vit_mini_synthetic/auto")
+    kept = {run_dir / ".hydra" / f"{name}.yaml": f"{name}: before" for name in ("config", "hydra", "overrides")}
+    for path, text in kept.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints/last.ckpt").write_bytes(b"no checkpoint")
+    monkeypatch.setattr("sys.argv", ["run.py", "method=mae", "model=vit_mini", "data=synthetic", "trainer=cpu", folder])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit) as left:
+        cli.run()
+
+    assert left.value.code == 2
+    assert "last.ckpt" in capsys.readouterr().err or folder.startswith("hydra")
+    assert {path: path.read_text() for path in kept} == kept
+    logging.shutdown()  # closes run.log
+
+
 @pytest.mark.parametrize("key", ["hydra.run.dir", "hydra.sweep.dir", "paths.output_root"])
 def test_no_folder_is_called_as_a_shell_calls_a_home(
     key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

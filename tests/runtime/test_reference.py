@@ -3,6 +3,8 @@
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
 import logging
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -47,13 +49,21 @@ def test_a_user_makes_a_reference_of_runs_and_compares_others_with_it(
     from unmask.runtime import cli
 
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "seed=1", "hydra.run.dir=one")
-    assert "; no reference for this recipe" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["reference", "one", "out=mine.json"])
+    run(monkeypatch, "seed=1", "hydra.run.dir='my run'")
+    said = capsys.readouterr().out
+    assert "; no reference for this recipe" in said
+    told = re.search(r"to compare other seeds with it: python -m unmask\.(reference .*), then (.*)\n", said)
+    assert told is not None
+    monkeypatch.setattr("sys.argv", shlex.split(told[1]))
     cli.reference()
+    capsys.readouterr()
+    run(monkeypatch, "seed=2", *shlex.split(told[2]), "hydra.run.dir=two")
+    said = capsys.readouterr().out
+    assert "(reference " in said
+    assert "to compare other seeds" not in said
 
-    run(monkeypatch, "seed=2", "reference=mine.json", "hydra.run.dir=two")
-    assert "(reference " in capsys.readouterr().out
+    Path("my run").rename("one")
+    Path("one/reference.json").rename("mine.json")
     run(monkeypatch, "method.mask_generator.ratio=0.5", "reference=mine.json", "hydra.run.dir=three")
     said = "; no reference for these settings: method.mask_generator.ratio is 0.5, there 0.75 (mine)"
     assert said in capsys.readouterr().out

@@ -315,6 +315,7 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         from unmask.runtime.console import quiet_libraries
         from unmask.runtime.job_outcome import is_job_of_sweep, report_to_sweep
         from unmask.runtime.mistakes import one_sentence
+        from unmask.runtime.run_folder import SettingsBefore
         from unmask.runtime.started_processes import is_first_process, tell_machine
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
@@ -336,6 +337,8 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
             if is_fresh and is_empty and is_first_process() and not is_job_of_sweep():
                 logging.shutdown()
                 shutil.rmtree(run_dir, ignore_errors=True)
+            else:
+                SettingsBefore.put_back(run_dir)
             if os.environ.get(_TRACEBACK_SWITCH) == "1":
                 raise
             # Leaving by SystemExit keeps Hydra from printing a preface of its own.

@@ -39,7 +39,7 @@ from unmask.runtime.initialize import initialize
 from unmask.runtime.job_outcome import report_to_sweep
 from unmask.runtime.optuna_sweeper import build_pruning
 from unmask.runtime.probes import build_probes
-from unmask.runtime.reference import find_reference
+from unmask.runtime.reference import find_reference, tell_how_to_compare
 from unmask.runtime.resume import (
     find_resume_point,
     is_complete,
@@ -150,6 +150,7 @@ def _pretrain(config: DictConfig) -> float | None:
     _fit(trainer, method, data, run_dir, resumed=None if point is None else point.path.absolute())
 
     if trainer.is_global_zero and trainer.state.finished and not config.trainer.get("fast_dev_run"):
+        tell_how_to_compare(config, run_dir)
         _export(method, run_dir, is_labeled=data.dataset("train").is_labeled)
         write_status(run_dir, "complete", step=trainer.global_step, epoch=trainer.current_epoch)
     report_to_sweep(metrics={name: float(metric) for name, metric in trainer.callback_metrics.items() if "/" in name})

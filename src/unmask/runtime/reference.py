@@ -1,6 +1,7 @@
 """Curves of good runs: where a run finds them, and the command that makes them."""
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from unmask.callbacks.durable_checkpoint import LAST_NAME
 from unmask.callbacks.reference import write_reference
 from unmask.runtime.config import config_directory
 from unmask.runtime.resume import read_resume_point
+from unmask.runtime.typed import typed
 
 _BESIDE = ".reference.json"  # in place of .yaml
+_OWN_NAME = "reference.json"  # in the folder of a run
 _log = logging.getLogger("unmask")
 
 
@@ -23,6 +26,15 @@ def find_reference(config: DictConfig) -> str | None:
     experiment = HydraConfig.get().runtime.choices.get("experiment") if HydraConfig.initialized() else None
     path = config_directory() / "experiment" / f"{experiment}{_BESIDE}"
     return str(path) if path.is_file() else None
+
+
+def tell_how_to_compare(config: DictConfig, run_dir: Path) -> None:
+    """Says how later runs are compared with one that has ended well, where it had nothing to be compared with."""
+    has_curves = (config.callbacks or {}).get("verdict") is not None and (run_dir / "csv" / "metrics.csv").is_file()
+    if config.reference is None and has_curves:
+        own = run_dir / _OWN_NAME
+        made = shlex.join(["python", "-m", "unmask.reference", str(run_dir), f"out={own}"])
+        _log.info(f"to compare other seeds with it: {made}, then {shlex.quote(typed('reference', own))}")
 
 
 def make_reference(arguments: Sequence[str]) -> None:

@@ -10,12 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
 
 from unmask.atomic_write import atomic_write, remove_partial
 from unmask.callbacks.durable_checkpoint import LAST_NAME
 from unmask.callbacks.feature_pictures import FEATURES_FOLDER, NEIGHBORS_FOLDER
+from unmask.callbacks.run_status import read_status
 from unmask.runtime.started_processes import is_first_process
 from unmask.runtime.typed import typed
 
@@ -112,6 +117,36 @@ def require_unmeasured(folder: Path, *, command: Sequence[str]) -> None:
             f"{folder} holds an evaluation that did not come to its end, which cannot be continued, and this one would "
             f"replace its {begun[0].relative_to(folder)}; make it again in another folder: {again}"
         )
+
+
+class SettingsBefore(Callback):
+    """Keeps `.hydra` of a folder, which Hydra replaces as soon as another run is started there, refused or not."""
+
+    _kept: ClassVar[dict[Path, bytes]] = {}
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        self._kept.clear()
+        written = OmegaConf.to_container(config.hydra.run, resolve=False)
+        if config.get("resume") == "never" and "${run_folder:" in str(written):  # a new folder, named by the time
+            return
+        hydra = HydraConfig.instance()
+        before = hydra.cfg
+        hydra.set_config(config)  # as Hydra itself does next: the folder is named by what was chosen
+        try:
+            settings = Path(config.hydra.run.dir, ".hydra").absolute()
+        finally:
+            hydra.cfg = before
+        self._kept.update({path: path.read_bytes() for path in sorted(settings.glob("*.yaml"))})
+
+    @classmethod
+    def put_back(cls, run_dir: Path) -> None:
+        """Writes back what was there, unless this process has trained and the settings are those of its run."""
+        has_trained = (read_status(run_dir) or {}).get("pid") == os.getpid()
+        if is_first_process() and not has_trained:
+            for path, content in cls._kept.items():
+                with atomic_write(path) as partial:
+                    partial.write_bytes(content)
+        cls._kept.clear()
 
 
 def _unused_beside(folder: Path) -> Path:
