@@ -518,6 +518,7 @@ def test_the_command_named_at_the_end_works_on_the_data(
     overrides = [setting for setting in QUICK if not setting.startswith("data.")]
     source = ["data=folder", "data.root=photos", "data.num_workers=0", "image_size=32", "hydra.run.dir=out"]
     monkeypatch.setattr("sys.argv", ["run.py", "method=mae", "model=vit_mini", *overrides, *source])
+    monkeypatch.setattr("sys.orig_argv", ["python", "run.py"])
     GlobalHydra.instance().clear()
     cli.run()
 

@@ -29,6 +29,7 @@ def test_it_trains_and_says_how_many_photos_it_set_aside(
     readme = ["method=simmim", "model=swin_tiny", "data=folder", "data.root=photos"]
     short = ["trainer.max_steps=2", "data.num_workers=0", "logger=none", "hydra.run.dir=out"]
     monkeypatch.setattr("sys.argv", ["run.py", *readme, *SMALL, *short])
+    monkeypatch.setattr("sys.orig_argv", ["python", "run.py"])
     GlobalHydra.instance().clear()
     cli.run()
 

@@ -27,12 +27,12 @@ def test_a_source_is_packed_and_both_loaders_timed(files: Path, tmp_path: Path, 
     caplog.set_level("INFO")
     monkeypatch.setenv("HOME", str(tmp_path))  # where the cache is
     source = ["data=folder", f"data.root={files}", "data.num_workers=0", "image_size=16", "data.test_fraction=0"]
-    out = tmp_path / "out"
-    typed(monkeypatch, *source, f"out={out}", "timing_seconds=0.1", "splits=[train,val]", "size=16")
+    out = tmp_path / "Bürger, packed"
+    typed(monkeypatch, *source, f"out='{out}'", "timing_seconds=0.1", "splits=[train,val]", "size=16")
     assert sorted(path.name for path in out.iterdir()) == ["dataset.json", "train-000000.tar", "val-000000.tar"]
     assert "packed train 18, val 2 images" in caplog.text
     assert re.search(r"[\d,]+ images/s from the source, [\d,]+ from the shards: [\d.]+ times as fast", caplog.text)
-    assert f"next: python run.py data=shards data.root={out} data.test_fraction=0" in caplog.text
+    assert f"""run.py data=shards 'data.root="{out}"' data.test_fraction=0""" in caplog.text
 
 
 def test_the_ratio_is_of_the_shards_over_the_source(files: Path, tmp_path: Path, monkeypatch, caplog) -> None:

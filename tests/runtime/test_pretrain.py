@@ -167,7 +167,13 @@ def test_weights_and_biases_keeps_the_best_of_what_improves(rank: int, make_vit:
 
 @pytest.mark.parametrize(("is_labeled", "choice"), [(True, "eval=knn"), (False, "eval=reconstruct image=PHOTO")])
 def test_the_end_of_a_run_says_what_to_do_next(
-    is_labeled: bool, choice: str, make_vit: Callable[..., nn.Module], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    is_labeled: bool,
+    choice: str,
+    *,
+    make_vit: Callable[..., nn.Module],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from unmask.methods.backbone_module import BackboneModule
     from unmask.runtime.pretrain import _export
@@ -176,8 +182,13 @@ def test_the_end_of_a_run_says_what_to_do_next(
         """A backbone."""
 
     caplog.set_level("INFO")
+    monkeypatch.setattr("sys.argv", ["../unmask/run.py"])
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "../unmask/run.py"])
     _export(Plain(backbone=make_vit(depth=1), optimizer=Mock(), schedule=Mock()), tmp_path, is_labeled=is_labeled)
-    assert f"next: python eval.py {choice} ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}" in caplog.text
+    assert (
+        f"next: .venv/bin/python ../unmask/eval.py {choice} ckpt_path={tmp_path / 'checkpoints' / 'last.ckpt'}"
+        in caplog.text
+    )
 
 
 def test_loggers_are_told_settings_images_and_sizes(make_vit: Callable[..., nn.Module]) -> None:

@@ -104,7 +104,8 @@ def test_the_first_process_of_another_machine_leaves_the_folder_to_the_first_of_
 def test_what_torchrun_started_goes_on_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     from unmask.runtime.cli import _launcher
 
-    assert _launcher() == ["python"]
+    monkeypatch.setattr("sys.orig_argv", [".venv/bin/python", "run.py"])
+    assert _launcher() == [".venv/bin/python"]
     torchrun_starts(4, monkeypatch)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("GROUP_WORLD_SIZE", "1")

@@ -118,7 +118,7 @@ def test_a_job_asked_to_stop_ends_the_sweep_and_odd_overrides_break_no_path(tmp_
 
     assert done.returncode == 75, done.stderr
     assert [job["state"] for job in rows(tmp_path)] == ["complete", "preempted", "waiting"]
-    assert "go on with:\n  python" in done.stderr
+    assert f"go on with:\n  {sys.executable} " in done.stderr
     assert "later jobs were not begun" in done.stderr
     assert "Traceback" not in done.stderr
     assert note in (tmp_path / "out" / "0" / ".hydra" / "config.yaml").read_text().replace("''", "'")

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from unmask.callbacks.first_process import end_with_first_process, forget_first_process
 from unmask.runtime.log_streams import tell
+from unmask.runtime.own_commands import interpreter
 from unmask.runtime.typed import typed
 
 EXIT_FIXABLE = 2  # by the user
@@ -471,7 +472,7 @@ def _launcher() -> list[str]:
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     if not TorchElasticEnvironment.detect():
-        return ["python"]
+        return [interpreter()]
     machines = os.environ["GROUP_WORLD_SIZE"]
     several = [] if machines == "1" else [f"--nnodes={machines}", "..."]
     return ["torchrun", *several, f"--nproc-per-node={os.environ['LOCAL_WORLD_SIZE']}"]

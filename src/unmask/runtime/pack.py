@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import shlex
 import statistics
 import time
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from unmask.data.dataset import RawBatch
 from unmask.data.packing import Packing, write_packed
 from unmask.data.sources.shards import Shards
 from unmask.runtime.builders import build
+from unmask.runtime.own_commands import sibling_command
 from unmask.runtime.setting_types import require_types
+from unmask.runtime.typed import typed
 
 _OWN = ("size", "jpeg_quality", "images_per_shard", "timing_seconds", "seed", "global_batch_size")
 _TURNS = 3  # of each side
@@ -45,8 +48,9 @@ def pack(config: DictConfig) -> None:
     _log.info(_summary(record, out))
     if config.timing_seconds > 0:
         _log.info(_compare(data, out, config.timing_seconds))
-    missing = [f" data.{split}_fraction=0" for split in ("val", "test") if split not in record["splits"]]
-    _log.info(f"next: python run.py data=shards data.root={out}{''.join(missing)}")
+    missing = [f"data.{split}_fraction=0" for split in ("val", "test") if split not in record["splits"]]
+    command = [*sibling_command("run"), "data=shards", typed("data.root", out), *missing]
+    _log.info(f"next: {shlex.join(command)}")
 
 
 def _summary(record: dict[str, Any], out: Path) -> str:

@@ -38,6 +38,7 @@ from unmask.runtime.follow_steps import follow_steps
 from unmask.runtime.initialize import initialize
 from unmask.runtime.job_outcome import report_to_sweep
 from unmask.runtime.optuna_sweeper import build_pruning
+from unmask.runtime.own_commands import sibling_command
 from unmask.runtime.probes import build_probes
 from unmask.runtime.reference import find_reference, tell_how_to_compare
 from unmask.runtime.resume import (
@@ -214,4 +215,4 @@ def _export(method: BackboneModule, run_dir: Path, *, is_labeled: bool) -> None:
     _log.info(f"backbone exported to {exported}")
     checkpoint = exported.parent / "checkpoints" / "last.ckpt"
     evaluation = ["eval=knn"] if is_labeled else ["eval=reconstruct", "image=PHOTO"]  # most protocols need labels
-    _log.info(f"next: {shlex.join(['python', 'eval.py', *evaluation, typed('ckpt_path', checkpoint)])}")
+    _log.info(f"next: {shlex.join([*sibling_command('eval'), *evaluation, typed('ckpt_path', checkpoint)])}")

@@ -30,6 +30,7 @@ from unmask.runtime.job_outcome import (
     write_outcome,
 )
 from unmask.runtime.job_process import JobProcess, returned
+from unmask.runtime.own_commands import interpreter
 from unmask.runtime.run_folder import locked
 from unmask.runtime.sweep_page import PAGE_NAME, write_sweep_page
 from unmask.runtime.sweep_table import average_over_seeds, differing_settings, metrics_of
@@ -183,7 +184,7 @@ def _lines(jobs: Sequence[JobOutcome]) -> list[str]:
 
 def _command_to_go_on(sweep_dir: Path) -> str:
     program = sys.argv[0]
-    start = ["python", program] if program.endswith(".py") else [program]
+    start = [interpreter(), program] if program.endswith(".py") else [program]
     kept = [word for word in sys.argv[1:] if not word.startswith(_REPLACED)]
     return shlex.join([*start, *kept, typed("hydra.sweep.dir", sweep_dir), "resume=auto"])
 
