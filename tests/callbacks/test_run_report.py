@@ -138,6 +138,24 @@ def test_readings_over_decades_have_a_logarithmic_axis_and_all_plots_one_axis_of
     assert scale(10.0, 0.0) == "LinearScale"  # which a logarithm does not have
 
 
+def test_a_number_under_the_pointer_has_four_digits_however_small():
+    (figure,) = _linked_figures([[_Curve("lr", [(1, 1.25e-9), (2, 1e-9)], "#000000", is_dashed=False)]])
+    (hover,) = [tool for tool in figure.tools if type(tool).__name__ == "HoverTool"]
+    written = dict(hover.tooltips)["value"].partition("{")[2].rstrip("}")
+    assert hover.formatters == {"@y": "printf"}
+    assert [written % value for value in (1.25e-9, 0.42853)] == ["1.25e-09", "0.4285"]
+
+
+def test_the_numbers_of_verdicts_are_told_in_words(make_run):
+    run = make_run()
+    table = run / "csv/metrics.csv"
+    rows = list(csv.reader(table.read_text().splitlines()))
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([[*rows[0], "verdict"], *([*row, 2] for row in rows[1:])])
+    (told,) = re.findall(r'aria-label="verdict over optimizer steps: ([^"]*)"', report_html([read_run(run)]))
+    assert told.endswith("(0 is normal, 1 is slow, 2 is collapsing, 3 is diverging)")
+
+
 def test_pictures_are_spread_evenly_and_end_with_the_last():
     assert _spread(range(1, 5), 4) == [1, 2, 3, 4]
     assert _spread(range(1, 11), 5) == [2, 4, 6, 8, 10]

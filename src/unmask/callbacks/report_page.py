@@ -18,9 +18,10 @@ from PIL import Image
 
 from unmask.atomic_write import atomic_write
 from unmask.callbacks.feature_pictures import FEATURES_FOLDER, NEIGHBORS_FOLDER
+from unmask.callbacks.judge import Verdict
 from unmask.callbacks.run_status import read_status
 from unmask.callbacks.step_profile import read_profile
-from unmask.callbacks.verdict import read_verdicts
+from unmask.callbacks.verdict import CODE, read_verdicts
 
 REPORT_NAME = "report.html"
 _GENERATOR = '<meta name="generator" content="unmask">'  # marks a file that may be written again
@@ -32,6 +33,7 @@ _MOST_FEATURE_BYTES = 600_000  # of each of two kinds of pictures
 _MOST_PANELS, _MOST_PANEL_BYTES = 24, 2_000_000  # so that the page, with 1.3 MB of script, stays below 5 MB
 _PLOT_HEIGHT = 260  # pixels
 _MOST_VERDICTS, _MOST_WARNINGS = 200, 50
+_NUMBERS_MEAN = {CODE: f" ({', '.join(f'{verdict.value} is {verdict.name.lower()}' for verdict in Verdict)})"}
 _WARNING = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (?:WARNING|ERROR) (.*)")  # as conf/hydra formats run.log
 
 _STYLE = """
@@ -241,7 +243,7 @@ def _plots(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[tuple[str, s
     script, places = embed.components(figures)
     parts = []
     for quantity in in_order:
-        said = [_described(curve) for curve in quantities[quantity]]
+        said = [_described(curve) + _NUMBERS_MEAN.get(quantity, "") for curve in quantities[quantity]]
         spoken = html.escape(f"{quantity} over optimizer steps: {'; '.join(said)}".replace('"', "'"))
         legend = "<br>".join(
             f'<span style="color:{curve.color}">{"- -" if curve.is_dashed else "&mdash;"}</span> {html.escape(text)}'
@@ -257,7 +259,7 @@ def _plots(runs: Sequence[RunFiles], names: Sequence[str]) -> tuple[tuple[str, s
 
 def _linked_figures(plots: Iterable[Sequence[_Curve]]) -> list[Any]:
     """One figure a quantity; all zoom along the steps together."""
-    plotting = import_module("bokeh.plotting")
+    plotting, models = import_module("bokeh.plotting"), import_module("bokeh.models")
     figures: list[Any] = []
     for curves in plots:
         shared = {"x_range": figures[0].x_range} if figures else {}
@@ -266,13 +268,14 @@ def _linked_figures(plots: Iterable[Sequence[_Curve]]) -> list[Any]:
         figure = plotting.figure(
             height=_PLOT_HEIGHT,
             sizing_mode="stretch_width",
-            tools="pan,box_zoom,wheel_zoom,reset,hover",
-            tooltips=[("step", "@x"), ("value", "@y{0.0000}")],
+            tools="pan,box_zoom,wheel_zoom,reset",
             y_axis_type="log" if spans_decades else "linear",
             x_axis_label="optimizer step",
             **shared,
         )
         figure.toolbar.logo = None
+        four_digits = {"tooltips": [("step", "@x"), ("value", "@y{%.4g}")], "formatters": {"@y": "printf"}}
+        figure.add_tools(models.HoverTool(**four_digits))  # of a learning rate of 1e-6 as well
         for curve in curves:
             steps, means = (list(column) for column in zip(*_thinned(curve.series), strict=True))
             dash = "dashed" if curve.is_dashed else "solid"

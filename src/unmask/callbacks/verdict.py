@@ -36,7 +36,7 @@ from unmask.methods.ddmim_monitors import effective_rank
 from unmask.types import Images
 
 VERDICTS_NAME = "verdicts.csv"
-_CODE = "verdict"  # as loggers name its number
+CODE = "verdict"  # as loggers name its number
 _OF_AN_EPOCH = 0.01  # of its images, so many are read to look at the features
 _FEWEST_IMAGES = 8
 _NORM_OF_A_STEP = "train/gradient_norm"
@@ -116,7 +116,7 @@ class RunVerdict(Callback):
         self._lines.append((trainer.current_epoch + 1, trainer.global_step, judgment))
         logged = {name: value for name, value in values.items() if name not in trainer.callback_metrics}
         for logger in trainer.loggers:
-            logger.log_metrics({**logged, _CODE: float(judgment.verdict)}, step=max(0, trainer.global_step - 1))
+            logger.log_metrics({**logged, CODE: float(judgment.verdict)}, step=max(0, trainer.global_step - 1))
         if trainer.is_global_zero:
             self._tell(judgment)
             self._write(trainer)
