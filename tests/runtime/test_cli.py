@@ -236,6 +236,7 @@ def test_an_evaluation_does_not_write_over_what_another_command_left(
         Path(path).write_text(text)
     words = ["eval=knn", "hydra.run.dir=mine", "ckpt_path=last.ckpt", "data.num_workers=0"]
     monkeypatch.setattr("sys.argv", ["eval.py", *words])
+    monkeypatch.setattr("sys.orig_argv", ["python", "eval.py"])
     GlobalHydra.instance().clear()
     with pytest.raises(SystemExit) as stopped:
         cli.evaluate()

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from unmask.callbacks.durable_checkpoint import LAST_NAME
 from unmask.callbacks.reference import write_reference
 from unmask.runtime.config import config_directory
+from unmask.runtime.own_commands import interpreter
 from unmask.runtime.resume import read_resume_point
 from unmask.runtime.typed import typed
 
@@ -33,7 +34,7 @@ def tell_how_to_compare(config: DictConfig, run_dir: Path) -> None:
     has_curves = (config.callbacks or {}).get("verdict") is not None and (run_dir / "csv" / "metrics.csv").is_file()
     if config.reference is None and has_curves:
         own = run_dir / _OWN_NAME
-        made = shlex.join(["python", "-m", "unmask.reference", str(run_dir), f"out={own}"])
+        made = shlex.join([interpreter(), "-m", "unmask.reference", str(run_dir), f"out={own}"])
         _log.info(f"to compare other seeds with it: {made}, then {shlex.quote(typed('reference', own))}")
 
 
