@@ -24,7 +24,8 @@ from unmask.methods.ddmim_terms import (
 from unmask.methods.ddmim_views import Views, whole_images
 from unmask.patches import PatchMask, are_whole_cells
 from unmask.targets.ema_teacher import EMATeacher
-from unmask.types import ImageBatch, Images, MethodOutput
+from unmask.targets.local import local_statistics
+from unmask.types import ImageBatch, Images, MethodOutput, PixelStatistics
 
 MaskedTokens = Mapping[int, Bool[Tensor, "b h w 1"]]
 """By stage: which tokens are masked as they enter it."""
@@ -162,6 +163,7 @@ class DDMIM(Method):
         if self.reconstruction is not None:
             prediction = self.reconstruction.predict(student)
             terms["reconstruction"] = self.reconstruction(prediction, views.target, mask)
+            prediction = self.reconstruction.restore(prediction, like=views.target)
         if self.features is not None and teacher is not None:
             terms |= self.features(student, teacher, mask, views.boxes)  # feature_stage_<i>
         if self.contrast is not None and teacher is not None:
@@ -173,6 +175,10 @@ class DDMIM(Method):
         for name, term in terms.items():
             loss = loss + self.weights[name] * term
         return MethodOutput(loss=loss, terms=terms, mask=mask, prediction=prediction, monitors=monitors)
+
+    def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
+        window = None if self.reconstruction is None else self.reconstruction.normalize_window
+        return None if window is None else PixelStatistics(*local_statistics(images.float(), window))
 
     def on_train_start(self) -> None:
         self._is_first_step = True

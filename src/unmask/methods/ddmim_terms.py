@@ -17,6 +17,7 @@ from unmask.losses.masked import masked_mean
 from unmask.methods.ddmim_views import Boxes
 from unmask.patches import PatchMask
 from unmask.positions import resample_into_box
+from unmask.targets.local import normalize_locally, restore_locally
 from unmask.types import Images
 
 Tokens = Float[Tensor, "b h w c"]
@@ -41,9 +42,11 @@ class ReconstructionTerm(nn.Module):
         head: Predicts the pixels from the student's last feature map.
         weight: Factor in the loss, above 0.
         mean: Over "masked" pixels, or over "all" pixels with zeros for the visible ones.
+        normalize_window: As for `SimMIM`: side, pixels, of the window around a pixel whose mean and deviation normalize
+            the target; null leaves the pixels as they are, as in the original.
 
     Raises:
-        ValueError: The weight is not positive or the mean unknown.
+        ValueError: The weight is not positive, the mean unknown or the window has no center.
     """
 
     def __init__(
@@ -53,22 +56,35 @@ class ReconstructionTerm(nn.Module):
         head: Callable[..., PixelShuffleHead],
         weight: float = 1.0,
         mean: str = "masked",
+        normalize_window: int | None = None,
     ) -> None:
         super().__init__()
         _require_weight("reconstruction", weight)
         require_choice("reconstruction.mean", mean, ("masked", "all"))
+        self.normalize_window = normalize_window
+        if normalize_window is not None:
+            normalize_locally(torch.zeros(1, 1, 1, 1), normalize_window)
         self.weights = {"reconstruction": weight}
         self.mean = mean
         last = backbone.stages[-1]
         self.head = head(in_channels=last.channels, stride=last.stride, image_channels=backbone.in_channels)
 
     def predict(self, student: Encoded) -> Images:
-        """Predicts all pixels, in float32."""
+        """Predicts all pixels, normalized as the target is, in float32."""
         predicted: Images = self.head(student.features)
         return predicted.float()
 
-    def forward(self, prediction: Images, target: Images, mask: PatchMask) -> Float[Tensor, ""]:
-        errors = F.smooth_l1_loss(prediction, target.float(), reduction="none")
+    def restore(self, prediction: Images, *, like: Images) -> Images:
+        """Turns a prediction into pixels of the normalized image by the local statistics of the true image `like`."""
+        if self.normalize_window is None:
+            return prediction
+        return restore_locally(prediction, self.normalize_window, like=like.float())
+
+    def forward(self, prediction: Images, image: Images, mask: PatchMask) -> Float[Tensor, ""]:
+        target = image.float()
+        if self.normalize_window is not None:
+            target = normalize_locally(target, self.normalize_window)
+        errors = F.smooth_l1_loss(prediction, target, reduction="none")
         if self.mean == "all":
             return (errors * mask.at_pixels()).mean()
         return masked_mean(errors, mask.at_pixels())
