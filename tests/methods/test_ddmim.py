@@ -24,6 +24,7 @@ from unmask.methods.ddmim_views import TwoViews
 from unmask.optim.schedules import constant
 from unmask.patches import PatchMask
 from unmask.targets.ema_teacher import EMATeacher
+from unmask.targets.local import local_statistics
 from unmask.types import ImageBatch, MethodOutput, View
 
 V2 = "swinv2_tiny_window8_256"
@@ -188,6 +189,25 @@ def test_feature_points_are_what_the_stages_hand_on_before_it_is_masked(
     stream = method._encode(method.backbone, images, method._masked_tokens(mask))
     for found, wanted in zip(stream.feature_points, expected, strict=True):
         torch.testing.assert_close(found, wanted)
+
+
+def test_locally_normalized_pixels_are_what_the_reconstruction_compares_with(make_swin, images: Tensor) -> None:
+    """The picture that is shown is made of the image's own pixels, and a wrong one costs what it is off."""
+    method = randomize_both(make_ddmim(make_swin(), reconstruction={"normalize_window": 5}))
+    mask = method.mask_generator(images)
+    output = method(images, mask)
+    around = local_statistics(images, 5)
+
+    off = ((output.prediction - images) / around.std)[mask.at_pixels().expand_as(images)].abs()
+    expected = torch.where(off < 1.0, off.square() / 2, off - 0.5).mean()
+    torch.testing.assert_close(output.terms["reconstruction"], expected, rtol=1e-4, atol=1e-5)
+    borrowed = method.borrowed_statistics(images)
+    assert torch.equal(borrowed.mean, around.mean)
+    assert torch.equal(borrowed.std, around.std)
+    assert make_ddmim(make_swin()).borrowed_statistics(images) is None
+    assert make_ddmim(make_swin(), reconstruction=None).borrowed_statistics(images) is None
+    with pytest.raises(ValueError, match="odd side of at least 3 px, got 46"):
+        make_ddmim(make_swin(), reconstruction={"normalize_window": 46})
 
 
 def test_hidden_tokens_become_the_learned_token_of_their_stage(make_swin, images: Tensor) -> None:

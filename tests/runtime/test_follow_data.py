@@ -85,8 +85,17 @@ def test_ddmim_starts_with_learned_tokens_and_open_branches_on_small_sets_alone(
     assert (few.method.mask_value, many.method.mask_value) == ("learned", "zero")
     assert (few.method.zero_init_residual, many.method.zero_init_residual) == (False, True)
     assert "method.mask_value=learned, method.zero_init_residual=false" in str(describe_followed(few))
-    assert composed("method=simmim", images=50).method.zero_init_residual
     assert composed("method=ddmim", "method.mask_value=zero", images=50).method.zero_init_residual  # or it were refused
+
+
+def test_simmims_targets_are_normalized_and_its_branches_open_on_small_sets_alone() -> None:
+    few, many = (composed("method=simmim", images=images) for images in (50, IMAGENET))
+    assert (few.method.normalize_window, many.method.normalize_window) == (17, None)  # of 32 px
+    assert (few.method.zero_init_residual, many.method.zero_init_residual) == (False, True)
+    assert "method.zero_init_residual=false, method.normalize_window=17" in str(describe_followed(few))
+    assert composed("method=simmim", "method.normalize_window=null", images=50).method.normalize_window is None
+    published = composed("experiment=simmim_cifar10", "data.root=x", images=50).method
+    assert (published.normalize_window, published.zero_init_residual) == (None, True)
 
 
 @pytest.mark.parametrize("method", ["mae", "simmim", "ddmim"])

@@ -13,6 +13,7 @@ from unmask.runtime.resolvers import (
     auto_precision,
     auto_workers,
     fit_mask_patch,
+    fit_normalize_window,
     fit_patch,
     fit_swin_patch,
     fit_window,
@@ -192,3 +193,8 @@ def test_rules_build_a_backbone_once_for_the_same_settings(monkeypatch: pytest.M
             assert list(config.method.mask_generator.ratios) == ratios
             assert len(config.method.features.weights) == len(ratios)
     assert [len(settings["depths"]) for settings in built] == [3, 2]
+
+
+@pytest.mark.parametrize(("image_size", "window"), [(32, 17), ([64, 32], 17), (28, 15), (224, 113), (3, 3), (4, 3)])
+def test_targets_are_normalized_by_half_an_image(image_size: Any, window: int) -> None:
+    assert fit_normalize_window(image_size) == window

@@ -57,6 +57,7 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "if_hierarchical": if_hierarchical,
         "fit_swin_patch": fit_swin_patch,
         "fit_window": fit_window,
+        "fit_normalize_window": fit_normalize_window,
         "if_small": if_small,
         "fit_zero_init": fit_zero_init,
         "fit_batch": fit_batch,
@@ -214,6 +215,11 @@ def if_hierarchical(then: Any, otherwise: Any, model: Any) -> Any:
 def fit_swin_patch(size: int, image_size: Any) -> int:
     """Keeps Swin's usual token for usual images and halves it for smaller ones."""
     return size if _shorter_side(image_size) >= _SMALL_FOR_SWIN else max(1, size // 2)
+
+
+def fit_normalize_window(image_size: Any) -> int:
+    """Half the shorter side and a pixel in the middle: what targets of a short run are normalized by."""
+    return 2 * max(1, _shorter_side(image_size) // 4) + 1
 
 
 def fit_window(window: int, patch_size: Any, image_size: int | Sequence[int], num_stages: int) -> int:
