@@ -32,6 +32,8 @@ class SimMIM(Method):
         - Tables of relative positions are not weight-decayed unless `weight_decay_policy="position_bias"`; the official
           code decays them in pre-training and, on ViT, the mask token too (`"mask_token_and_position_bias"`).
         - The gradient is clipped once an optimizer step; the official code clips at every accumulation step.
+        - On small sets (`unmask.small_sets`) the configuration normalizes the target over half an image and opens Swin
+          V2's branches; the paper's target is raw pixels.
 
     Args:
         head: Completed with the width and stride of the backbone's last stage.
