@@ -98,7 +98,7 @@ def refusal(
         (["method=simmim", "method.mask_generator.patch_size=5"], "not whole 5 px patches"),
         (["method=simmim", "model=swin_mini", "model.window_size=5"], "use image_size"),
         (["method=mae", "global_batch_size=64", *TINY, *DECODER], "set global_batch_size=8 or less"),
-        (["method=mae", "trainer.accumulate_grad_batches=3", "global_batch_size=8", *TINY, *DECODER], "use 9"),
+        (["method=mae", "trainer.accumulate_grad_batches=3", "global_batch_size=8", *TINY, *DECODER], "use 6"),
         (["method=mae", "schedule.warmup_epochs=5", *QUICK], "schedule.warmup_epochs=5 takes 10 steps"),
         (["method=mae", "ckpt_path=nowhere.ckpt", *QUICK], "nowhere.ckpt does not exist"),
         (["data=synthetic", "data.channels=4"], "Synthetic has RGB images; leave data.channels at 3, got 4"),
