@@ -76,12 +76,13 @@ def test_a_file_is_opened_with_its_classes_where_it_has_any(
     from unmask.inference.photo import open_for_photos
 
     module = open_photos(*(("supervised", "data.num_train=20") if is_classifier else ("mae",))).module
-    checkpoint = Mock(spec=Checkpoint)
+    checkpoint = Mock(spec=Checkpoint, path="last.ckpt")
     checkpoint.load_module.return_value = module
     checkpoint.class_names.return_value = ("a", "b")
     opened = open_for_photos(checkpoint)
     assert opened.module is module
     assert opened.class_names == (("a", "b") if is_classifier else ())
+    assert opened.origin.startswith("last.ckpt")
 
 
 def test_a_small_picture_is_enlarged_by_the_factor_that_fills_the_page() -> None:
