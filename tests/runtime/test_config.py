@@ -2,7 +2,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from unmask.runtime.config import config_directory, names_experiment, with_own_data
+from unmask.runtime.config import compose_config, config_directory, names_experiment, with_own_data
 from unmask.runtime.evaluate import _require_settings_of
 from unmask.runtime.resolvers import register_resolvers
 
@@ -49,7 +49,13 @@ def test_settings_of_data_named_on_the_command_line_stay_as_written(chosen: str)
 
 def test_settings_without_a_name_are_those_of_the_checkpoints_data() -> None:
     overrides = ["eval=knn", "data.root=photos", "+data.x=1", "trainer.devices=2"]
-    assert with_own_data(overrides) == ["eval=knn", "+own_data.root=photos", "+data.x=1", "trainer.devices=2"]
+    assert with_own_data(overrides) == ["eval=knn", "++own_data.root=photos", "+data.x=1", "trainer.devices=2"]
+
+
+def test_of_a_setting_that_is_repeated_the_last_counts_also_of_the_checkpoints_data() -> None:
+    words = ["ckpt_path=x", "data.root=a", "data.root=b", "seed=1", "seed=2"]
+    config = compose_config("eval", with_own_data(words))
+    assert (config.own_data.root, config.seed) == ("b", 2)
 
 
 OWN = {"_target_": "unmask.data.sources.folder.ImageFolder", "root": "a", "num_workers": 2, "image_size": 32, "seed": 0}

@@ -464,7 +464,7 @@ def _start() -> list[str]:
 def _without_folder(settings: Sequence[str]) -> list[str]:
     """Settings as the user has typed them, but the folder of the run."""
     kept = [setting for setting in settings if not setting.startswith(_RUN_DIR)]
-    return [setting.removeprefix("+own_") if setting.startswith("+own_data.") else setting for setting in kept]
+    return [setting.removeprefix("++own_") if setting.startswith("++own_data.") else setting for setting in kept]
 
 
 def _launcher() -> list[str]:

@@ -43,7 +43,7 @@ def with_own_data(overrides: Sequence[str]) -> list[str]:
     """Lets `data.root=DIR` change the data of a checkpoint's own run where the user names no other data."""
     if any(override.startswith(("data=", "experiment=")) for override in overrides):
         return list(overrides)
-    return [f"+own_{override}" if override.startswith("data.") else override for override in overrides]
+    return [f"++own_{override}" if override.startswith("data.") else override for override in overrides]
 
 
 def with_probes(overrides: Sequence[str]) -> list[str]:
