@@ -1,6 +1,7 @@
 """Settings that follow the number of training images, and those that do not."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,13 @@ def test_small_images_are_served_at_their_own_size(tmp_path: Path) -> None:
     assert (config.image_size, config.data.image_size, data.image_size) == (64, 64, (64, 64))
     assert config.model.patch_size == 8
     assert str(describe_followed(config)).startswith(f"image_size=64 of images of {config.train_image_side} px; ")
+
+
+def test_a_named_pipe_among_the_images_is_not_waited_for(tmp_path: Path) -> None:
+    overrides = folder_of(tmp_path, *[(60, 60)] * 8)
+    os.mkfifo(tmp_path / "pipe.png")
+
+    assert followed(overrides)[0].image_size == 64
 
 
 def test_a_size_that_is_stated_is_kept(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Image data sets as a loader reads them: by (epoch, index), so that every draw is keyed."""
 
+import errno
 import hashlib
 import io
 import os
@@ -211,7 +212,10 @@ class ImageFileDataset(ImageDataset):
         return path.read_bytes(), path.suffix.lower().lstrip(".")
 
     def open(self, index: int) -> OpenFile:
-        return Path(self.paths[index]).open("rb")
+        path = Path(self.paths[index])
+        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return path.open("rb")
 
     def name_of(self, index: int) -> str:
         return self.paths[index]

@@ -31,7 +31,6 @@ _OF_A_RUN = (
     "method.mask_value",
     "method.zero_init_residual",
     "method.normalize_window",
-    "method.reconstruction.normalize_window",
 )
 _OF_AN_EVALUATION = ("global_batch_size", "eval.epochs", "base_lr")
 
