@@ -24,7 +24,6 @@ from unmask.methods.ddmim_terms import (
 from unmask.methods.ddmim_views import Views, whole_images
 from unmask.patches import PatchMask, are_whole_cells
 from unmask.targets.ema_teacher import EMATeacher
-from unmask.targets.local import local_statistics
 from unmask.types import ImageBatch, Images, MethodOutput, PixelStatistics
 
 MaskedTokens = Mapping[int, Bool[Tensor, "b h w 1"]]
@@ -163,7 +162,7 @@ class DDMIM(Method):
         if self.reconstruction is not None:
             prediction = self.reconstruction.predict(student)
             terms["reconstruction"] = self.reconstruction(prediction, views.target, mask)
-            prediction = self.reconstruction.restore(prediction, like=views.target)
+            prediction = self.reconstruction.target.restore(prediction, like=views.target)
         if self.features is not None and teacher is not None:
             terms |= self.features(student, teacher, mask, views.boxes)  # feature_stage_<i>
         if self.contrast is not None and teacher is not None:
@@ -177,8 +176,7 @@ class DDMIM(Method):
         return MethodOutput(loss=loss, terms=terms, mask=mask, prediction=prediction, monitors=monitors)
 
     def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
-        window = None if self.reconstruction is None else self.reconstruction.normalize_window
-        return None if window is None else PixelStatistics(*local_statistics(images.float(), window))
+        return None if self.reconstruction is None else self.reconstruction.target.borrowed_statistics(images)
 
     def on_train_start(self) -> None:
         self._is_first_step = True

@@ -17,7 +17,7 @@ from unmask.losses.masked import masked_mean
 from unmask.methods.ddmim_views import Boxes
 from unmask.patches import PatchMask
 from unmask.positions import resample_into_box
-from unmask.targets.local import normalize_locally, restore_locally
+from unmask.targets.local import PixelTarget
 from unmask.types import Images
 
 Tokens = Float[Tensor, "b h w c"]
@@ -61,9 +61,7 @@ class ReconstructionTerm(nn.Module):
         super().__init__()
         _require_weight("reconstruction", weight)
         require_choice("reconstruction.mean", mean, ("masked", "all"))
-        self.normalize_window = normalize_window
-        if normalize_window is not None:
-            normalize_locally(torch.zeros(1, 1, 1, 1), normalize_window)
+        self.target = PixelTarget(normalize_window)
         self.weights = {"reconstruction": weight}
         self.mean = mean
         last = backbone.stages[-1]
@@ -74,17 +72,8 @@ class ReconstructionTerm(nn.Module):
         predicted: Images = self.head(student.features)
         return predicted.float()
 
-    def restore(self, prediction: Images, *, like: Images) -> Images:
-        """Turns a prediction into pixels of the normalized image by the local statistics of the true image `like`."""
-        if self.normalize_window is None:
-            return prediction
-        return restore_locally(prediction, self.normalize_window, like=like.float())
-
     def forward(self, prediction: Images, image: Images, mask: PatchMask) -> Float[Tensor, ""]:
-        target = image.float()
-        if self.normalize_window is not None:
-            target = normalize_locally(target, self.normalize_window)
-        errors = F.smooth_l1_loss(prediction, target, reduction="none")
+        errors = F.smooth_l1_loss(prediction, self.target(image), reduction="none")
         if self.mean == "all":
             return (errors * mask.at_pixels()).mean()
         return masked_mean(errors, mask.at_pixels())

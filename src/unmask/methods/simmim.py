@@ -12,7 +12,7 @@ from unmask.heads.pixel_shuffle import PixelShuffleHead
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method, require_separate_patches
 from unmask.patches import PatchMask, are_whole_cells, patch_text
-from unmask.targets.local import local_statistics, normalize_locally, restore_locally
+from unmask.targets.local import PixelTarget
 from unmask.types import Images, MethodOutput, PixelStatistics
 
 
@@ -57,9 +57,7 @@ class SimMIM(Method):
     ) -> None:
         super().__init__(**shared)
         require_separate_patches(self.backbone, "simmim")
-        self.normalize_window = normalize_window
-        if normalize_window is not None:
-            normalize_locally(torch.zeros(1, 1, 1, 1), normalize_window)
+        self.target = PixelTarget(normalize_window)
         last = self.backbone.stages[-1]
         self.head = head(in_channels=last.channels, stride=last.stride, image_channels=self.backbone.in_channels)
         self.mask_token = nn.Parameter(torch.empty(self.backbone.stages[0].channels))
@@ -76,18 +74,13 @@ class SimMIM(Method):
             return torch.where(masked, self.mask_token.to(tokens.dtype), tokens) if stage == 0 else tokens
 
         prediction = self.head(self.backbone.forward_features(images, insert_mask_token)[-1]).float()
-        target = images
-        if self.normalize_window is not None:
-            target = normalize_locally(images.float(), self.normalize_window)
-        pixel_l1 = masked_mean(F.l1_loss(prediction, target, reduction="none"), mask.at_pixels())  # sec. 3.4
-        if self.normalize_window is not None:
-            prediction = restore_locally(prediction, self.normalize_window, like=images.float())
+        errors = F.l1_loss(prediction, self.target(images), reduction="none")
+        pixel_l1 = masked_mean(errors, mask.at_pixels())  # sec. 3.4
+        prediction = self.target.restore(prediction, like=images)
         return MethodOutput(loss=pixel_l1, terms={"pixel_l1": pixel_l1}, mask=mask, prediction=prediction)
 
     def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
-        if self.normalize_window is None:
-            return None
-        return PixelStatistics(*local_statistics(images.float(), self.normalize_window))
+        return self.target.borrowed_statistics(images)
 
     def masked_tokens(self, mask: PatchMask) -> Bool[Tensor, "b h w 1"]:
         """Says which of the tokens that enter the backbone a mask masks.

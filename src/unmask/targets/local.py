@@ -1,37 +1,57 @@
 """Pixels normalized by what surrounds them."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from unmask.targets.pixels import VARIANCE_EPSILON
-from unmask.types import Images
+from unmask.types import Images, PixelStatistics
 
 
-class LocalStatistics(NamedTuple):
-    """Mean and deviation around each pixel, of each channel by itself."""
+class PixelTarget:
+    """The pixels of an image as a target, normalized locally or left as they are; in float32 in either case.
 
-    mean: Images
-    std: Images
-
-
-def local_statistics(images: Images, window: int) -> LocalStatistics:
-    """Measures each pixel's surroundings: a square of `window` pixels about it, cut off at the border.
-
-    The variance is unbiased and gets 1e-6 added (targets of Swin V2's SimMIM, github.com/microsoft/Swin-Transformer).
+    Args:
+        window: Side, pixels, of the window around a pixel whose mean and deviation normalize it; None leaves the pixels
+            as they are.
 
     Raises:
         ValueError: The window has no center, or is a single pixel.
     """
-    if window < 3 or window % 2 == 0:
-        raise ValueError(f"a window around a pixel has an odd side of at least 3 px, got {window}")
+
+    def __init__(self, window: int | None) -> None:
+        if window is not None:
+            _require_center(window)
+        self.window = window
+
+    def __call__(self, images: Images) -> Images:
+        """The target to predict of these images."""
+        return images.float() if self.window is None else normalize_locally(images.float(), self.window)
+
+    def restore(self, prediction: Images, *, like: Images) -> Images:
+        """Turns a prediction of the target into pixels, by the local statistics of the true images `like`."""
+        return prediction if self.window is None else restore_locally(prediction, self.window, like=like.float())
+
+    def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
+        """What `restore` takes from the true images; None where it takes nothing."""
+        return None if self.window is None else local_statistics(images.float(), self.window)
+
+
+def local_statistics(images: Images, window: int) -> PixelStatistics:
+    """Measures each pixel's surroundings: a square of `window` pixels about it, cut off at the border.
+
+    Each channel is measured by itself. The variance is unbiased and gets 1e-6 added (targets of Swin V2's SimMIM,
+    github.com/microsoft/Swin-Transformer).
+
+    Raises:
+        ValueError: The window has no center, or is a single pixel.
+    """
+    _require_center(window)
     mean, square = _box_mean(images, window), _box_mean(images.square(), window)
     count = _box_count(images.shape[2], window, images)[:, None] * _box_count(images.shape[3], window, images)
     variance = ((square - mean.square()) * count / (count - 1)).clamp(min=0.0)
-    return LocalStatistics(mean, (variance + VARIANCE_EPSILON).sqrt())
+    return PixelStatistics(mean, (variance + VARIANCE_EPSILON).sqrt())
 
 
 def normalize_locally(images: Images, window: int) -> Images:
@@ -44,6 +64,11 @@ def restore_locally(normalized: Images, window: int, *, like: Images) -> Images:
     """Undoes the normalization with the statistics of the true images `like`."""
     statistics = local_statistics(like, window)
     return normalized * statistics.std + statistics.mean
+
+
+def _require_center(window: int) -> None:
+    if window < 3 or window % 2 == 0:
+        raise ValueError(f"a window around a pixel has an odd side of at least 3 px, got {window}")
 
 
 def _box_mean(images: Images, window: int) -> Images:
