@@ -1,4 +1,5 @@
 import gc
+import os
 import weakref
 from collections.abc import Callable
 from itertools import chain
@@ -100,6 +101,19 @@ def test_a_bad_image_is_replaced_and_the_others_keep_their_places(
     for key, number in zip(order, found, strict=True):
         assert (number == key.index) == (key.index not in BAD)
         assert number not in BAD
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_named_pipe_is_a_bad_image_and_not_waited_for(
+    make_data: Callable[..., ImageFolder], folder: Path, tmp_path: Path, num_workers: int
+) -> None:
+    (pipe := folder / "train" / "07.png").unlink()
+    os.mkfifo(pipe)
+    found = trained_on(make_data(num_workers=num_workers, worker_timeout=0.0))
+
+    assert not {7, *BAD} & {number for step in found.values() for number in step}
+    assert f"{pipe}\tcannot be read (not a regular file)\t0\n" in (tmp_path / "run" / BAD_IMAGES_NAME).read_text()
 
 
 def test_a_batch_names_the_samples_it_holds(make_data: Callable[..., ImageFolder]) -> None:

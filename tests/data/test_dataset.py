@@ -1,6 +1,8 @@
 """The fingerprint of a split follows its content and nothing else."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,15 @@ def test_files_change_it_by_a_label_a_size_and_a_name_but_not_by_moving(written:
     renamed = written[1].rename(written[1].with_name("other.png"))
     others.append(in_files([written[0], renamed, *written[2:]], labels))
     assert len({first, *others}) == 6
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("read", [ImageFileDataset.open, ImageFileDataset.stored])
+def test_a_named_pipe_is_not_waited_for(read: Callable[..., Any], tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    dataset = ImageFileDataset(PathList([str(tmp_path / "a.png")]), torch.tensor([0]), (), decode=lambda path: None)
+    with pytest.raises(OSError, match=r"not a regular file.*a\.png"):
+        read(dataset, 0)
 
 
 def test_a_data_module_names_what_was_read_whatever_the_seed(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from unmask.data.bad_images import IN_EVALUATION, BadImagePolicy, OnBadImage, Ra
 from unmask.data.dataset import ImageDataset, LoaderDataset, RawBatch, SampleKey
 from unmask.data.files.decoding import BadImageError, ImageDecoder
 from unmask.data.files.splits import Split
+from unmask.data.headers import open_with_header
 from unmask.data.loaded_splits import LoadedSplits
 from unmask.data.loader import DeferredDataLoader
 from unmask.data.model_input import ModelInput
@@ -212,14 +213,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _shorter_side(self, dataset: ImageDataset, index: int) -> int | None:
         try:
-            file = dataset.open(index)
-            if file is None:
-                return None
-            with file:
-                header = self.decoder.read_header(file, dataset.name_of(index))
-        except (BadImageError, OSError):  # training says what is wrong with it
+            with open_with_header(dataset, index, self.decoder) as opened:
+                return None if opened is None else min(opened.header.height, opened.header.width)
+        except BadImageError:  # training says what is wrong with it
             return None
-        return min(header.height, header.width)
 
     @property
     def class_names(self) -> tuple[str, ...]:

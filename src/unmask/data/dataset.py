@@ -1,6 +1,5 @@
 """Image data sets as a loader reads them: by (epoch, index), so that every draw is keyed."""
 
-import errno
 import hashlib
 import io
 import os
@@ -15,6 +14,7 @@ from jaxtyping import Float32, Int, Shaped, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate, get_worker_info
 
+from unmask.data.files.opening import open_file
 from unmask.data.files.paths import PathList
 from unmask.data.files.pixels import OpenFile, Pixels
 
@@ -209,13 +209,11 @@ class ImageFileDataset(ImageDataset):
 
     def stored(self, index: int) -> tuple[bytes, str]:
         path = Path(self.paths[index])
-        return path.read_bytes(), path.suffix.lower().lstrip(".")
+        with open_file(path) as file:
+            return file.read(), path.suffix.lower().lstrip(".")
 
     def open(self, index: int) -> OpenFile:
-        path = Path(self.paths[index])
-        if path.exists() and not path.is_file():  # opening a named pipe would wait for ever
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
-        return path.open("rb")
+        return open_file(self.paths[index])
 
     def name_of(self, index: int) -> str:
         return self.paths[index]

@@ -21,6 +21,7 @@ from unmask.data.datamodule import ImageDataModule
 from unmask.data.dataset import ImageDataset, SampleKey
 from unmask.data.files.decoding import BadImageError, ImageDecoder
 from unmask.data.files.splits import Split
+from unmask.data.headers import open_with_header
 from unmask.data.statistics import PixelStatistics, measure_pixels
 from unmask.randomness import keyed_permutation, stream_key
 
@@ -137,18 +138,15 @@ class _Scan(_Work):
 
     def _facts(self, index: int) -> ImageFacts:
         try:
-            file = self.dataset.open(index)
-            if file is None:
-                return self._facts_of_pixels(index)
-            with file:
-                header = self.decoder.read_header(file, self.dataset.name_of(index))
+            with open_with_header(self.dataset, index, self.decoder) as opened:
+                if opened is None:
+                    return self._facts_of_pixels(index)
+                file, header = opened
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - _ENDING))
                 ending = file.read()
         except BadImageError as error:
             return ImageFacts("", 0, 0, 0, b"", error.reason)
-        except OSError as error:
-            return ImageFacts("", 0, 0, 0, b"", f"cannot be read ({error.strerror})")
         mark = _CLOSING_MARKS.get(header.kind.split()[0], b"")
         return ImageFacts(*header, size, _digest(ending), is_suspect=mark not in ending)
 

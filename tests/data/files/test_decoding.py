@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -264,6 +265,15 @@ def test_a_file_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(ValueError, match=r"bad image .*folder\.jpg: cannot be read \(Is a directory\)"):
         decode_image(str(tmp_path / "folder.jpg"))
+
+
+@pytest.mark.timeout(60)
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "pipe.jpg")
+    for name in ("pipe.jpg", "link.jpg"):
+        with pytest.raises(ValueError, match=rf"bad image .*{name}: cannot be read \(not a regular file\)"):
+            decode_image(str(tmp_path / name))
 
 
 ARRAYS = {"a.npy": np.save, "a.npz": np.savez_compressed}

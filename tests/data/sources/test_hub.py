@@ -1,4 +1,5 @@
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,10 @@ def test_a_row_may_name_a_file_beside_the_table(tmp_path: Path) -> None:
     for path in ("images/x.png", str(tmp_path / "images/x.png")):
         image = decode_cell(decoder, OwnFiles(str(tmp_path)), {"bytes": None, "path": path}, "row 0")
         assert image[0, 0, 0] == 77
+
+
+@pytest.mark.timeout(60)
+def test_a_named_pipe_that_a_row_names_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match=r"row 0: names 'pipe.png', which cannot be read .*not a regular file"):
+        OwnFiles(str(tmp_path)).read("pipe.png", "row 0")

@@ -1,5 +1,6 @@
 """Folders of images and masks: what belongs together, and what is refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,18 @@ def test_what_is_no_mask_is_refused_by_name(tmp_path, write, message) -> None:
     data = make(tmp_path, val_fraction=0.0, test_fraction=0.0)
     write(tmp_path / "masks" / "x.png")
     with pytest.raises(ValueError, match=rf"bad mask .*x\.png: .*{message}"):
+        first_mask(data)
+
+
+@pytest.mark.timeout(60)
+def test_a_mask_that_became_a_named_pipe_is_not_waited_for(tmp_path) -> None:
+    save(tmp_path / "images" / "x.jpg", mode="RGB")
+    save(tmp_path / "masks" / "x.png")
+    data = make(tmp_path, val_fraction=0.0, test_fraction=0.0)
+    data.dataset("train")
+    (tmp_path / "masks" / "x.png").unlink()
+    os.mkfifo(tmp_path / "masks" / "x.png")
+    with pytest.raises(ValueError, match=r"bad mask .*x\.png: cannot be read .*not a regular file"):
         first_mask(data)
 
 

@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
+from unmask.data.files.opening import open_file
 from unmask.data.files.pixels import OpenFile, Pixels
 
 _Result = TypeVar("_Result")
@@ -141,7 +142,7 @@ class ImageDecoder:
                 another number of channels, or holds numbers without a known range.
         """
         try:
-            with Path(path).open("rb") as file:
+            with open_file(path) as file:
                 return self._read_named(file, path)
         except OSError as error:
             raise BadImageError(path, f"cannot be read ({error.strerror}{_permissions(path, error)})") from error

@@ -14,6 +14,7 @@ from jaxtyping import Int64, Shaped
 
 from unmask.atomic_write import atomic_write
 from unmask.data.files.decoding import ARRAY_SUFFIXES, IMAGE_SUFFIXES
+from unmask.data.files.opening import open_file
 
 _BLOCK = 512  # bytes; what POSIX pads members to, and an archive ends with a block of zeros
 _TAIL = 2**20  # bytes looked at behind the end; writers pad by some KiB
@@ -110,7 +111,7 @@ def _list_samples(shard: Path, source: LabelSource) -> ShardIndex:
 
 def _walk(shard: Path) -> Iterator[tarfile.TarInfo]:
     """Yields the regular files of an archive and makes sure that it was read to its end."""
-    with shard.open("rb") as file:
+    with open_file(shard) as file:
         head = file.read(_BLOCK)
         _require_plain(shard, head)
         file.seek(0)

@@ -17,6 +17,7 @@ from torch import Tensor
 from unmask.data.auto_split import AutoSplitDataModule
 from unmask.data.dataset import UNLABELED, ImageCrop, ImageDataset, RawBatch, SampleKey, gather_images, key_columns
 from unmask.data.files.decoding import IMAGE_SUFFIXES, BadImageError, ImageDecoder
+from unmask.data.files.opening import open_file
 from unmask.data.files.pixels import Pixels
 from unmask.data.files.splits import SPLIT_NAMES, Split
 from unmask.data.sources.streamed import StreamedDataset
@@ -52,7 +53,8 @@ class OwnFiles:
             raise BadImageError(row, f"names {path[:200]!r}, which is no file of {self.root}")
         try:
             if "://" not in path:
-                return Path(self.folder, path).read_bytes()
+                with open_file(Path(self.folder, path)) as own:
+                    return own.read()
             with fsspec.open(path, "rb") as file:
                 content: bytes = file.read()
                 return content

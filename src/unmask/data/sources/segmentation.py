@@ -17,6 +17,7 @@ from unmask.data.auto_split import AutoSplitDataModule
 from unmask.data.dataset import UNLABELED, ImageFileDataset
 from unmask.data.files.decoding import IMAGE_SUFFIXES
 from unmask.data.files.listing import find_images
+from unmask.data.files.opening import open_file
 from unmask.data.files.paths import PathList
 from unmask.data.files.splits import SPLIT_NAMES, Split
 
@@ -92,7 +93,7 @@ class SegmentationFolder(AutoSplitDataModule):
 
     def _require_same_size(self, image: str, path: str, mask: UInt8[Tensor, "height width"]) -> None:
         """Compares with the image's header, so that no image is decoded for it."""
-        with Image.open(image) as opened:
+        with open_file(image) as file, Image.open(file) as opened:
             width, height = opened.size
             turn = opened.getexif().get(ExifTags.Base.Orientation, 1)
         if self.decoder.exif and turn in _TURNED_BY_A_QUARTER:
@@ -144,7 +145,7 @@ class SegmentationDataset(ImageFileDataset):
 def _read_mask(path: str) -> UInt8[Tensor, "height width"]:
     """Reads the class of every pixel."""
     try:
-        with Image.open(path, formats=("PNG",)) as image:
+        with open_file(path) as file, Image.open(file, formats=("PNG",)) as image:
             if image.mode not in _MASK_MODES:
                 raise ValueError(
                     f"bad mask {path}: Pillow's mode {image.mode}, not gray or palette of 8 bits or fewer; "
