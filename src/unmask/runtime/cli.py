@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from unmask.callbacks.first_process import end_with_first_process, forget_first_process
+from unmask.missing_packages import explain_missing_packages, name_missing_package
 from unmask.runtime.log_streams import tell
 from unmask.runtime.own_commands import interpreter
 from unmask.runtime.typed import typed
@@ -37,6 +38,7 @@ _EXPLAIN = "explain="
 _TRACEBACK_SWITCH = "UNMASK_TRACEBACK"  # =1 shows where an error was raised
 
 
+@explain_missing_packages()
 def run() -> None:
     """Pre-trains: `python run.py method=mae model=vit_tiny data=cifar10 data.root=DIR`."""
     from unmask.runtime.config import with_probes
@@ -47,6 +49,7 @@ def run() -> None:
     _command("run", _pretrain)
 
 
+@explain_missing_packages()
 def evaluate() -> None:
     """Evaluates: `python eval.py eval=knn ckpt_path=FILE`."""
     from unmask.runtime.config import with_own_data
@@ -55,6 +58,7 @@ def evaluate() -> None:
     _command("eval", _evaluate_once)
 
 
+@explain_missing_packages()
 def export() -> None:
     """Exports: `python -m unmask.export ckpt_path=FILE format=huggingface`."""
     from unmask.runtime.export import export as export_checkpoint
@@ -62,6 +66,7 @@ def export() -> None:
     _plain_command("export", export_checkpoint)
 
 
+@explain_missing_packages()
 def pack() -> None:
     """Packs: `python -m unmask.pack data=folder data.root=DIR out=DIR2`."""
     from unmask.runtime.pack import pack as pack_source
@@ -69,6 +74,7 @@ def pack() -> None:
     _plain_command("pack", pack_source)
 
 
+@explain_missing_packages()
 def inspect() -> None:
     """Looks at a data set: `python -m unmask.inspect data=folder data.root=DIR`."""
     from unmask.runtime.inspect import inspect as inspect_data
@@ -76,6 +82,7 @@ def inspect() -> None:
     _plain_command("inspect", inspect_data)
 
 
+@explain_missing_packages()
 def demo() -> None:
     """Serves a page: `python -m unmask.demo ckpt_path=FILE`."""
     from unmask.runtime.demo import demo as serve_page
@@ -83,6 +90,7 @@ def demo() -> None:
     _plain_command("demo", serve_page)
 
 
+@explain_missing_packages()
 def report() -> None:
     """Writes a page: `python -m unmask.report RUN [RUN ...]`."""
     from unmask.runtime.report import report as write_report
@@ -90,6 +98,7 @@ def report() -> None:
     _command_on_runs("python -m unmask.report RUN [RUN ...] [out=FILE]", write_report)
 
 
+@explain_missing_packages()
 def reference() -> None:
     """Keeps the curves of good runs: `python -m unmask.reference RUN RUN RUN out=FILE`."""
     from unmask.runtime.reference import make_reference
@@ -108,6 +117,7 @@ def _command_on_runs(usage: str, act: Callable[[list[str]], object]) -> None:
         sys.exit(_explain_or_raise(error))
 
 
+@explain_missing_packages()
 def replay() -> None:
     """Computes a step again: `python -m unmask.replay FILE`."""
     from unmask.runtime.console import quiet_libraries
@@ -123,6 +133,7 @@ def replay() -> None:
         sys.exit(_explain_or_raise(error))
 
 
+@explain_missing_packages()
 def job() -> None:
     """Runs a job of a sweep as it was frozen: `python -m unmask.job runs/sweeps/TIME/0`."""
     from unmask.runtime.job_cores import use_cores
@@ -417,7 +428,8 @@ def _explain(error: BaseException, known_keys: Sequence[str] = (), groups: Seque
     """Writes the sentence; the names are only needed for a configuration that did not compose."""
     from unmask.runtime.mistakes import one_sentence
 
-    tell(f"error: {one_sentence(error, known_keys, groups)}\n({_TRACEBACK_SWITCH}=1 shows where)\n")
+    sentence = name_missing_package(error) or one_sentence(error, known_keys, groups)
+    tell(f"error: {sentence}\n({_TRACEBACK_SWITCH}=1 shows where)\n")
     return EXIT_FIXABLE
 
 
