@@ -24,6 +24,7 @@ from unmask.backbones.timm_hiera import TimmHiera
 from unmask.backbones.timm_swin import TimmSwin
 from unmask.backbones.timm_vit import TimmViT
 from unmask.heads.mae_decoder import MAEDecoder
+from unmask.heads.stage_expansion import StageExpansion
 from unmask.methods.ddmim import DDMIM
 from unmask.methods.mae import MAE
 from unmask.methods.simmim import SimMIM
@@ -67,7 +68,10 @@ def _(method: MAE, num_images: int) -> Mapping[str, float]:
     fraction = 1 - math.ceil(maskable * method.mask_generator.ratio) / maskable
     parts = _trained(_forward(backbone, fraction), num_images)
     parts["decoder"] = TRAINED * num_images * _decoder(method.decoder, method.grid, fraction)
-    if method.fusion is not None:
+    if isinstance(method.fusion, StageExpansion):
+        tokens = math.prod(_swin_grids(backbone, fraction)[-1])
+        parts["fusion"] = TRAINED * num_images * 2 * tokens * method.fusion.project.weight.numel()
+    elif method.fusion is not None:
         tokens = fraction * math.prod(patch_grid(backbone.image_size, backbone.stages[-1].stride))
         weights = sum(project.weight.numel() for project in method.fusion.project)
         parts["fusion"] = TRAINED * num_images * 2 * tokens * weights
@@ -135,13 +139,12 @@ def _(backbone: TimmViT | TimmBeit, fraction: float) -> Forward:
 
 @_forward.register
 def _(backbone: TimmSwin, fraction: float) -> Forward:
-    assert fraction == 1
     first, blocks, attention, once = backbone.stages[0], 0.0, 0.0, 0.0
-    grids = [patch_grid(backbone.image_size, stage.stride) for stage in backbone.stages]
+    grids = _swin_grids(backbone, fraction)
     pixels = backbone.in_channels * math.prod(patch_sides(first.stride))
     for number, (stage, grid) in enumerate(zip(backbone.stages, grids, strict=True)):
         for block in backbone.swin.layers[number].blocks:
-            window = math.prod(block.window_size)
+            window = math.prod(block.window_size if fraction == 1 else block.second_window)
             hidden = block.mlp.fc1.out_features
             linear, pairs = _blocks(math.prod(grid), width=stage.channels, hidden=hidden, depth=1, attended=window)
             blocks, attention = blocks + linear, attention + pairs
@@ -151,12 +154,23 @@ def _(backbone: TimmSwin, fraction: float) -> Forward:
     return Forward(2 * math.prod(grids[0]) * pixels * first.channels, blocks, attention, once)
 
 
+def _swin_grids(backbone: TimmSwin, fraction: float) -> list[tuple[int, int]]:
+    """Tokens of each stage, (rows, cols); a quarter of the units is an image of half the sides."""
+    if fraction == 1:
+        return [patch_grid(backbone.image_size, stage.stride) for stage in backbone.stages]
+    assert fraction == 1 / 4
+    assert not any(any(block.second_padding) for block in backbone.blocks)
+    height, width = (side // 2 for side in backbone.image_size)
+    return [(-(-height // stage.stride), -(-width // stage.stride)) for stage in backbone.stages]  # merging rounds up
+
+
 def _computed_positions(block: Any) -> float:
     """What Swin V2's MLP takes for the table of relative positions; a Swin has a table."""
     if not hasattr(block.attn, "cpb_mlp"):  # timm's own classes, which differ in nothing else that is counted
         return 0.0
     places = math.prod(2 * side - 1 for side in block.window_size)
-    return 2 * places * (2 + block.attn.num_heads) * _POSITION_WIDTH
+    coordinates = 2 * FIRST / TRAINED  # they have no gradient
+    return 2 * places * (coordinates + block.attn.num_heads) * _POSITION_WIDTH
 
 
 @_forward.register

@@ -61,6 +61,8 @@ class PatchMask:
     by_stage: "tuple[PatchMask | None, ...]" = ()
     """What is masked as tokens enter each stage of a backbone, None where nothing is; `masked` then is their union.
     Empty in a mask that does not tell stages apart."""
+    visible_cell: int | None = None
+    """Side, in patches, of the squares of which each has exactly one visible patch; None where that is not known."""
 
     def at_stride(self, stride: PatchSize, *, coarse: Literal["all", "nearest"] = "all") -> Bool[Tensor, "b h w"]:
         """Resamples the mask to a feature map.

@@ -64,8 +64,9 @@ def test_squares_too_small_to_be_told_apart_are_not_offered(side: int, smallest:
     from unmask.inference.photo import PhotoModel
     from unmask.methods.backbone_module import BackboneModule
 
-    backbone = Mock(image_size=(side, side), in_channels=3, mask_unit_size=1)
-    assert PhotoModel(Mock(spec=BackboneModule, exported_backbone=backbone)).mask_units()[0] == smallest
+    backbone = Mock(image_size=(side, side), in_channels=3)
+    module = Mock(spec=BackboneModule, exported_backbone=backbone, mask_unit_size=1, mask_cell=None)
+    assert PhotoModel(module).mask_units()[0] == smallest
 
 
 @pytest.mark.parametrize("is_classifier", [True, False])
@@ -198,3 +199,21 @@ def test_other_channels_than_rgb_are_refused(open_photos: Callable[..., Any]) ->
     module.backbone.in_channels = 1
     with pytest.raises(ValueError, match="photos have three channels, and this checkpoint takes images of 1"):
         PhotoModel(module)
+
+
+def test_a_swin_of_mae_is_offered_its_own_masks_alone(open_photos: Callable[..., Any], photo: np.ndarray) -> None:
+    from unmask.inference.photo import PhotoModel
+    from unmask.runtime.api import build_method
+
+    small = ["model.embed_dim=8", "model.depths=[1,1]", "image_size=32"]
+    model = PhotoModel(build_method(["method=mae", "model=swin_mini", *small]).eval())
+    assert model.own_masking() == (0.75, 4)
+    assert model.mask_units() == [4]
+    shown = model.reconstruct(photo, model.draw(ratio=0.75, unit=4, seed=0))
+    assert float(shown.mask.masked.float().mean()) == 0.75
+    with pytest.raises(ValueError, match=r"of each 2x2 is a mask ratio of 0\.75, not 0\.5"):
+        model.draw(ratio=0.5, unit=4, seed=0)
+    painted = np.zeros(photo.shape[:2])
+    painted[: len(painted) // 2] = 1.0
+    with pytest.raises(ValueError, match="where one of each 2x2 units of 4 px is visible"):
+        model.reconstruct(photo, model.mask_painted(painted, unit=4))

@@ -112,3 +112,44 @@ def test_an_image_of_one_patch_is_not_told_to_use_a_ratio_of_zero() -> None:
     with pytest.raises(ValueError, match="patches smaller than 32 px") as error:
         RandomMaskGenerator(ratio=0.6, patch_size=32)(blank(1, 32))
     assert "at most" not in str(error.value)
+
+
+@pytest.mark.parametrize(("cell", "ratio"), [(2, 0.75), (3, 8 / 9), (3, 0.8889)])
+@pytest.mark.parametrize("is_keyed", [True, False])
+def test_each_square_has_one_visible_patch_anywhere_in_it(cell: int, ratio: float, is_keyed: bool) -> None:
+    images = 2000
+    keys = sample_keys(0, "mask", 0, torch.arange(images)) if is_keyed else None
+    mask = RandomMaskGenerator(ratio=ratio, patch_size=[2, 4], cell=cell)(blank(images, 4 * cell, 12 * cell), keys)
+    assert (mask.patch_size, mask.visible_cell) == ((2, 4), cell)
+    visible = (~mask.masked).double()
+    assert visible.shape == (images, 2 * cell, 3 * cell)
+    by_square = [
+        visible[:, r : r + cell, c : c + cell] for r in range(0, 2 * cell, cell) for c in range(0, 3 * cell, cell)
+    ]
+    assert all((square.sum(dim=(1, 2)) == 1).all() for square in by_square)
+    assert mask.num_masked == 6 * (cell**2 - 1)
+    assert (visible.mean(dim=0) - 1 / cell**2).abs().max() < 5 * (1 / cell**2 / images) ** 0.5
+    first, second = by_square[0].flatten(1), by_square[1].flatten(1)
+    together = first.T @ second / images  # the places in two squares are drawn apart
+    assert (together - 1 / cell**4).abs().max() < 6 * (1 / cell**4 / images) ** 0.5
+
+
+def test_a_mask_of_squares_is_the_same_for_the_same_key() -> None:
+    generator = RandomMaskGenerator(ratio=0.75, patch_size=4, cell=2)
+    keys = sample_keys(0, "mask", 0, torch.arange(8))
+    straight, turned = generator(blank(8, 32), keys), generator(blank(8, 32), keys.flip(0))
+    assert torch.equal(straight.masked, turned.masked.flip(0))
+    assert not torch.equal(straight.masked[0], straight.masked[1])
+
+
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        ({"cell": 2, "ratio": 0.6}, r"of each 2x2 is a mask ratio of 0\.75, not 0\.6; set .*ratio=0\.75"),
+        ({"cell": 1, "ratio": 0.5}, "cell must be at least 2 patches a side, or null for none, got 1"),
+        ({"cell": 2, "ratio": 0.75, "patch_size": 8}, "24x24 px images are not whole 16 px patches; use 32x32 px"),
+    ],
+)
+def test_squares_that_do_not_fit_are_refused(settings: dict[str, float], refusal: str) -> None:
+    with pytest.raises(ValueError, match=refusal):
+        RandomMaskGenerator(**{"patch_size": 4} | settings)(blank(1, 24))

@@ -18,13 +18,19 @@ TINY_DECODER = partial(MAEDecoder, embed_dim=16, depth=2, num_heads=2)
 
 
 def make_mae(
-    backbone: nn.Module, *, patch_size: int = 8, decoder=TINY_DECODER, norm_pix_loss: bool = True, **changes
+    backbone: nn.Module,
+    *,
+    patch_size: int = 8,
+    cell: int | None = None,
+    decoder=TINY_DECODER,
+    norm_pix_loss: bool = True,
+    **changes,
 ) -> MAE:
     return MAE(
         backbone=backbone,
         decoder=decoder,
         norm_pix_loss=norm_pix_loss,
-        mask_generator=RandomMaskGenerator(ratio=0.75, patch_size=patch_size),
+        mask_generator=RandomMaskGenerator(ratio=0.75, patch_size=patch_size, cell=cell),
         optimizer=partial(torch.optim.AdamW, lr=1e-3),
         schedule=constant,
         **changes,
@@ -222,9 +228,9 @@ def test_blocks_of_several_patches_are_masked_as_those_patches(make_vit, randomi
     assert method.patch_mask(blocks).num_masked == 12  # known without asking the device
 
 
-def test_a_backbone_that_cannot_skip_tokens_is_refused(make_swin) -> None:
-    with pytest.raises(ValueError, match="only a ViT or a Hiera can do; use model=vit_tiny, model=hiera_tiny"):
-        make_mae(make_swin(), patch_size=4)
+def test_a_backbone_that_cannot_skip_tokens_is_refused(make_beit) -> None:
+    with pytest.raises(ValueError, match="which a ViT, Hiera, Swin or Swin V2 can do; use model=vit_tiny"):
+        make_mae(make_beit(), patch_size=8)
 
 
 def test_a_mean_over_all_pixels_is_the_masked_one_times_the_masked_fraction(make_vit, randomize) -> None:
@@ -303,6 +309,60 @@ def test_every_parameter_behind_visible_units_gets_a_gradient(hierarchical: MAE)
     trained = {name: parameter for name, parameter in hierarchical.named_parameters() if parameter.requires_grad}
     assert [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()] == []
     assert any(name.startswith("fusion.") for name in trained)
+
+
+@pytest.fixture(params=["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"], ids=["v1", "v2"])
+def windowed(request, make_swin, randomize) -> MAE:
+    return randomize(make_mae(make_swin(name=request.param), cell=2, norm_pix_loss=False))
+
+
+def test_each_visible_unit_of_a_swin_gets_its_own_part_of_a_token(windowed: MAE) -> None:
+    """Row by row of the small image a last token is spread over 2 x 2 units, which then lie where they came from."""
+    backbone, images = windowed.backbone, torch.randn(2, 3, 64, 64)
+    mask = windowed.mask_generator(images)
+    maps: list[Tensor] = []
+    assert windowed.fusion is not None
+    windowed.fusion.register_forward_pre_hook(lambda _, inputs: maps.extend(inputs[0]))
+    entered: list[tuple[Tensor, Tensor]] = []
+    windowed.decoder.register_forward_pre_hook(lambda _, inputs: entered.append(inputs))
+    output = windowed(images, mask)
+    encoded, visible = entered[0]
+    weight, bias = windowed.fusion.project.weight, windowed.fusion.project.bias  # in out 2 2
+    for image in range(2):
+        assert visible[image].tolist() == (~mask.masked[image]).flatten().nonzero().flatten().tolist()
+        for place, unit in enumerate(visible[image].tolist()):
+            row, col = unit // 8 // 2, unit % 8 // 2  # of the cell
+            token = maps[0][image, 0, row // 2, col // 2]
+            expected = token @ weight[:, :, row % 2, col % 2] + bias
+            torch.testing.assert_close(encoded[image, place], expected, rtol=1e-5, atol=1e-5)
+    masked = mask.at_pixels().expand_as(images)
+    torch.testing.assert_close(output.loss, (output.prediction - images)[masked].square().mean())
+    assert backbone.patch_size == windowed.decoder.predict.out_features // 24 == 8
+
+
+def test_masked_units_of_a_swin_cannot_reach_the_prediction(windowed: MAE, refill_masked) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    mask = windowed.mask_generator(images)
+    predicted = windowed.predict_patches(images, mask)
+    assert torch.equal(windowed.predict_patches(refill_masked(images, mask), mask), predicted)
+    changed = windowed.predict_patches(refill_masked(images, PatchMask(~mask.masked, mask.patch_size)), mask)
+    assert (changed != predicted).any(dim=2).all()
+
+
+def test_every_parameter_of_a_swin_gets_a_gradient(windowed: MAE) -> None:
+    windowed(torch.randn(2, 3, 64, 64)).loss.backward()
+    trained = {name: parameter for name, parameter in windowed.named_parameters() if parameter.requires_grad}
+    assert [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()] == []
+
+
+@pytest.mark.parametrize(("patch_size", "cell"), [(8, None), (16, 2)])
+def test_a_swin_takes_masks_with_one_visible_unit_of_each_square_alone(make_swin, patch_size, cell) -> None:
+    settings = "patch_size=8 method.mask_generator.cell=2 method.mask_generator.ratio=0.75"
+    with pytest.raises(ValueError, match=rf"one of each 2x2 units of 8 px is visible; set .*{settings}"):
+        make_mae(make_swin(), patch_size=patch_size, cell=cell)
+    method = make_mae(make_swin(), cell=2)
+    with pytest.raises(ValueError, match="one of each 2x2"):
+        method(torch.randn(1, 3, 64, 64), PatchMask(torch.arange(64).view(1, 8, 8) % 4 > 0, 8, 48))
 
 
 def test_a_unit_is_masked_as_a_whole(make_hiera) -> None:

@@ -27,6 +27,7 @@ OVERRIDES = {
     "mae": [*VIT, "method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"],
     "simmim": ["model=swin_mini", "model.embed_dim=12", "model.depths=[1,1,1]", "model.num_heads=[1,2,4]"],
     "hiera": ["model=hiera_mini", "model.embed_dim=8", "model.depths=[1,1,1]", "method.decoder.embed_dim=24"],
+    "swin": ["model=swinv2_mini", "model.embed_dim=8", "model.depths=[1,2]", "method.decoder.embed_dim=24"],
     "supervised": VIT,
     "fine-tuned": VIT,
 }
@@ -35,7 +36,7 @@ DATA = ["data.num_train=8", "data.num_val=2", "data.num_test=2", "global_batch_s
 
 def trained(method: str, folder: Path) -> tuple[Any, Path]:
     """A method after two steps, and the checkpoint its trainer wrote."""
-    name = {"fine-tuned": "supervised", "hiera": "mae"}.get(method, method)
+    name = {"fine-tuned": "supervised", "hiera": "mae", "swin": "mae"}.get(method, method)
     config = compose_config("run", [f"method={name}", *OVERRIDES[method], *DATA, "schedule=constant"])
     data = build(config.data)
     module = build_module(config.method, data)

@@ -80,7 +80,15 @@ def refusal(
             "ratios=[0.5, 0, 0, 0] has 4 numbers",
         ),
         (["method=ddmim", "method.mask_generator.ratios=[0.5,0.4,0.5,0]"], "nested masks are one mask"),
-        (["method=mae", "model=swin_mini"], "only a ViT or a Hiera can do; use model=vit_tiny"),
+        (["method=mae", "model=beit_mini"], "which a ViT, Hiera, Swin or Swin V2 can do; use model=vit_tiny"),
+        (
+            ["method=mae", "model=swin_mini", "method.mask_generator.ratio=0.6"],
+            "one visible patch of each 2x2 is a mask ratio of 0.75, not 0.6",
+        ),
+        (
+            ["method=mae", "model=swin_mini", "method.mask_generator.cell=null"],
+            "set method.mask_generator.patch_size=4 method.mask_generator.cell=2",
+        ),
         (
             ["method=simmim", "model=hiera_mini"],
             "a TimmHiera also reads their pixels through the tokens around them; use method=mae",

@@ -264,6 +264,8 @@ def test_the_size_of_many_small_images_is_announced_too() -> None:
     [
         ("mae", "vit_mini"),
         ("mae", "hiera_mini"),
+        ("mae", "swinv2_mini"),
+        ("mae", "swin_tiny"),
         ("simmim", "swin_mini"),
         ("simmim", "swinv2_tiny"),
         ("ddmim", "swinv2_mini"),

@@ -35,6 +35,7 @@ class MaskedBackbone(nn.Module, ABC):
     pixel_mean: tuple[float, ...]  # statistics of each channel its images are normalized with, in 0..1
     pixel_std: tuple[float, ...]
     pooling: Pooling = "mean"  # by which `forward_pooled` pools the last layer
+    visible_cell: int = 1  # side, in units, of squares that have one visible unit each where units are left out; 1: any
 
     @abstractmethod
     def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
@@ -94,6 +95,11 @@ class MaskedBackbone(nn.Module, ABC):
     def mask_unit_size(self) -> PatchSize:
         """The smallest part of an image, in pixels, that can be masked: a token of the first stage."""
         return self.stages[0].stride
+
+    @property
+    def visible_unit_size(self) -> PatchSize:
+        """The smallest part of an image, in pixels, that can be left out where that is possible: a mask unit."""
+        return self.mask_unit_size
 
     @abstractmethod
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:

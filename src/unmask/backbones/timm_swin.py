@@ -5,15 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
-from unmask.backbones.base import MaskedBackbone
+from unmask.backbones.base import StageFusion, VisibleTokenBackbone
 from unmask.backbones.create import create_timm_model
 from unmask.backbones.drop_path import set_drop_path
+from unmask.backbones.initialize import initialize_as_mae
 from unmask.backbones.settings import TimmSettings, require_square_patch, takes
+from unmask.backbones.swin_blocks import take_second_grid
 from unmask.backbones.timm_spec import TimmSpec
 from unmask.patches import patch_grid
 from unmask.types import FeatureStage, Images, StageEdit
@@ -74,11 +77,16 @@ class SwinSettings(TimmSettings):
             )
 
 
-class TimmSwin(MaskedBackbone):
+class TimmSwin(VisibleTokenBackbone):
     """A Swin (arXiv:2103.14030) or Swin V2 (arXiv:2111.09883) transformer of timm.
 
     Without an edit it equals timm's `forward_intermediates(norm=True)` bitwise. timm merges patches at the start of
     a stage, so an edit at stage s > 0 sees the tokens after merging.
+
+    Where units are left out, one of each 2 x 2 is visible, and the visible ones, moved together, are an image of half
+    the height and width (UM-MAE, arXiv:2205.10063, sec. 3.1): windows and relative positions are those of this image.
+    A unit is half a token of the last stage a side. Windows larger than a grid of this image shrink to it with the
+    relative positions they have, and grids that are not whole windows are padded.
 
     Args:
         name: timm's name, which sets width, depths, heads and version; no weights are loaded.
@@ -104,6 +112,8 @@ class TimmSwin(MaskedBackbone):
     """
 
     default_layer_decay = 0.9  # SimMIM's 100-epoch recipe of Swin-B
+    num_prefix_tokens = 0
+    visible_cell = 2
     swin: Any  # timm's model
 
     @takes(SwinSettings)
@@ -122,6 +132,14 @@ class TimmSwin(MaskedBackbone):
         self.stages = tuple(FeatureStage(info["num_chs"], info["reduction"]) for info in self.swin.feature_info)
         self.in_channels = chosen.in_channels
         self.pixel_mean, self.pixel_std = chosen.means, chosen.deviations
+        self.patch_size = self.visible_unit_size
+        for number, stage in enumerate(self.swin.layers):
+            for block in stage.blocks:
+                take_second_grid(block, self._grid_of_visible(chosen.patch_size << number))
+
+    @property
+    def visible_unit_size(self) -> int:
+        return self._settings.patch_size << max(len(self.depths) - 2, 0)
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -149,6 +167,39 @@ class TimmSwin(MaskedBackbone):
     def forward_pooled(self, images: Images) -> Float[Tensor, "b d"]:
         """Averages the tokens of the final LayerNorm, as SimMIM's classifier does."""
         return self.forward_features(images)[-1].mean(dim=(2, 3))
+
+    def forward_visible(
+        self, images: Images, visible: Int[Tensor, "b k"], fusion: StageFusion | None = None
+    ) -> Float[Tensor, "b k d"]:
+        """Encodes one visible unit of each 2 x 2; see `VisibleTokenBackbone.forward_visible`.
+
+        A token of the last stage is of 2 x 2 units. `fusion` is given its map, normalized, as that of one large unit,
+        and returns one of a token for each unit, rows and columns beyond the units being left out; None repeats it.
+        """
+        unit = self.visible_unit_size
+        cols = self.image_size[1] // unit
+        cells = visible // cols // 2 * (cols // 2) + visible % cols // 2
+        unit_of_cell = torch.empty_like(visible).scatter_(1, cells, visible)
+        tokens = self.swin.patch_embed.proj(self._moved_together(images, unit_of_cell)).permute(0, 2, 3, 1)
+        tokens = self.swin.patch_embed.norm(tokens)
+        for stage in self.swin.layers:
+            tokens = stage.downsample(tokens)
+            for block in stage.blocks:
+                tokens = block(tokens)
+        tokens = self.swin.norm(tokens)
+        if fusion is None:
+            factor = min(len(self.depths), 2)  # units along a token of the last stage
+            by_unit = tokens.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+        else:
+            by_unit = fusion([tokens[:, None]])[:, 0]
+        rows, cols = self._grid_of_visible(unit)
+        encoded: Tensor = by_unit[:, :rows, :cols].flatten(1, 2)
+        return encoded.gather(1, cells[..., None].expand(-1, -1, encoded.shape[2]))
+
+    def initialize_as_mae(self) -> None:
+        """Draws linear layers and the first convolution by Xavier's uniform; Swin V2's branches start open."""
+        initialize_as_mae(self.swin, patch_embedding=self.swin.patch_embed.proj.weight)
+        self.open_residuals()
 
     def prepare_for_finetuning(self, *, drop_path_rate: float) -> None:
         """Sets stochastic depth; SimMIM fine-tunes Swin in the form it pre-trains."""
@@ -178,6 +229,22 @@ class TimmSwin(MaskedBackbone):
         if merging:
             return sum(self.depths[: int(merging[1])])
         return self.num_blocks + 1
+
+    def _grid_of_visible(self, stride: int) -> tuple[int, int]:
+        """Tokens of a stage in the image of visible units, which a merging rounds up."""
+        height, width = (side // 2 for side in self.image_size)
+        return -(-height // stride), -(-width // stride)
+
+    def _moved_together(self, images: Images, unit_of_cell: Int[Tensor, "b k"]) -> Float[Tensor, "b c h w"]:
+        """The image of half the sides made of one unit for each cell of 2 x 2, row-major."""
+        unit = self.visible_unit_size
+        rows, cols = (side // unit for side in self.image_size)
+        tiles = images.unflatten(3, (cols, unit)).unflatten(2, (rows, unit)).permute(0, 2, 4, 1, 3, 5)
+        of_image = torch.arange(len(images), device=images.device)[:, None]
+        chosen = tiles[of_image, unit_of_cell // cols, unit_of_cell % cols]  # b k c p p
+        chosen = chosen.unflatten(1, (rows // 2, cols // 2)).permute(0, 3, 1, 4, 2, 5)
+        small: Tensor = chosen.flatten(4).flatten(2, 3)
+        return small
 
 
 def _require_whole_windows(image_size: tuple[int, int], patch_size: int, window_size: int, num_stages: int) -> None:

@@ -74,7 +74,9 @@ class PhotoModel:
 
     def mask_units(self) -> list[int]:
         """Sides in pixels of the squares that masks can be made of: of whole mask units, which divide an image."""
-        cell = self.backbone.mask_unit_size
+        cell = self.module.mask_unit_size
+        if self.module.mask_cell is not None:
+            return [max(patch_sides(cell))]
         largest = min(self.backbone.image_size)
         return [
             unit
@@ -109,7 +111,7 @@ class PhotoModel:
         Raises:
             ValueError: The ratio or the unit does not fit.
         """
-        generator = RandomMaskGenerator(ratio=ratio, patch_size=unit)
+        generator = RandomMaskGenerator(ratio=ratio, patch_size=unit, cell=self.module.mask_cell)
         images = torch.zeros(1, 3, *self.backbone.image_size, device=self.module.device)
         keys = sample_keys(seed, "shown-mask", 0, torch.zeros(1, dtype=torch.int64, device=self.module.device))
         return generator(images, keys)

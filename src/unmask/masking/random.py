@@ -28,15 +28,33 @@ class RandomMaskGenerator:
     Of n patches `ceil(ratio * n)` are masked (SimMIM sec. 3.2: 22 of 36 and 30 of 49 at ratio 0.6). MAE (sec. 3)
     keeps `int(n * (1 - ratio))`, which is the same number for every grid and ratio its authors published.
 
+    With `cell`, one patch is left visible in each square of so many a side (uniform sampling of UM-MAE,
+    arXiv:2205.10063, sec. 3.1): the visible patches, moved together, are a smaller image, which a backbone that attends
+    in windows needs to leave the masked ones out.
+
+    Differs: UM-MAE's secondary masking, mask tokens in the place of some of the visible patches, is left out.
+
     Raises:
-        ValueError: `ratio` lies outside (0, 1); the images are not whole patches; all patches would be masked.
+        ValueError: `ratio` lies outside (0, 1) or is not the one of `cell`; the images are not whole patches or
+            squares; all patches would be masked.
     """
 
-    ratio: float  # fraction of patches masked, in (0, 1)
+    ratio: float  # fraction of patches masked, in (0, 1); with `cell` it can only be 1 - 1 / cell^2
     patch_size: int | Sequence[int]  # of one maskable patch: a side, or (height, width), pixels
+    cell: int | None = None  # patches along a side of the squares, at least 2; None: no squares
 
     def __post_init__(self) -> None:
         require_ratio(self.ratio, self._unit)
+        if self.cell is None:
+            return
+        if self.cell < 2:
+            raise ValueError(f"mask cell must be at least 2 patches a side, or null for none, got {self.cell}")
+        ratio = 1 - 1 / self.cell**2
+        if not math.isclose(self.ratio, ratio, abs_tol=1e-4):
+            raise ValueError(
+                f"one visible patch of each {self.cell}x{self.cell} is a mask ratio of {ratio:g}, not {self.ratio:g}; "
+                f"set method.mask_generator.ratio={ratio:g}"
+            )
 
     @property
     def _unit(self) -> PatchSize:
@@ -45,6 +63,8 @@ class RandomMaskGenerator:
     def __call__(self, images: Images, keys: Int[Tensor, " b"] | None = None) -> PatchMask:
         draws = draw_for_patches(images, self._unit, keys)
         _, rows, cols = draws.shape
+        if self.cell is not None:
+            return self._mask_by_cell(draws, self.cell)
         num_masked = math.ceil(self.ratio * rows * cols)
         if num_masked == rows * cols:
             largest = math.floor(1e4 * (1 - 1 / num_masked)) / 1e4
@@ -56,6 +76,17 @@ class RandomMaskGenerator:
         chosen = draws.flatten(1).argsort(dim=1)[:, :num_masked]
         masked = torch.zeros(len(draws), rows * cols, dtype=torch.bool, device=images.device).scatter_(1, chosen, True)
         return PatchMask(masked.view_as(draws), self._unit, num_masked)
+
+    def _mask_by_cell(self, draws: Float[Tensor, "b rows cols"], cell: int) -> PatchMask:
+        """Leaves the patch of the lowest draw in each square visible."""
+        _, rows, cols = draws.shape
+        height, width = patch_sides(self._unit)
+        require_whole_patches(rows * height, cols * width, as_patch_size((cell * height, cell * width)))
+        cells = draws.unflatten(2, (-1, cell)).unflatten(1, (-1, cell)).transpose(2, 3)  # b rows cols cell cell
+        chosen = cells.flatten(3).argmin(dim=3, keepdim=True)
+        masked = torch.ones_like(cells, dtype=torch.bool).flatten(3).scatter_(3, chosen, False).view(cells.shape)
+        masked = masked.transpose(2, 3).flatten(3).flatten(1, 2)
+        return PatchMask(masked, self._unit, rows * cols - rows * cols // cell**2, visible_cell=cell)
 
 
 def require_ratio(ratio: float, patch_size: PatchSize) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unmask.backbones.attention import prefer_fast_attention
 from unmask.backbones.base import MaskedBackbone
 from unmask.methods.split_means import SplitMeans
-from unmask.patches import PatchMask
+from unmask.patches import PatchMask, PatchSize
 from unmask.types import ImageBatch, Images, OptimizerFactory, PixelStatistics, ScheduleFactory
 
 Readings = Mapping[str, Float[Tensor, ""]]
@@ -66,6 +66,16 @@ class BackboneModule(LightningModule, ABC):
     def blocks(self) -> Sequence[nn.Module]:
         """The transformer blocks of all its networks, which `trainer.compile` and the like apply to."""
         return self.backbone.blocks
+
+    @property
+    def mask_unit_size(self) -> PatchSize:
+        """The smallest part of an image, in pixels, that this method can mask."""
+        return self.backbone.mask_unit_size
+
+    @property
+    def mask_cell(self) -> int | None:
+        """Side, in units, of the squares in each of which a mask must leave one unit visible; None: it need not."""
+        return None
 
     def on_weights_loaded(self, names: Collection[str]) -> Sequence[str]:
         """Called when weights of a file, those named of the `state_dict`, have replaced the ones drawn.

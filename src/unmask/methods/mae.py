@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone, VisibleTokenBackbone
 from unmask.heads.mae_decoder import MAEDecoder
+from unmask.heads.stage_expansion import StageExpansion
 from unmask.heads.stage_fusion import StageFusion
 from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
 from unmask.patches import (
     PatchMask,
+    PatchSize,
     are_whole_cells,
     patch_grid,
+    patch_sides,
     patch_text,
     patches_of_units,
     patchify,
@@ -37,11 +40,15 @@ class MAE(Method):
         - On a hierarchical backbone (Hiera, arXiv:2306.00989, sec. 3.1) whole mask units are left out and a decoder
           gets all stages joined by `StageFusion`, as in its paper's code, whose decoder has learned positions in place
           of sines and cosines, and whose ratio is 0.6.
+        - On a Swin or Swin V2 one of each 2 x 2 units is visible (UM-MAE, arXiv:2205.10063), and `StageExpansion` makes
+          a token of each unit of those of the last stage. There is no secondary masking; UM-MAE leads into the decoder
+          by one layer, which here is the expansion and the decoder's own. The configured decoder has one block: the
+          paper's eight would take longer than a quarter of a Swin-T.
         - Class and mask token are not weight-decayed unless `weight_decay_policy="tokens"`; the official code
           decays them.
 
     Args:
-        backbone: A backbone that can skip masked tokens: ViT or Hiera.
+        backbone: A backbone that can skip masked tokens: ViT, Hiera, Swin or Swin V2.
         decoder: Completed with the encoder's width and the geometry of its patches.
         norm_pix_loss: Per-patch normalization of the target; on in every released model.
         reconstruction_mean: Mean over "masked" pixels, or over "all" pixels with zeros for the visible.
@@ -49,7 +56,8 @@ class MAE(Method):
             whole ones.
 
     Raises:
-        ValueError: The backbone cannot skip tokens, a masked block is not whole units of it, or a choice is unknown.
+        ValueError: The backbone cannot skip tokens, a masked block is not whole units of it, masks are not of the kind
+            that it can leave out, or a choice is unknown.
     """
 
     backbone: VisibleTokenBackbone
@@ -65,8 +73,8 @@ class MAE(Method):
     ) -> None:
         if not backbone.can_skip_tokens:
             raise ValueError(
-                "method=mae leaves masked tokens out, which only a ViT or a Hiera can do; use model=vit_tiny, "
-                "model=hiera_tiny or another of them, or method=simmim with this backbone"
+                "method=mae leaves masked tokens out, which a ViT, Hiera, Swin or Swin V2 can do; use model=vit_tiny, "
+                "model=swin_tiny or another of them, or method=simmim with this backbone"
             )
         backbone = cast("VisibleTokenBackbone", backbone)
         super().__init__(backbone=backbone, **shared)
@@ -82,13 +90,21 @@ class MAE(Method):
             patch_size=backbone.patch_size,
             image_channels=backbone.in_channels,
         )
-        self.fusion = self._build_fusion(backbone)
+        self.fusion = _build_fusion(backbone)
         backbone.initialize_as_mae()
         self.patch_mask(self.mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         return (*super().blocks, *self.decoder.blocks)
+
+    @property
+    def mask_unit_size(self) -> PatchSize:
+        return self.backbone.visible_unit_size
+
+    @property
+    def mask_cell(self) -> int | None:
+        return self.backbone.visible_cell if self.backbone.visible_cell > 1 else None
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
@@ -105,7 +121,7 @@ class MAE(Method):
 
     def predict_patches(self, images: Images, mask: PatchMask) -> Float[Tensor, "b n d"]:
         """Predicts all patches in float32, in the space of the target, channel fastest."""
-        unit_size = self.backbone.mask_unit_size
+        unit_size = self.mask_unit_size
         self._require_whole_units(mask)
         units = mask.split(unit_size).visible_indices()
         visible = patches_of_units(units, grid=self.grid, unit_size=unit_size, patch_size=self.backbone.patch_size)
@@ -132,17 +148,25 @@ class MAE(Method):
         return mask.split(self.backbone.patch_size)
 
     def _require_whole_units(self, mask: PatchMask) -> None:
-        own = self.backbone.mask_unit_size
+        own, cell = self.mask_unit_size, self.mask_cell
+        setting = own if isinstance(own, int) else f"[{own[0]},{own[1]}]"
         if not are_whole_cells(mask.patch_size, own):
-            setting = own if isinstance(own, int) else f"[{own[0]},{own[1]}]"
             raise ValueError(
                 f"MAE masks whole units of its backbone: blocks of {patch_text(mask.patch_size)} px are not a whole "
                 f"number of {patch_text(own)} px units; set method.mask_generator.patch_size={setting} or a multiple"
             )
+        if cell is not None and (mask.patch_size, mask.visible_cell) != (own, cell):
+            raise ValueError(
+                f"a backbone that attends in windows leaves units out where one of each {cell}x{cell} units of "
+                f"{patch_text(own)} px is visible; set method.mask_generator.patch_size={setting} "
+                f"method.mask_generator.cell={cell} method.mask_generator.ratio={1 - 1 / cell**2:g}"
+            )
 
-    def _build_fusion(self, backbone: VisibleTokenBackbone) -> StageFusion | None:
-        """What joins the stages of a backbone whose first ones have smaller patches than the last."""
-        fused = backbone.stages[: backbone.num_fused_stages]
-        if not fused:
-            return None
-        return StageFusion(stages=fused, last=backbone.stages[-1])
+
+def _build_fusion(backbone: VisibleTokenBackbone) -> StageExpansion | StageFusion | None:
+    """What brings the stages of a backbone to tokens of its patches, where the last one does not put them out."""
+    last, fused = backbone.stages[-1], backbone.stages[: backbone.num_fused_stages]
+    if fused:
+        return StageFusion(stages=fused, last=last)
+    (factor, _) = patch_grid(patch_sides(last.stride), backbone.patch_size)
+    return StageExpansion(channels=last.channels, factor=factor) if factor > 1 else None

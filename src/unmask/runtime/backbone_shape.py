@@ -15,7 +15,8 @@ class BackboneShape(NamedTuple):
 
     width: int  # channels of its features
     strides: tuple[Any, ...]  # pixels, one a stage, shallow to deep; a pair where patches are not square
-    mask_unit_size: Any  # pixels; likewise
+    visible_unit_size: Any  # pixels; likewise
+    visible_cell: int  # units a side
 
 
 def backbone_shape(model: DictConfig) -> BackboneShape:
@@ -32,4 +33,4 @@ def _shape(settings: str) -> BackboneShape:
     with torch.device("meta"):
         backbone: Any = build(json.loads(settings))
     strides = tuple(stage.stride for stage in backbone.stages)
-    return BackboneShape(backbone.embed_dim, strides, backbone.mask_unit_size)
+    return BackboneShape(backbone.embed_dim, strides, backbone.visible_unit_size, backbone.visible_cell)

@@ -53,7 +53,8 @@ def register_resolvers(*, is_completing: bool = False) -> None:
         "fit_mask_patch": fit_mask_patch,
         "fit_stage_mask_patch": fit_stage_mask_patch,
         "one_a_stage": one_a_stage,
-        "mask_unit": mask_unit,
+        "visible_unit": visible_unit,
+        "if_visible_by_cell": if_visible_by_cell,
         "if_hierarchical": if_hierarchical,
         "fit_swin_patch": fit_swin_patch,
         "fit_window": fit_window,
@@ -77,7 +78,7 @@ def register_resolvers(*, is_completing: bool = False) -> None:
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     if is_completing:
-        for name in ("auto_precision", "mask_unit", "if_hierarchical"):
+        for name in ("auto_precision", "visible_unit", "if_visible_by_cell", "if_hierarchical"):
             OmegaConf.register_new_resolver(name, _blank, replace=True)
 
 
@@ -197,13 +198,19 @@ def fit_stage_mask_patch(model: Any, image_size: Any) -> Any:
     return fit_mask_patch(cell, image_size, cell)
 
 
-def mask_unit(model: Any) -> Any:
-    """What a backbone can mask at a time, in pixels; of one that cannot be built, which is refused later, its patch."""
+def visible_unit(model: Any) -> Any:
+    """What a backbone can leave out, in pixels; of one that cannot be built, which is refused later, its patch."""
     shape = _shape(model)
     if shape is None:
         return model.patch_size
-    unit = shape.mask_unit_size
+    unit = shape.visible_unit_size
     return unit if isinstance(unit, int) else ListConfig(list(unit))
+
+
+def if_visible_by_cell(then: Any, otherwise: Any, model: Any) -> Any:
+    """Chooses a value where a backbone needs one visible unit in each of some squares, another one elsewhere."""
+    shape = _shape(model)
+    return then if shape is not None and shape.visible_cell > 1 else otherwise
 
 
 def if_hierarchical(then: Any, otherwise: Any, model: Any) -> Any:
