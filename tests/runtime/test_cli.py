@@ -3,6 +3,7 @@
 # ruff: noqa: PLC0415  (`unmask` is imported after its run-time shape checks are switched on)
 
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -253,6 +254,46 @@ def test_an_evaluation_does_not_write_over_what_another_command_left(
     assert capsys.readouterr().err.startswith(sentence)
     assert {path: Path(path).read_text() for path in kept} == kept
     assert not Path("mine/eval.log").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_a_folder_that_another_process_uses_is_refused_and_left_as_it_is(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from unmask.runtime import cli
+    from unmask.runtime.run_folder import locked
+
+    Path("mine/.hydra").mkdir(parents=True)
+    Path("mine/.hydra/config.yaml").write_text("of the other")
+    words = {"run": ["method=mae", "model=vit_mini", "data=synthetic"], "eval": ["eval=knn", "ckpt_path=last.ckpt"]}
+    monkeypatch.setattr("sys.argv", [f"{command}.py", *words[command], "trainer=cpu", "hydra.run.dir=mine"])
+    GlobalHydra.instance().clear()
+    with locked(Path("mine")):
+        held = sorted(Path("mine").iterdir())
+        with pytest.raises(SystemExit) as stopped:
+            {"run": cli.run, "eval": cli.evaluate}[command]()
+        assert sorted(Path("mine").iterdir()) == held
+
+    assert stopped.value.code == 2
+    assert f"mine is in use by a run of process {os.getpid()} on " in capsys.readouterr().err
+    assert Path("mine/.hydra/config.yaml").read_text() == "of the other"
+
+
+def test_an_evaluation_begun_beside_another_does_not_replace_its_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other was under way when this one looked at the folder, and has ended before this one could begin."""
+    from unmask.runtime import cli, run_folder
+
+    monkeypatch.setattr(run_folder, "require_unmeasured", lambda folder, command: Path(folder).mkdir())
+    monkeypatch.setattr(run_folder, "remove_partial", lambda folder: Path("mine/report.json").write_text("kept"))
+    monkeypatch.setattr("sys.argv", ["eval.py", "eval=knn", "ckpt_path=last.ckpt", "hydra.run.dir=mine"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit):
+        cli.evaluate()
+
+    assert "mine holds the report of an evaluation, which this evaluation" in capsys.readouterr().err
+    assert Path("mine/report.json").read_text() == "kept"
 
 
 def test_an_evaluation_killed_before_it_trained_anything_is_made_again_in_its_folder() -> None:

@@ -202,8 +202,14 @@ def _pretrain(config: DictConfig) -> Any:
 
 def _evaluate(config: DictConfig) -> Any:
     from unmask.runtime.evaluate import evaluate
+    from unmask.runtime.job_outcome import is_job_of_sweep
+    from unmask.runtime.run_folder import locked, require_no_report
 
-    return evaluate(config)
+    run_dir = Path(config.paths.run_dir)
+    with locked(run_dir):
+        if not is_job_of_sweep():  # of one that is continued, jobs are made again
+            require_no_report(run_dir)  # of one that was under way when this was started
+        return evaluate(config)
 
 
 def _evaluate_once(config: DictConfig) -> Any:

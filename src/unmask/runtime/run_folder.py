@@ -102,13 +102,9 @@ def require_unmeasured(folder: Path, *, command: Sequence[str]) -> None:
         return
     is_evaluation = (folder / _LOG_OF_EVALUATION).exists()
     of_a_run = [f"checkpoints/{LAST_NAME}", *([] if is_evaluation else [_LOG_OF_RUN])]
-    results = {
-        **dict.fromkeys(of_a_run, "a training run, whose settings and readings this evaluation would replace"),
-        REPORT_NAME: "the report of an evaluation, which this evaluation would replace",
-    }
-    for name, what in results.items():
-        if (folder / name).exists():
-            raise ValueError(f"{folder} holds {what}; choose another folder by hydra.run.dir=DIR, or leave it out")
+    if any((folder / name).exists() for name in of_a_run):
+        raise _would_replace(folder, "a training run, whose settings and readings")
+    require_no_report(folder)
     trained = [path for path in sorted(folder.glob("checkpoints/*/*.ckpt")) if not path.name.startswith(".")]
     begun = [*trained, *(path for path in [folder / "csv/metrics.csv"] if path.exists())]
     if begun:
@@ -117,6 +113,19 @@ def require_unmeasured(folder: Path, *, command: Sequence[str]) -> None:
             f"{folder} holds an evaluation that did not come to its end, which cannot be continued, and this one would "
             f"replace its {begun[0].relative_to(folder)}; make it again in another folder: {again}"
         )
+
+
+def require_no_report(folder: Path) -> None:
+    """Raises a ValueError where an evaluation would replace the report of another."""
+    if is_first_process() and (folder / REPORT_NAME).exists():
+        raise _would_replace(folder, "the report of an evaluation, which")
+
+
+def _would_replace(folder: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{folder} holds {what} this evaluation would replace; choose another folder by hydra.run.dir=DIR, or leave it "
+        "out"
+    )
 
 
 class SettingsBefore(Callback):
