@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -170,6 +171,49 @@ def test_a_folder_that_held_something_is_never_removed(monkeypatch: pytest.Monke
         cli.run()
 
     assert Path("mine/notes.log").read_text() == "kept"
+
+
+@pytest.mark.parametrize("command", ["run", "eval"])
+def test_a_refused_run_leaves_no_folder_that_it_has_made(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.runtime import cli
+
+    words = {"run": ["data=folder", "data.root=nowhere"], "eval": ["ckpt_path=nowhere"]}[command]
+    Path("kept").mkdir()
+    for place in ([], ["hydra.run.dir=a/b/c"], ["hydra.run.dir=kept"], ["paths.output_root=kept"]):
+        monkeypatch.setattr("sys.argv", [f"{command}.py", *words, "trainer=cpu", *place])
+        GlobalHydra.instance().clear()
+        with pytest.raises(SystemExit) as left:
+            {"run": cli.run, "eval": cli.evaluate}[command]()
+        assert left.value.code == 2
+        assert [str(path) for path in Path().rglob("*")] == ["kept"], place
+
+
+def test_a_refused_run_leaves_what_others_have_put_into_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.runtime import cli
+    from unmask.runtime.run_folder import locked
+
+    def note_and_refuse(_: object) -> None:
+        Path("mine/notes.txt").write_text("kept")
+        raise ValueError("refused")
+
+    monkeypatch.setattr(cli, "_pretrain", note_and_refuse)
+    monkeypatch.setattr("sys.argv", ["run.py", "method=mae", "model=vit_mini", "hydra.run.dir=mine"])
+    GlobalHydra.instance().clear()
+    with pytest.raises(SystemExit):
+        cli.run()
+    assert Path("mine/notes.txt").read_text() == "kept"
+
+    def refuse_while_another_begins(_: object) -> None:
+        held.enter_context(locked(Path("theirs")))
+        raise ValueError("refused")
+
+    monkeypatch.setattr(cli, "_pretrain", refuse_while_another_begins)
+    monkeypatch.setattr("sys.argv", ["run.py", "method=mae", "model=vit_mini", "hydra.run.dir=theirs"])
+    GlobalHydra.instance().clear()
+    with ExitStack() as held:
+        with pytest.raises(SystemExit):
+            cli.run()
+        assert {path.name for path in Path("theirs").iterdir()} == {".hydra", "run.lock", "running.json"}
 
 
 @pytest.mark.parametrize("folder", ["hydra.run.dir=mine", "resume=auto"])

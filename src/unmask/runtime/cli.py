@@ -6,7 +6,6 @@ Kept light: shell completion imports this module at every press of the tab key.
 import logging
 import os
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -321,20 +320,19 @@ def _require_expanded(key: str, folder: Path) -> None:
 
 
 def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
-    """Prepares the process for the task and, if the user's settings stop it, removes the folder it was given.
+    """Prepares the process for the task and, if the user's settings stop it, leaves its folder as it was.
 
     Of a sweep, each job is such a process, and its folder stays.
     """
 
     def prepared(config: DictConfig) -> Any:
         from unmask.callbacks.stopping import RunStopped
-        from unmask.data.bad_images import BAD_IMAGES_NAME
         from unmask.data.loader import WorkerFailed
         from unmask.runtime.console import quiet_libraries
-        from unmask.runtime.job_outcome import is_job_of_sweep, report_to_sweep
+        from unmask.runtime.job_outcome import report_to_sweep
         from unmask.runtime.mistakes import one_sentence
-        from unmask.runtime.run_folder import SettingsBefore
-        from unmask.runtime.started_processes import is_first_process, tell_machine
+        from unmask.runtime.run_folder import FolderBefore
+        from unmask.runtime.started_processes import tell_machine
 
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             from unmask.runtime.sweep import run_job
@@ -344,19 +342,13 @@ def _quiet(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
         quiet_libraries()
         run_dir = Path(config.paths.run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)  # Hydra makes its own folder alone, which it is by default
-        is_fresh = all(entry.name == ".hydra" for entry in run_dir.iterdir())  # else it holds what a user made
         try:
             value = task(config)
             report_to_sweep(value=value)
             return value
         except _user_errors() as error:
             report_to_sweep(sentence=one_sentence(error, (), ()))
-            is_empty = not any((run_dir / kept).exists() for kept in ("checkpoints", BAD_IMAGES_NAME))
-            if is_fresh and is_empty and is_first_process() and not is_job_of_sweep():
-                logging.shutdown()
-                shutil.rmtree(run_dir, ignore_errors=True)
-            else:
-                SettingsBefore.put_back(run_dir)
+            FolderBefore.bring_back(run_dir)
             if os.environ.get(_TRACEBACK_SWITCH) == "1":
                 raise
             # Leaving by SystemExit keeps Hydra from printing a preface of its own.

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import logging
 import os
 import shlex
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -15,12 +17,13 @@ from typing import Any, ClassVar
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from unmask.atomic_write import atomic_write, remove_partial
 from unmask.callbacks.durable_checkpoint import LAST_NAME
 from unmask.callbacks.feature_pictures import FEATURES_FOLDER, NEIGHBORS_FOLDER
-from unmask.callbacks.run_status import read_status
+from unmask.callbacks.run_status import STATUS_NAME, read_status
 from unmask.runtime.started_processes import is_first_process
 from unmask.runtime.typed import typed
 
@@ -28,6 +31,10 @@ LOCK_NAME, HOLDER_NAME = "run.lock", "running.json"
 REPORT_NAME = "report.json"  # of an evaluation
 _LOG_OF_RUN, _LOG_OF_EVALUATION = "run.log", "eval.log"  # as conf/run.yaml and conf/eval.yaml name their jobs
 _FOLDERS = ("checkpoints", "nonfinite", "csv", "panels", FEATURES_FOLDER, NEIGHBORS_FOLDER)  # files are replaced whole
+_NO_RESULTS = {  # of a run that was refused before its first checkpoint
+    *(".hydra", LOCK_NAME, HOLDER_NAME, _LOG_OF_RUN, _LOG_OF_EVALUATION, STATUS_NAME, "tensorboard"),
+    *(name for name in _FOLDERS if name not in ("checkpoints", "nonfinite")),
+}
 _WRITTEN_TO = ("*", ".hydra/*", "csv/*")  # else files are replaced whole, or new
 
 
@@ -128,34 +135,72 @@ def _would_replace(folder: Path, what: str) -> ValueError:
     )
 
 
-class SettingsBefore(Callback):
-    """Keeps `.hydra` of a folder, which Hydra replaces as soon as another run is started there, refused or not."""
+class FolderBefore(Callback):
+    """Remembers what the folder of a run was: Hydra makes it and writes to it before anything can refuse the run."""
 
-    _kept: ClassVar[dict[Path, bytes]] = {}
+    _settings: ClassVar[dict[Path, bytes]] = {}  # what `.hydra` held
+    _missing: ClassVar[list[Path]] = []  # the folder and those above it that did not exist, the innermost first
+    _was_empty: ClassVar[bool] = False
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        self._kept.clear()
-        written = OmegaConf.to_container(config.hydra.run, resolve=False)
-        if config.get("resume") == "never" and "${run_folder:" in str(written):  # a new folder, named by the time
-            return
+        self._forget()
         hydra = HydraConfig.instance()
         before = hydra.cfg
         hydra.set_config(config)  # as Hydra itself does next: the folder is named by what was chosen
         try:
-            settings = Path(config.hydra.run.dir, ".hydra").absolute()
+            folder = Path(config.hydra.run.dir).absolute()
+        except (OmegaConfBaseException, ValueError):  # Hydra meets it next, and here would only warn of it
+            return
         finally:
             hydra.cfg = before
-        self._kept.update({path: path.read_bytes() for path in sorted(settings.glob("*.yaml"))})
+        self._missing.extend(path for path in (folder, *folder.parents) if not path.exists())
+        if not self._missing:
+            type(self)._was_empty = folder.is_dir() and next(folder.iterdir(), None) is None
+            self._settings.update({path: path.read_bytes() for path in sorted((folder / ".hydra").glob("*.yaml"))})
 
     @classmethod
-    def put_back(cls, run_dir: Path) -> None:
-        """Writes back what was there, unless this process has trained and the settings are those of its run."""
+    def bring_back(cls, run_dir: Path) -> None:
+        """Makes the folder of a run that was refused what it was.
+
+        One that did not exist is removed, with the folders made above it, unless another run uses it by now, or it
+        holds a checkpoint, a list of bad images or what no run writes. In others the settings are put back, unless this
+        process has trained and they are those of its run.
+        """
+        if not is_first_process():
+            return
         has_trained = (read_status(run_dir) or {}).get("pid") == os.getpid()
-        if is_first_process() and not has_trained:
-            for path, content in cls._kept.items():
+        is_new = run_dir.absolute() in cls._missing
+        if (is_new or cls._was_empty) and _holds_no_result(run_dir):
+            with contextlib.suppress(Timeout, OSError), FileLock(run_dir / LOCK_NAME).acquire(timeout=0):
+                _remove_content(run_dir)
+            for folder in cls._missing:
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
+        elif not has_trained:
+            for path, content in cls._settings.items():
                 with atomic_write(path) as partial:
                     partial.write_bytes(content)
-        cls._kept.clear()
+        cls._forget()
+
+    @classmethod
+    def _forget(cls) -> None:
+        cls._settings.clear()
+        cls._missing.clear()
+        cls._was_empty = False
+
+
+def _holds_no_result(run_dir: Path) -> bool:
+    """Whether all that lies in a folder can be made again by the run that was refused there."""
+    return all(entry.name in _NO_RESULTS for entry in run_dir.iterdir())
+
+
+def _remove_content(run_dir: Path) -> None:
+    logging.shutdown()  # closes the log
+    for entry in run_dir.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _unused_beside(folder: Path) -> Path:
