@@ -1,8 +1,10 @@
+import re
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from unmask.runtime.config import compose_config, config_directory, names_experiment, with_own_data
+from unmask.runtime.config import compose_config, config_directory, list_experiments, names_experiment, with_own_data
 from unmask.runtime.evaluate import _require_settings_of
 from unmask.runtime.resolvers import register_resolvers
 
@@ -19,9 +21,13 @@ def test_the_help_lists_the_groups_of_its_command_and_not_what_their_files_start
         composed = compose(command, overrides=chosen, return_hydra_config=True)
         monkeypatch.setattr(HydraConfig.instance(), "cfg", composed)
         lines = [line.strip() for line in composed.hydra.help.template.splitlines()]
-    for group in (own, "data", "experiment"):  # the last two are chosen by eval.py where the user names some
+    for group in (own, "data"):  # the latter is chosen by eval.py where the user names some
         choices = sorted(path.stem for path in (config_directory() / group).glob("*.yaml"))
         assert f"{group}: {', '.join(choices)}" in lines
+    listed = next(line for line in lines if line.startswith("experiment: ")).removeprefix("experiment: ").split(", ")
+    is_of_evaluation = re.compile("_(finetune|linear|frozen)")  # as their names say
+    named = [name for name in list_experiments() if bool(is_of_evaluation.search(name)) == (command == "eval")]
+    assert listed == named
     begin = lines.index("Groups and their choices (group=choice):") + 2
     groups = [line.partition(":")[0] for line in lines[begin : lines.index("", begin)]]
     assert groups == sorted(groups)

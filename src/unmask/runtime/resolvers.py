@@ -336,14 +336,19 @@ def auto_precision(accelerator: str) -> str:
 
 
 def config_groups(chosen: Mapping[str, Any]) -> str:
-    """Lists the groups that a command chooses from and their choices, a line each, for `--help`.
+    """Lists the groups that a command chooses from and the choices it takes, a line each, for `--help`.
 
     Args:
         chosen: What stands at each group in the command's configuration; a group that is not in it is another's.
     """
     loader = GlobalHydra.instance().config_loader()
     groups = [group for group in sorted(loader.list_groups("")) if group in chosen and group != "hydra"]
-    return "\n".join(f"{group}: {', '.join(loader.get_group_options(group))}" for group in groups)
+    from unmask.runtime.experiments import is_for_command  # noqa: PLC0415  (it imports this module)
+
+    choices = {group: loader.get_group_options(group) for group in groups}
+    if "experiment" in choices:
+        choices["experiment"] = [name for name in choices["experiment"] if is_for_command(name, set(chosen))]
+    return "\n".join(f"{group}: {', '.join(names)}" for group, names in choices.items())
 
 
 def run_folder(resume: str, now: str, num_nodes: int) -> str:
