@@ -147,7 +147,10 @@ def test_a_mask_of_squares_is_the_same_for_the_same_key() -> None:
     [
         ({"cell": 2, "ratio": 0.6}, r"of each 2x2 is a mask ratio of 0\.75, not 0\.6; set .*ratio=0\.75"),
         ({"cell": 1, "ratio": 0.5}, "cell must be at least 2 patches a side, or null for none, got 1"),
-        ({"cell": 2, "ratio": 0.75, "patch_size": 8}, "24x24 px images are not whole 16 px patches; use 32x32 px"),
+        (
+            {"cell": 2, "ratio": 0.75, "patch_size": 8},
+            r"not whole squares of 2x2 patches of 8 px; use 32x32 px images$",
+        ),
     ],
 )
 def test_squares_that_do_not_fit_are_refused(settings: dict[str, float], refusal: str) -> None:

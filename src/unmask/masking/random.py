@@ -80,13 +80,22 @@ class RandomMaskGenerator:
     def _mask_by_cell(self, draws: Float[Tensor, "b rows cols"], cell: int) -> PatchMask:
         """Leaves the patch of the lowest draw in each square visible."""
         _, rows, cols = draws.shape
-        height, width = patch_sides(self._unit)
-        require_whole_patches(rows * height, cols * width, as_patch_size((cell * height, cell * width)))
+        if rows % cell or cols % cell:
+            raise ValueError(self._misfit(rows, cols, cell))
         cells = draws.unflatten(2, (-1, cell)).unflatten(1, (-1, cell)).transpose(2, 3)  # b rows cols cell cell
         chosen = cells.flatten(3).argmin(dim=3, keepdim=True)
         masked = torch.ones_like(cells, dtype=torch.bool).flatten(3).scatter_(3, chosen, False).view(cells.shape)
         masked = masked.transpose(2, 3).flatten(3).flatten(1, 2)
         return PatchMask(masked, self._unit, rows * cols - rows * cols // cell**2, visible_cell=cell)
+
+    def _misfit(self, rows: int, cols: int, cell: int) -> str:
+        """Says which images would be whole squares."""
+        height, width = patch_sides(self._unit)
+        fitting = [max(1, round(count / cell)) * cell * side for count, side in ((rows, height), (cols, width))]
+        return (
+            f"{rows * height}x{cols * width} px images are not whole squares of {cell}x{cell} patches of "
+            f"{patch_text(self._unit)} px; use {fitting[0]}x{fitting[1]} px images"
+        )
 
 
 def require_ratio(ratio: float, patch_size: PatchSize) -> None:
