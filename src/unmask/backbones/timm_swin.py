@@ -22,6 +22,7 @@ from unmask.patches import patch_grid
 from unmask.types import FeatureStage, Images, StageEdit
 
 _MAX_STAGES = 8
+_STAGES_OF_TIMM = 4  # of all its models
 _MAX_PAIRS = 2**28  # of tokens that share a window: a GiB of masks
 
 
@@ -40,7 +41,13 @@ class SwinSettings(TimmSettings):
     def __post_init__(self) -> None:
         require_square_patch(self.patch_size)
         super().__post_init__()
-        num_stages = 4 if self.depths is None else len(self.depths)
+        num_stages = _STAGES_OF_TIMM if self.depths is None else len(self.depths)
+        if not num_stages:
+            raise ValueError("model.depths must list the blocks of each stage, of one stage at least; got []")
+        if self.num_heads is not None and len(self.num_heads) < num_stages:
+            raise ValueError(
+                f"model.num_heads={list(self.num_heads)} must have one number for each of {num_stages} stages"
+            )
         if num_stages > _MAX_STAGES:
             raise ValueError(f"model.depths has {num_stages} stages; each halves the grid, and {_MAX_STAGES} are most")
         self.require_few_tokens(self.patch_size)
@@ -61,8 +68,13 @@ class SwinSettings(TimmSettings):
             )
 
     def timm_sizes(self) -> Mapping[str, Any]:
-        partition = {"always_partition": True} if self.always_partition else {}
-        return {**super().timm_sizes(), **partition}
+        sizes = {**super().timm_sizes()}
+        if self.always_partition:
+            sizes["always_partition"] = True
+        num_stages = len(self.depths or ())
+        if num_stages > _STAGES_OF_TIMM and self.name.startswith("swinv2_"):  # timm has no default for more
+            sizes.setdefault("pretrained_window_sizes", [0] * num_stages)
+        return sizes
 
     def _require_whole_or_half_windows(self, num_stages: int) -> None:
         """Refuses grids on which timm, which shifts and then pads, differs from programs that pad and then shift."""
