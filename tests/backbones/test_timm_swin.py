@@ -368,3 +368,47 @@ def test_branches_of_a_swin_v2_are_open_for_mae(make_swin) -> None:
     assert not any(block.norm1.weight.any() for block in backbone.blocks)
     backbone.initialize_as_mae()
     assert all((block.norm1.weight == 1).all() and (block.norm2.weight == 1).all() for block in backbone.blocks)
+
+
+@pytest.mark.parametrize("changes", [{}, V2], ids=["v1", "v2"])
+def test_more_stages_than_timms_own_are_encoded(make_swin, randomize, changes) -> None:
+    backbone = randomize(make_swin(**changes, depths=(1,) * 5, num_heads=(1,) * 5)).eval()
+    images, visible = torch.randn(1, 3, 64, 64), visible_units(backbone, 1)
+    assert backbone.forward_visible(images, visible).isfinite().all()
+    told = backbone.to_timm()
+    theirs = timm.create_model(told.name, num_classes=0, **told.arguments)
+    theirs.load_state_dict(told.state_dict)
+    torch.testing.assert_close(theirs.eval()(images), backbone.forward_pooled(images), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"depths": (), "num_heads": ()}, "model.depths must list the blocks of each stage"),
+        ({"num_heads": (3, 3)}, r"model.num_heads=\[3, 3\] must have one number for each of 3 stages"),
+    ],
+)
+def test_stages_without_blocks_or_heads_are_refused(make_swin, changes, refusal) -> None:
+    with pytest.raises(ValueError, match=refusal):
+        make_swin(**changes)
+
+
+def test_a_scale_beyond_the_largest_has_no_infinite_gradient(make_swin) -> None:
+    """`exp` of the parameter itself would be infinite, and its gradient no number, where timm's is 0."""
+    backbone = make_swin(**V2)
+    backbone.initialize_as_mae()
+    scales = [block.attn.logit_scale for block in backbone.blocks]
+    for scale in scales:
+        torch.nn.init.constant_(scale, 95.0)
+    backbone.forward_visible(torch.randn(1, 3, 64, 64), visible_units(backbone, 1)).square().sum().backward()
+    assert all(torch.equal(scale.grad, torch.zeros_like(scale)) for scale in scales)
+
+
+def test_padding_is_a_number_in_half_precision(make_swin, randomize) -> None:
+    """Keys of padded tokens are 0, and so is the least norm that torch divides by once float16 has rounded it."""
+    backbone = randomize(make_swin(**V2, image_size=96, depths=(2, 2), num_heads=(3, 3))).eval()
+    assert any(any(block.second_padding) for block in backbone.blocks)
+    images, visible = torch.randn(1, 3, 96, 96), visible_units(backbone, 1)
+    expected = backbone.forward_visible(images, visible)
+    encoded = backbone.half().forward_visible(images.half(), visible)
+    torch.testing.assert_close(encoded.float(), expected, rtol=0, atol=0.05)

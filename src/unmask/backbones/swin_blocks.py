@@ -1,5 +1,6 @@
 """Blocks of Swin and Swin V2 that also take a second, smaller grid than the one they were built for."""
 
+import math
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from timm.models.swin_transformer_v2 import WindowAttention as WindowAttentionV2
 from torch import Tensor, nn
 
 _UNRELATED = -100.0  # added to the score of a pair, as timm does
-_LARGEST_SCALE = 100.0  # of Swin V2's cosines (arXiv:2111.09883, sec. 3.2)
+_LEAST_NORM = 1e-12  # of a query or key, which in padding may be 0; torch's own, which float16 rounds to 0
+_LARGEST_LOG_SCALE = math.log(100.0)  # of Swin V2's cosines (arXiv:2111.09883, sec. 3.2)
 
 
 class SwinAttention(WindowAttention):  # type: ignore[misc]  # timm is not annotated
@@ -42,8 +44,9 @@ class SwinV2Attention(WindowAttentionV2):  # type: ignore[misc]
         qkv_bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
         qkv = F.linear(windows, self.qkv.weight, qkv_bias)
         query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        cosines = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).transpose(-2, -1)
-        scores = cosines * self.logit_scale.exp().clamp(max=_LARGEST_SCALE)
+        eps = max(_LEAST_NORM, torch.finfo(windows.dtype).tiny)
+        cosines = F.normalize(query, dim=-1, eps=eps) @ F.normalize(key, dim=-1, eps=eps).transpose(-2, -1)
+        scores = cosines * self.logit_scale.clamp(max=_LARGEST_LOG_SCALE).exp()
         table = self.cpb_mlp(self.relative_coords_table).flatten(0, 2)
         bias = 16 * torch.sigmoid(table[self.relative_position_index[places][:, places]]).permute(2, 0, 1)
         return _output(self, scores + bias, mask, value)
