@@ -22,8 +22,10 @@ from lightning import Callback, LightningModule, Trainer
 
 TINY_VIT = ["model=vit_mini", "model.embed_dim=24", "model.depth=1", "model.num_heads=3"]
 TINY_SWIN = ["model=swin_mini", "model.embed_dim=24", "model.depths=[1,1]", "model.num_heads=[1,2]"]
-METHODS = {
+TINY_SWIN_V2 = ["model=swinv2_mini", *TINY_SWIN[1:]]
+METHODS = {  # each the choice of a method, which the name begins with, and its overrides
     "mae": [*TINY_VIT, "method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"],
+    "mae swin": [*TINY_SWIN_V2, "drop_path_rate=0.2", "method.decoder.embed_dim=24", "method.decoder.num_heads=3"],
     "simmim": TINY_SWIN,
     "ddmim": [
         *TINY_SWIN,
@@ -96,6 +98,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 REPRESENTATIVE = [
     Cell("mae", point="middle of an epoch"),
+    Cell("mae swin", point="middle of an epoch"),
     Cell("simmim", point="end of an epoch"),
     Cell("ddmim", point="middle of an epoch", accumulated=2),
     Cell("ddmim", point="last batch"),
@@ -119,6 +122,7 @@ OTHER_DEVICES = [
         pytest.param(cell, marks=pytest.mark.nightly)
         for cell in (
             Cell("mae", point="middle of an epoch", batch=8, resumed_devices=2),
+            Cell("mae swin", point="end of an epoch", devices=2, resumed_devices=1, resumed_accumulated=2),
             Cell("ddmim", point="end of validation", batch=8, resumed_devices=2),
             Cell("mae", point="end of an epoch", devices=2, resumed_devices=1, resumed_accumulated=2),
             Cell("simmim", point="end of an epoch", accumulated=2, resumed_devices=2, resumed_accumulated=1),
@@ -433,7 +437,8 @@ def train(cell: Cell, data: list[str], last: Finish | Interrupt | OutOfTime, ckp
     seed_everything(0, verbose=False)
     workers = [] if cell.data == "memory" else [f"data.num_workers={cell.workers}"]
     batch = f"global_batch_size={cell.global_batch_size}"
-    overrides = [f"method={cell.method}", "image_size=32", *METHODS[cell.method], *data, *workers, batch]
+    method = cell.method.partition(" ")[0]
+    overrides = [f"method={method}", "image_size=32", *METHODS[cell.method], *data, *workers, batch]
     config = compose_config("run", overrides)
     served = build(config.data)
     settings = {name: value for chosen in cell.settings for name, value in SETTINGS[chosen].items()}
