@@ -215,5 +215,6 @@ def test_a_swin_of_mae_is_offered_its_own_masks_alone(open_photos: Callable[...,
         model.draw(ratio=0.5, unit=4, seed=0)
     painted = np.zeros(photo.shape[:2])
     painted[: len(painted) // 2] = 1.0
-    with pytest.raises(ValueError, match="where one of each 2x2 units of 4 px is visible"):
-        model.reconstruct(photo, model.mask_painted(painted, unit=4))
+    assert not model.takes_any_mask
+    with pytest.raises(ValueError, match=r"needs one visible square of each 2x2.*; choose the drawn mask"):
+        model.mask_painted(painted, unit=4)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -60,6 +61,23 @@ def test_a_drawn_mask_ignores_the_paint(model: Any, drawing: dict[str, Any]) -> 
 
     *_, note = reconstruct_drawing(model, drawing, "drawn", ratio=0.5, unit=8, seed=0)
     assert note.startswith("50% masked.")
+
+
+@pytest.mark.parametrize(("backbone", "masks"), [("vit", ["drawn", "painted"]), ("swin", ["drawn"])])
+def test_the_page_offers_only_masks_that_the_method_takes(backbone: str, masks: list[str], model: Any) -> None:
+    from unmask.inference.photo import PhotoModel
+    from unmask.runtime.api import build_method
+    from unmask.runtime.demo import build_page
+
+    if backbone == "swin":
+        small = ["model.embed_dim=8", "model.depths=[1,1]", "image_size=32"]
+        model = PhotoModel(build_method(["method=mae", "model=swin_mini", *small]).eval())
+    gradio = MagicMock()
+    build_page(gradio, model)
+    assert gradio.Radio.call_args.args == (masks,)
+    assert gradio.Slider.call_args.kwargs["interactive"] == ("painted" in masks)
+    said = " ".join(str(call.args) for call in gradio.Markdown.call_args_list)
+    assert ("paints what to mask" in said) == ("painted" in masks)
 
 
 def test_without_a_photo_the_sentence_says_so(model: Any) -> None:

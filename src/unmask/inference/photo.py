@@ -72,10 +72,15 @@ class PhotoModel:
         sizes = [f"{name} {settings[name]}" for name in _SIZES if settings.get(name) is not None]
         return ", ".join([self.path, *sizes])
 
+    @property
+    def takes_any_mask(self) -> bool:
+        """Whether a mask may be of any fraction and painted by hand; not where it leaves one unit of some visible."""
+        return self.module.mask_cell is None
+
     def mask_units(self) -> list[int]:
         """Sides in pixels of the squares that masks can be made of: of whole mask units, which divide an image."""
         cell = self.module.mask_unit_size
-        if self.module.mask_cell is not None:
+        if not self.takes_any_mask:
             return [max(patch_sides(cell))]
         largest = min(self.backbone.image_size)
         return [
@@ -124,8 +129,14 @@ class PhotoModel:
             unit: Side of what is masked at a time, pixels of the image the backbone takes.
 
         Raises:
-            ValueError: Nothing is painted, or nothing is left visible.
+            ValueError: Nothing is painted, nothing is left visible, or the method takes no such mask.
         """
+        side = self.module.mask_cell
+        if side is not None:
+            raise ValueError(
+                f"{self.title} needs one visible square of each {side}x{side}, which no painted mask leaves; "
+                "choose the drawn mask"
+            )
         opacity = torch.from_numpy((255 * painted).round().astype("uint8"))[None, None].expand(-1, 3, -1, -1)
         fitted = resize_and_center_crop(opacity, self.backbone.image_size, 1.0, interpolation="bilinear")
         covered = F.avg_pool2d((fitted[:, :1].float() > 127).float(), unit)[:, 0]

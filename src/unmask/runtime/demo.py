@@ -87,7 +87,8 @@ def _lay_out_reconstruction(gradio: Any, model: PhotoModel) -> None:
 
     with gradio.Row():
         with gradio.Column():
-            gradio.Markdown("**Photo**: drop one here; the brush paints what to mask")
+            brush = "; the brush paints what to mask" if model.takes_any_mask else ""
+            gradio.Markdown(f"**Photo**: drop one here{brush}")
             drawing = gradio.ImageEditor(
                 type="numpy",
                 image_mode="RGBA",
@@ -99,9 +100,15 @@ def _lay_out_reconstruction(gradio: Any, model: PhotoModel) -> None:
                 height=_HEIGHT,
             )
             button = gradio.Button("Reconstruct", variant="primary")
-            masking = gradio.Radio([_DRAWN, _PAINTED], value=_DRAWN, label="Mask")
+            masks = [_DRAWN, _PAINTED] if model.takes_any_mask else [_DRAWN]
+            masking = gradio.Radio(masks, value=_DRAWN, label="Mask")
             ratio = gradio.Slider(
-                0.05, 0.95, value=round(ratio, 2), step=0.01, label="Fraction masked, of a drawn mask"
+                0.05,
+                0.95,
+                value=round(ratio, 2),
+                step=0.01,
+                label="Fraction masked, of a drawn mask",
+                interactive=model.takes_any_mask,
             )
             unit = gradio.Dropdown(model.mask_units(), value=unit, label="Side of what is masked at a time, px")
             seed = gradio.Number(0, precision=0, minimum=0, label="Seed of the drawn mask")
