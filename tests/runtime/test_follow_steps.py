@@ -39,6 +39,26 @@ def test_the_warmup_is_the_same_fraction_of_the_steps_that_are_made() -> None:
     assert schedule(*CIFAR, "trainer.max_steps=174", "trainer.max_epochs=null").warmup_epochs == pytest.approx(0.1)
 
 
+@pytest.mark.parametrize("settings", [CIFAR, ["method=mae", "data=folder", "data.root=x", "global_batch_size=16"]])
+def test_a_trial_of_two_batches_is_a_whole_run_to_its_warmup(settings: list[str]) -> None:
+    trial = run_of(*settings, "debug=fast", num_train_images=180).schedule
+    assert trial.warmup_epochs == pytest.approx(0.05 if settings is CIFAR else 0.1)  # of one epoch
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_batches_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unmask.runtime import cli
+
+    monkeypatch.chdir(tmp_path)
+    few = ["data.num_train=40", "data.num_val=16", "data.num_test=8", "global_batch_size=16"]
+    words = ["debug=fast", "method=mae", "model=vit_mini", "data=synthetic", "image_size=32", "trainer=cpu", *few]
+    monkeypatch.setattr("sys.argv", ["run.py", *words, "hydra.run.dir=out"])
+    GlobalHydra.instance().clear()
+    cli.run()
+    assert not Path("out/checkpoints").exists()
+    logging.shutdown()  # closes run.log
+
+
 def test_images_that_do_not_fill_a_batch_make_one_step_an_epoch() -> None:
     assert schedule(*CIFAR, "trainer.max_steps=3", num_train_images=10).warmup_epochs == pytest.approx(0.05 * 3)
 

@@ -16,17 +16,25 @@ def follow_steps(config: DictConfig, *, num_train_images: int) -> None:
     Lengths written as numbers stay as they are.
 
     Args:
-        config: Of the run; `schedule` is changed where `trainer.max_steps` ends the run before `trainer.max_epochs`.
+        config: Of the run; `schedule` is changed where `trainer.max_steps` or `trainer.fast_dev_run` ends the run
+            before `trainer.max_epochs`.
         num_train_images: Of the training split; what does not fill a batch is left to the next epoch.
     """
+    epochs = _epochs_made(config, num_train_images=num_train_images)
+    if epochs is not None:
+        raw: Any = OmegaConf.to_container(config.schedule, resolve=False)
+        config.schedule = _with_length(raw, repr(epochs))
+
+
+def _epochs_made(config: DictConfig, *, num_train_images: int) -> float | None:
+    """The length of a run that ends before `trainer.max_epochs`; None where that is its length."""
+    if config.trainer.get("fast_dev_run"):
+        return 1.0  # of so many batches, whatever else is set
     max_steps, max_epochs = config.trainer.get("max_steps"), config.trainer.get("max_epochs")
     if not isinstance(max_steps, int) or max_steps <= 0:
-        return
+        return None
     epochs = max_steps / steps_an_epoch(config, num_train_images=num_train_images)
-    if isinstance(max_epochs, int) and 0 <= max_epochs <= epochs:
-        return
-    raw: Any = OmegaConf.to_container(config.schedule, resolve=False)
-    config.schedule = _with_length(raw, repr(epochs))
+    return None if isinstance(max_epochs, int) and 0 <= max_epochs <= epochs else epochs
 
 
 def steps_an_epoch(config: DictConfig, *, num_train_images: int) -> int:
