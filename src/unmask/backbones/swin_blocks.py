@@ -31,7 +31,7 @@ class SwinAttention(WindowAttention):  # type: ignore[misc]  # timm is not annot
         """
         query, key, value = self.qkv(windows).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         bias = self._get_rel_pos_bias()[..., places, :][..., places]
-        return _output(self, (query * self.scale) @ key.transpose(-2, -1) + bias, mask, value)
+        return _mix_values(self, (query * self.scale) @ key.transpose(-2, -1) + bias, mask, value)
 
 
 class SwinV2Attention(WindowAttentionV2):  # type: ignore[misc]
@@ -49,11 +49,11 @@ class SwinV2Attention(WindowAttentionV2):  # type: ignore[misc]
         scores = cosines * self.logit_scale.clamp(max=_LARGEST_LOG_SCALE).exp()
         table = self.cpb_mlp(self.relative_coords_table).flatten(0, 2)
         bias = 16 * torch.sigmoid(table[self.relative_position_index[places][:, places]]).permute(2, 0, 1)
-        return _output(self, scores + bias, mask, value)
+        return _mix_values(self, scores + bias, mask, value)
 
 
 class _SecondGrid(nn.Module):
-    """A block's second grid of tokens.
+    """A block's second grid of tokens; which grid a map is of, its size says.
 
     A window there is no larger than the grid, a grid of one window is not shifted, as timm does for the first, and a
     grid that is not whole windows is padded with tokens that no other one attends to.
@@ -66,7 +66,7 @@ class _SecondGrid(nn.Module):
     attn: Any
     second_mask: Tensor | None
 
-    def take_second_grid(self, grid: tuple[int, int]) -> None:
+    def set_second_grid(self, grid: tuple[int, int]) -> None:
         """Prepares for maps of (rows, cols) tokens beside those the block was built for."""
         window, shift = self.window_size, self.target_shift_size
         if not self.always_partition:
@@ -83,9 +83,11 @@ class _SecondGrid(nn.Module):
         if (rows, cols) == tuple(self.input_resolution):
             attended: Tensor = super()._attn(tokens)  # type: ignore[misc]  # timm's block
             return attended
-        is_shifted, (down, right) = any(self.second_shift), self.second_shift
+        down, right = self.second_shift
+        is_shifted = any(self.second_shift)
         if any(self.second_padding):
-            tokens = F.pad(tokens, (0, 0, 0, self.second_padding[1], 0, self.second_padding[0]))
+            below, beside = self.second_padding
+            tokens = F.pad(tokens, (0, 0, 0, beside, 0, below))
         if is_shifted:
             tokens = tokens.roll((-down, -right), dims=(1, 2))
         windows = window_partition(tokens, self.second_window).flatten(1, 2)
@@ -108,16 +110,18 @@ class SwinV2Block(_SecondGrid, SwinTransformerV2Block):  # type: ignore[misc]
 
 def take_second_grid(block: Any, grid: tuple[int, int]) -> None:
     """Makes a block of timm's Swin or Swin V2 also take maps of (rows, cols) tokens; its weights stay."""
+    # timm's networks choose the class of their blocks themselves; exchanged afterwards, it leaves weights, their names
+    # and what was drawn from the generators as they are.
     of_v2 = isinstance(block, SwinTransformerV2Block)
     block.__class__ = SwinV2Block if of_v2 else SwinBlock
     block.attn.__class__ = SwinV2Attention if of_v2 else SwinAttention
-    block.take_second_grid(grid)
+    block.set_second_grid(grid)
 
 
-def _output(
+def _mix_values(
     attention: Any, scores: Float[Tensor, "b h n n"], mask: Float[Tensor, "w n n"] | None, value: Tensor
 ) -> Float[Tensor, "b n c"]:
-    """Weighs the values and projects them."""
+    """Averages the values by the softmax of the scores and projects what comes out."""
     if mask is not None:
         scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
     weights = attention.attn_drop(scores.softmax(dim=-1))
