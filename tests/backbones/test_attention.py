@@ -2,9 +2,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from timm.layers import Attention
+from torch import Tensor, nn
 
+from unmask.backbones import attention as kernels
 from unmask.backbones.attention import prefer_fast_attention
+from unmask.callbacks.step_options import compute_again
 
 
 @pytest.fixture(params=["vit", "swin"])
@@ -49,3 +52,77 @@ def test_the_fused_kernel_is_really_left_alone(backbone, monkeypatch) -> None:
         backbone.forward_pooled(images)
     prefer_fast_attention(backbone, device=torch.device("cpu"), is_bfloat16=True)
     assert backbone.forward_pooled(images).isfinite().all()
+
+
+NUM_IMAGES, NUM_TOKENS, WIDTH, NUM_HEADS = 5, 7, 12, 3
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_at_a_time(monkeypatch) -> None:
+    """Matrices of two images fit, so that five images go through in three parts."""
+    monkeypatch.setattr(kernels, "_MATRICES_AT_A_TIME", 2 * NUM_HEADS * NUM_TOKENS**2 * 2)
+
+
+def make_attention(*, is_lean: bool = False, **settings: Any) -> Attention:
+    torch.manual_seed(0)
+    made = Attention(WIDTH, NUM_HEADS, qkv_bias=True, **settings)
+    made.fused_attn = False
+    if is_lean:
+        prefer_fast_attention(made, device=CPU, is_bfloat16=True)
+    return made
+
+
+def outcome(attention: nn.Module, tokens: Tensor) -> list[Tensor]:
+    """What comes out of it in bfloat16, and all gradients."""
+    tokens = tokens.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        attended = attention(tokens)
+    (attended.float() * torch.linspace(-1, 1, WIDTH)).square().sum().backward()
+    return [attended, tokens.grad, *(parameter.grad for parameter in attention.parameters())]
+
+
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["plain", "checkpointed"])
+def test_attention_in_parts_is_timms_bit_for_bit(two_at_a_time, is_checkpointed: bool) -> None:
+    lean, tokens = make_attention(is_lean=True), torch.randn(NUM_IMAGES, NUM_TOKENS, WIDTH)
+    if is_checkpointed:
+        compute_again(lean)
+    for computed, expected in zip(outcome(lean, tokens), outcome(make_attention(), tokens), strict=True):
+        assert torch.equal(computed, expected)
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 5])
+def test_gradients_of_attention_in_parts_are_those_of_differences(at_a_time: int) -> None:
+    qkv = torch.randn(3, 4, 3, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda given: kernels._AttentionInParts.apply(given, 0.7, at_a_time), qkv)
+
+
+def test_no_attention_matrix_is_kept_for_the_backward_pass(two_at_a_time) -> None:
+    def kept(attention: nn.Module, num_images: int) -> list[torch.Size]:
+        shapes: list[torch.Size] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: (shapes.append(tensor.shape), tensor)[1], lambda tensor: tensor
+        ):
+            attention(torch.randn(num_images, NUM_TOKENS, WIDTH))
+        return [shape for shape in shapes if shape[-2:] == (NUM_TOKENS, NUM_TOKENS)]
+
+    assert kept(make_attention(), NUM_IMAGES)
+    assert kept(make_attention(is_lean=True), NUM_IMAGES) == []
+    assert kept(make_attention(is_lean=True), 2)  # as few as fit the cache cost more to compute again than to keep
+
+
+def test_compiled_attention_computes_the_same(two_at_a_time) -> None:
+    lean, tokens = make_attention(is_lean=True), torch.randn(NUM_IMAGES, NUM_TOKENS, WIDTH)
+    compiled = torch.compile(lean, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens), make_attention()(tokens))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"qk_norm": True, "norm_layer": nn.LayerNorm}, {"scale_norm": True, "norm_layer": nn.LayerNorm}, {"gated": True}],
+    ids=["norm of queries", "norm of what is attended", "gate"],
+)
+def test_attention_with_more_than_a_softmax_is_left_to_timm(two_at_a_time, settings: dict[str, Any]) -> None:
+    lean, tokens = make_attention(is_lean=True, **settings), torch.randn(NUM_IMAGES, NUM_TOKENS, WIDTH)
+    for computed, expected in zip(outcome(lean, tokens), outcome(make_attention(**settings), tokens), strict=True):
+        assert torch.equal(computed, expected)
