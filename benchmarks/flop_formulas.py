@@ -207,15 +207,20 @@ def _blocks(
 
 
 def _decoder(decoder: MAEDecoder, grid: tuple[int, int], fraction: float) -> float:
-    """MAE's decoder: all patches and the prefix, of which the visible ones come from the encoder."""
+    """MAE's decoder: all patches and the prefix, of which the visible ones come from the encoder.
+
+    Behind the attention of the last block there are the masked patches alone, which are predicted.
+    """
     patches, prefix = math.prod(grid), decoder.pos_embed.shape[1] - math.prod(grid)
     width = decoder.embed.out_features
     hidden = decoder.blocks[0].mlp.fc1.out_features
     encoded = 2 * (fraction * patches + prefix) * decoder.embed.in_features * width
+    unread = fraction * patches + prefix  # behind the last attention
     return (
         encoded
         + sum(_blocks(patches + prefix, width=width, hidden=hidden, depth=len(decoder.blocks)))
-        + 2 * patches * width * decoder.predict.out_features
+        - unread * 4 * width * hidden
+        + 2 * (patches - fraction * patches) * width * decoder.predict.out_features
     )
 
 

@@ -89,7 +89,7 @@ class DenseMAE(nn.Module):
         mask = method.mask_generator(images)
         self.masked = mask.at_stride(backbone.stages[0].stride).flatten(1)
         nothing = PatchMask(torch.zeros_like(mask.masked), mask.patch_size, num_masked=0)
-        method.predict_patches = lambda shown, _: MAE.predict_patches(method, shown, nothing)  # type: ignore[method-assign]
+        method.predict_patches = lambda shown, _, predicted=None: MAE.predict_patches(method, shown, nothing, predicted)  # type: ignore[method-assign]
         loss: Tensor = method(images * ~mask.at_pixels(), mask).loss
         return loss
 

@@ -89,10 +89,11 @@ def test_images_that_are_not_whole_oblong_patches_are_refused() -> None:
 
 
 @pytest.mark.parametrize("num_masked", [None, 3])
-def test_visible_indices_are_the_complement_in_rising_order(num_masked: int | None) -> None:
+def test_visible_and_masked_indices_are_in_rising_order(num_masked: int | None) -> None:
     masked = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[0, 1, 1], [1, 0, 0]]], dtype=torch.bool)
-    visible = PatchMask(masked, 8, num_masked).visible_indices()
-    assert visible.tolist() == [[1, 2, 3], [0, 4, 5]]
+    mask = PatchMask(masked, 8, num_masked)
+    assert mask.visible_indices().tolist() == [[1, 2, 3], [0, 4, 5]]
+    assert mask.masked_indices().tolist() == [[0, 4, 5], [1, 2, 3]]
 
 
 def test_visible_indices_need_one_number_a_batch() -> None:

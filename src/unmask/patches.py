@@ -115,6 +115,17 @@ class PatchMask:
         Raises:
             ValueError: The images of the batch keep different numbers of patches.
         """
+        return self._visible_and_masked_indices()[0]
+
+    def masked_indices(self) -> Int[Tensor, "b m"]:
+        """Lists the masked patches of each image in row-major order.
+
+        Raises:
+            ValueError: The images of the batch keep different numbers of patches.
+        """
+        return self._visible_and_masked_indices()[1]
+
+    def _visible_and_masked_indices(self) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b m"]]:
         masked = self.masked.flatten(1)
         num_masked = self.num_masked
         if num_masked is None:
@@ -126,7 +137,8 @@ class PatchMask:
                     f"{num_masked}); visible indices need one number"
                 )
         visible_first = masked.to(torch.uint8).argsort(dim=1, stable=True)
-        return visible_first[:, : masked.shape[1] - num_masked]
+        visible, rest = visible_first.tensor_split([masked.shape[1] - num_masked], dim=1)
+        return visible, rest
 
 
 def patches_of_units(
@@ -151,6 +163,15 @@ def patches_of_units(
     rows_within = torch.arange(unit_rows, device=units.device)[:, None] * cols
     within = (rows_within + torch.arange(unit_cols, device=units.device)).flatten()
     return (first[:, :, None] + within).flatten(1)
+
+
+def take_tokens(tokens: Float[Tensor, "b n d"], indices: Int[Tensor, "b k"]) -> Float[Tensor, "b k d"]:
+    """Takes the tokens, or patches, of each image that are at these indices, in their order."""
+    num_images, num_tokens, _ = tokens.shape
+    first = torch.arange(num_images, device=indices.device)[:, None] * num_tokens
+    rows = tokens.flatten(0, 1).index_select(0, (first + indices).flatten())  # faster backward than gather
+    taken: Tensor = rows.unflatten(0, indices.shape)
+    return taken
 
 
 def patchify(images: Float[Tensor, "b c height width"], patch_size: PatchSize) -> Float[Tensor, "b n d"]:

@@ -16,7 +16,7 @@ def test_tokens_enter_in_their_places_with_the_mask_token_elsewhere(num_prefix_t
     encoded = torch.randn(2, num_prefix_tokens + 2, 12)
     visible = torch.tensor([[1, 4], [5, 0]])
     entered = []
-    decoder.blocks.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    decoder.blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     decoder(encoded, visible)
     embedded = decoder.embed(encoded)
     positions = sincos_positions(16, (2, 3), num_prefix_tokens=num_prefix_tokens)[0]
@@ -39,6 +39,18 @@ def test_predictions_do_not_depend_on_the_order_of_the_visible_patches() -> None
     shuffled = torch.cat([encoded[:, :1], encoded[:, 1:][:, order]], dim=1)
     visible = torch.tensor([[5, 1, 2]])
     assert torch.equal(decoder(encoded, visible), decoder(shuffled, visible[:, order]))
+
+
+def test_the_patches_asked_for_are_predicted_in_that_order_and_nothing_else_is_computed() -> None:
+    decoder = make_decoder()
+    encoded, visible = torch.randn(2, 3, 12), torch.tensor([[1, 4], [5, 0]])
+    everything = decoder(encoded, visible)
+    lengths = []
+    for part in (decoder.blocks[0].mlp, decoder.blocks[1].mlp, decoder.predict):
+        part.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    some = decoder(encoded, visible, predicted=torch.tensor([[3, 0, 2], [4, 1, 2]]))
+    torch.testing.assert_close(some, torch.stack([everything[0, [3, 0, 2]], everything[1, [4, 1, 2]]]))
+    assert lengths == [1 + 6, 3, 3]
 
 
 def test_positions_are_fixed_but_stored() -> None:

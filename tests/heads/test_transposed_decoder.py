@@ -38,7 +38,7 @@ def test_masked_places_get_the_embedding_of_a_gray_patch_read_across_its_channel
 def test_tokens_enter_in_their_places_under_sinusoids(decoder) -> None:
     encoded, visible = torch.randn(2, 3, 12), torch.tensor([[1, 4], [5, 0]])
     entered = []
-    decoder.blocks.register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
+    decoder.blocks[0].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     decoder(encoded, visible)
     tokens = entered[0] - sinusoid_positions(16, 7)
     torch.testing.assert_close(tokens[:, 0], decoder.embed(encoded)[:, 0], atol=1e-5, rtol=1e-5)
@@ -49,7 +49,7 @@ def test_tokens_enter_in_their_places_under_sinusoids(decoder) -> None:
 def test_the_prediction_is_a_transposed_convolution_of_normalized_tokens(decoder) -> None:
     encoded, visible = torch.randn(2, 3, 12), torch.tensor([[1, 4], [5, 0]])
     decoded = []
-    decoder.blocks.register_forward_hook(lambda _, inputs, output: decoded.append(output))
+    decoder.blocks[-1].register_forward_hook(lambda _, inputs, output: decoded.append(output))
     predicted = decoder(encoded, visible)
     widen, norm, last = decoder.predict
     tokens = nn.functional.layer_norm(widen(decoded[0][:, 1:]), (48,), norm.weight, norm.bias, eps=1e-12)

@@ -150,6 +150,24 @@ def test_masked_pixels_cannot_reach_the_prediction_and_visible_ones_do(method: M
     assert (changed != predicted).any(dim=2).all()
 
 
+@pytest.mark.parametrize("reconstruction_mean", ["masked", "all"])
+def test_training_leaves_out_what_serves_the_picture_alone(make_vit, randomize, reconstruction_mean: str) -> None:
+    method = randomize(make_mae(make_vit(), reconstruction_mean=reconstruction_mean))
+    images = torch.randn(2, 3, 32, 32)
+    mask = method.mask_generator(images)
+    lengths: list[int] = []
+    method.decoder.predict.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+    outcomes = []
+    for is_training in (False, True):
+        output = method.train(is_training)(images, mask)
+        assert (output.prediction is None) == is_training
+        trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        outcomes.append([output.loss, *torch.autograd.grad(output.loss, trained)])
+    for alone, among_others in zip(*outcomes, strict=True):
+        torch.testing.assert_close(alone, among_others, rtol=1e-5, atol=1e-6)
+    assert lengths == [16, 12]
+
+
 def test_visible_predictions_get_no_gradient(method: MAE) -> None:
     predictions = []
     method.decoder.register_forward_hook(lambda _, inputs, predicted: predictions.append(predicted))

@@ -17,6 +17,20 @@ _CHANNELS_A_BLOCK, _LARGEST_DEPTH = 48, 8  # of the encoder; Table 1a
 _CHANNELS_A_HEAD = 32  # MAE's code: 512 in 16 heads
 
 
+class DecoderBlock(Block):  # type: ignore[misc]  # timm is not annotated
+    """timm's block, which can leave out the tokens that are read no more behind it."""
+
+    def forward(self, tokens: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Lets all tokens attend to each other, and goes on with those `kept` alone, in that order; None is all."""
+        if kept is None:
+            every: Tensor = super().forward(tokens)
+            return every
+        images = torch.arange(len(tokens), device=tokens.device)[:, None]
+        tokens = (tokens + self.attn(self.norm1(tokens)))[images, kept]
+        read: Tensor = tokens + self.mlp(self.norm2(tokens))
+        return read
+
+
 class MAEDecoder(nn.Module):
     """Predicts the pixels of every patch from the encoded visible ones (MAE sec. 3).
 
@@ -61,7 +75,7 @@ class MAEDecoder(nn.Module):
         positions = sincos_positions(embed_dim, grid, num_prefix_tokens=num_prefix_tokens)
         self.pos_embed = nn.Parameter(positions, requires_grad=False)  # stored in checkpoints, as upstream
         self.blocks = nn.Sequential(
-            *(Block(embed_dim, num_heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
+            *(DecoderBlock(embed_dim, num_heads, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth))
         )
         self.norm: nn.Module = norm_layer(embed_dim)
         self.predict: nn.Module = nn.Linear(embed_dim, image_channels * math.prod(patch_sides(patch_size)))
@@ -69,13 +83,18 @@ class MAEDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(
-        self, encoded: Float[Tensor, "b prefix_plus_k d"], visible: Int[Tensor, "b k"]
-    ) -> Float[Tensor, "b n pixels"]:
-        """Puts mask tokens in the masked places, decodes, and predicts all n patches.
+        self,
+        encoded: Float[Tensor, "b prefix_plus_k d"],
+        visible: Int[Tensor, "b k"],
+        predicted: Int[Tensor, "b m"] | None = None,
+    ) -> Float[Tensor, "b m pixels"]:
+        """Puts mask tokens in the masked places, decodes, and predicts patches.
 
         Args:
             encoded: The class token, then the visible patches in the order of `visible`.
             visible: Their row-major indices.
+            predicted: Row-major indices of the patches that are predicted, in that order; None is all of them. What
+                serves the others alone is not computed.
         """
         tokens = self.embed(encoded)
         num_prefix = tokens.shape[1] - visible.shape[1]
@@ -83,7 +102,11 @@ class MAEDecoder(nn.Module):
         patches = self.mask_token_for(num_patches).to(tokens.dtype).expand(len(tokens), num_patches, -1)
         patches = patches.scatter(1, visible[..., None].expand(-1, -1, tokens.shape[2]), tokens[:, num_prefix:])
         tokens = torch.cat([tokens[:, :num_prefix], patches], dim=1) + self.pos_embed
-        prediction: Tensor = self.predict(self.norm(self.blocks(tokens))[:, num_prefix:])
+        *early, last = self.blocks
+        for block in early:
+            tokens = block(tokens)
+        tokens = last(tokens)[:, num_prefix:] if predicted is None else last(tokens, predicted + num_prefix)
+        prediction: Tensor = self.predict(self.norm(tokens))
         return prediction
 
     def mask_token_for(self, num_patches: int) -> Float[Tensor, "1 1 d"]:

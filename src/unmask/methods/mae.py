@@ -1,17 +1,17 @@
 """MAE: masked autoencoders."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone, VisibleTokenBackbone
 from unmask.heads.mae_decoder import MAEDecoder
 from unmask.heads.stage_expansion import StageExpansion
 from unmask.heads.stage_fusion import StageFusion
-from unmask.losses.masked import masked_mean
 from unmask.methods.base import Method
 from unmask.patches import (
     PatchMask,
@@ -22,6 +22,7 @@ from unmask.patches import (
     patch_text,
     patches_of_units,
     patchify,
+    take_tokens,
     unpatchify,
 )
 from unmask.targets.pixels import normalize_patches, patch_statistics, restore_patches
@@ -108,25 +109,32 @@ class MAE(Method):
 
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
-        patch_mask = self.patch_mask(mask)
-        predicted = self.predict_patches(images, mask)
-
-        patches = patchify(images.float(), patch_mask.patch_size)
-        target = normalize_patches(patches) if self.norm_pix_loss else patches
-        errors, masked = (predicted - target).square(), patch_mask.masked.flatten(1).unsqueeze(2)
-        pixel_mse = masked_mean(errors, masked) if self.reconstruction_mean == "masked" else (errors * masked).mean()
-        pixels = restore_patches(predicted, like=patches) if self.norm_pix_loss else predicted
-        prediction = unpatchify(pixels, patch_mask.patch_size, self.grid)
+        masked = self.patch_mask(mask).masked_indices()
+        if self.training:  # nobody looks at the picture
+            pixel_mse, prediction = self._pixel_mse(self.predict_patches(images, mask, masked), images, masked), None
+        else:
+            predicted = self.predict_patches(images, mask)
+            pixel_mse = self._pixel_mse(take_tokens(predicted, masked), images, masked)
+            prediction = self._picture(predicted, images)
         return MethodOutput(loss=pixel_mse, terms={"pixel_mse": pixel_mse}, mask=mask, prediction=prediction)
 
-    def predict_patches(self, images: Images, mask: PatchMask) -> Float[Tensor, "b n d"]:
-        """Predicts all patches in float32, in the space of the target, channel fastest."""
+    def predict_patches(
+        self, images: Images, mask: PatchMask, predicted: Int[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b m d"]:
+        """Predicts patches in float32, in the space of the target, channel fastest.
+
+        Args:
+            images: Of which the visible patches are read.
+            mask: Of each image.
+            predicted: Row-major indices of the patches that are predicted; None is all of them.
+        """
         unit_size = self.mask_unit_size
         self._require_whole_units(mask)
         units = mask.split(unit_size).visible_indices()
         visible = patches_of_units(units, grid=self.grid, unit_size=unit_size, patch_size=self.backbone.patch_size)
-        predicted: Tensor = self.decoder(self.backbone.forward_visible(images, units, self.fusion), visible)
-        return predicted.float()
+        encoded = self.backbone.forward_visible(images, units, self.fusion)
+        numbers: Tensor = self.decoder(encoded, visible, predicted=predicted)
+        return numbers.float()
 
     def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
         if not self.norm_pix_loss:
@@ -146,6 +154,22 @@ class MAE(Method):
         """
         self._require_whole_units(mask)
         return mask.split(self.backbone.patch_size)
+
+    def _pixel_mse(
+        self, predicted: Float[Tensor, "b m d"], images: Images, masked: Int[Tensor, "b m"]
+    ) -> Float[Tensor, ""]:
+        target = take_tokens(patchify(images.float(), self.backbone.patch_size), masked)
+        if self.norm_pix_loss:
+            target = normalize_patches(target)
+        errors = (predicted - target).square()
+        num_images, num_masked, numbers = errors.shape
+        num_averaged = num_masked if self.reconstruction_mean == "masked" else math.prod(self.grid)
+        return errors.sum() / max(num_images * num_averaged * numbers, 1)
+
+    def _picture(self, predicted: Float[Tensor, "b n d"], images: Images) -> Images:
+        if self.norm_pix_loss:
+            predicted = restore_patches(predicted, like=patchify(images.float(), self.backbone.patch_size))
+        return unpatchify(predicted, self.backbone.patch_size, self.grid)
 
     def _require_whole_units(self, mask: PatchMask) -> None:
         own, cell = self.mask_unit_size, self.mask_cell
