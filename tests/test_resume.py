@@ -25,7 +25,7 @@ TINY_SWIN = ["model=swin_mini", "model.embed_dim=24", "model.depths=[1,1]", "mod
 TINY_SWIN_V2 = ["model=swinv2_mini", *TINY_SWIN[1:]]
 METHODS = {  # each the choice of a method, which the name begins with, and its overrides
     "mae": [*TINY_VIT, "method.decoder.embed_dim=24", "method.decoder.depth=1", "method.decoder.num_heads=3"],
-    "mae swin": [*TINY_SWIN_V2, "drop_path_rate=0.2", "method.decoder.embed_dim=24", "method.decoder.num_heads=3"],
+    "mae swin": [*TINY_SWIN_V2, "method.decoder.embed_dim=24", "method.decoder.num_heads=3"],
     "simmim": TINY_SWIN,
     "ddmim": [
         *TINY_SWIN,
