@@ -74,7 +74,7 @@ def make_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
-            loss = method(images).loss
+            loss = method.training_output(images).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(method.parameters(), 5.0)

@@ -78,7 +78,7 @@ def _ours(row: Row, device: torch.device) -> tuple[nn.Module, Callable[[Tensor],
     sizes = (f"image_size={row.image_size}", f"method.mask_generator.ratio={row.masked_fraction}")
     method = build(compose_config("run", [*row.overrides, *sizes]).method).to(device).train()
     prefer_fast_attention(method, device=device, is_bfloat16=True)
-    return method, lambda images: method(images).loss
+    return method, lambda images: method.training_output(images).loss
 
 
 def _transformers(row: Row, device: torch.device) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

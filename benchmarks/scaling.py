@@ -194,7 +194,7 @@ def counted_mib(point: Point) -> float:
     images = torch.randn(point.batch, 3, point.image_size, point.image_size)
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16):
-        output = method(images)
+        output = method.training_output(images)
     activations = sum(size for pointer, size in kept.items() if pointer not in weights)
     del output
     trained = sum(parameter.numel() for parameter in method.parameters() if parameter.requires_grad)

@@ -82,7 +82,7 @@ def train(seconds: float) -> float:
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = method(images).loss
+            loss = method.training_output(images).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

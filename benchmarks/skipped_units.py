@@ -90,7 +90,7 @@ class DenseMAE(nn.Module):
         self.masked = mask.at_stride(backbone.stages[0].stride).flatten(1)
         nothing = PatchMask(torch.zeros_like(mask.masked), mask.patch_size, num_masked=0)
         method.predict_patches = lambda shown, _, predicted=None: MAE.predict_patches(method, shown, nothing, predicted)  # type: ignore[method-assign]
-        loss: Tensor = method(images * ~mask.at_pixels(), mask).loss
+        loss: Tensor = method.training_output(images * ~mask.at_pixels(), mask).loss
         return loss
 
     def _replace_masked(self, _: nn.Module, __: Any, tokens: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
@@ -118,7 +118,7 @@ def make_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
-            loss = trained(images) if name == DENSE else method(images).loss
+            loss = trained(images) if name == DENSE else method.training_output(images).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 5.0)

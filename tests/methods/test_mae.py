@@ -158,9 +158,9 @@ def test_training_leaves_out_what_serves_the_picture_alone(make_vit, randomize, 
     lengths: list[int] = []
     method.decoder.predict.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
     outcomes = []
-    for is_training in (False, True):
-        output = method.train(is_training)(images, mask)
-        assert (output.prediction is None) == is_training
+    for compute in (method, method.training_output):
+        output = compute(images, mask)
+        assert (output.prediction is None) == (compute is not method)
         trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
         outcomes.append([output.loss, *torch.autograd.grad(output.loss, trained)])
     for alone, among_others in zip(*outcomes, strict=True):

@@ -52,9 +52,14 @@ class Method(BackboneModule):
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         """Computes the loss; with a mask given nothing is random but the backbone's own stochastic depth."""
 
+    def training_output(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+        """Computes what a training step needs: the output of `forward`, whose prediction may be left out."""
+        output: MethodOutput = self(images, mask)
+        return output
+
     @final
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Float[Tensor, ""]:
-        output: MethodOutput = self(batch.image, self.training_mask(batch))
+        output = self.training_output(batch.image, self.training_mask(batch))
         self.log_training({"loss": output.loss, **output.terms, **output.monitors}, batch, batch_idx)
         return output.loss
 

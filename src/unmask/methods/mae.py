@@ -110,13 +110,17 @@ class MAE(Method):
     def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
         mask = self.mask_generator(images) if mask is None else mask
         masked = self.patch_mask(mask).masked_indices()
-        if self.training:  # nobody looks at the picture
-            pixel_mse, prediction = self._pixel_mse(self.predict_patches(images, mask, masked), images, masked), None
-        else:
-            predicted = self.predict_patches(images, mask)
-            pixel_mse = self._pixel_mse(take_tokens(predicted, masked), images, masked)
-            prediction = self._picture(predicted, images)
+        predicted = self.predict_patches(images, mask)
+        pixel_mse = self._pixel_mse(take_tokens(predicted, masked), images, masked)
+        prediction = self._picture(predicted, images)
         return MethodOutput(loss=pixel_mse, terms={"pixel_mse": pixel_mse}, mask=mask, prediction=prediction)
+
+    def training_output(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+        """Computes the loss of `forward` without what serves the prediction of visible patches alone."""
+        mask = self.mask_generator(images) if mask is None else mask
+        masked = self.patch_mask(mask).masked_indices()
+        pixel_mse = self._pixel_mse(self.predict_patches(images, mask, masked), images, masked)
+        return MethodOutput(loss=pixel_mse, terms={"pixel_mse": pixel_mse}, mask=mask, prediction=None)
 
     def predict_patches(
         self, images: Images, mask: PatchMask, predicted: Int[Tensor, "b m"] | None = None
