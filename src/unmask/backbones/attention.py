@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _MATRICES_AT_A_TIME = 2**20  # bytes: about what a core keeps in its own cache
+_MATRICES_KEPT = 2**23  # bytes of a batch that cost less time to keep than to compute again
 
 
 def prefer_fast_attention(module: nn.Module, *, device: torch.device, is_bfloat16: bool) -> None:
@@ -35,13 +36,17 @@ def _is_softmax_alone(attention: Any) -> bool:
 
 
 def _attend(attention: Any, tokens: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """Computes what timm's attention does, in parts of the batch where its matrices are larger than the cache."""
+    """Computes what timm's attention does, in parts of the batch where its matrices are large.
+
+    They are where they take more than the cache, and more than queries, keys, values and what is attended together.
+    """
     num_images, num_tokens, _ = tokens.shape
     bytes_an_image = attention.num_heads * num_tokens**2 * 2
-    at_a_time = max(_MATRICES_AT_A_TIME // bytes_an_image, 1)
-    if at_a_time >= num_images or attn_mask is not None or is_causal or torch.compiler.is_compiling():
+    are_small = num_images * bytes_an_image <= _MATRICES_KEPT or num_tokens <= 4 * attention.head_dim
+    if are_small or attn_mask is not None or is_causal or torch.compiler.is_compiling():
         plain: Tensor = type(attention).forward(attention, tokens, attn_mask, is_causal)
         return plain
+    at_a_time = max(_MATRICES_AT_A_TIME // bytes_an_image, 1)
     qkv = attention.qkv(tokens).unflatten(2, (3, attention.num_heads, -1))
     attended: Tensor = _AttentionInParts.apply(qkv, attention.scale, at_a_time)
     projected: Tensor = attention.proj_drop(attention.proj(attended.flatten(2)))
