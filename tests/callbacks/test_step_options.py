@@ -149,8 +149,9 @@ def test_operations_are_counted_of_what_is_encoded_alone(
         def blocks(tokens: int, count: int) -> int:
             return count * (2 * tokens * 12 * 24**2 + 4 * tokens**2 * 24)
 
-        embedding = 2 * visible * 192 * 24
-        forward = blocks(visible + 1, 4) + 2 * (visible + 1) * 24**2 + blocks(17, 1) + 2 * 16 * 24 * 192
+        embedding, masked = 2 * visible * 192 * 24, 16 - visible
+        decoder = 2 * 17 * 4 * 24**2 + 4 * 17**2 * 24 + 2 * masked * 8 * 24**2  # its MLP is of the masked patches alone
+        forward = blocks(visible + 1, 4) + 2 * (visible + 1) * 24**2 + decoder + 2 * masked * 24 * 192
         return 3 * forward + 2 * embedding  # no gradient of the images
 
     for ratio, visible in ((0.75, 4), (0.25, 12)):

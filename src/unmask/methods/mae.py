@@ -107,20 +107,22 @@ class MAE(Method):
     def mask_cell(self) -> int | None:
         return self.backbone.visible_cell if self.backbone.visible_cell > 1 else None
 
-    def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+    def forward(self, images: Images, mask: PatchMask | None = None, *, is_drawn: bool = True) -> MethodOutput:
+        """Computes the loss; what serves the prediction of visible patches alone is left out unless it `is_drawn`."""
         mask = self.mask_generator(images) if mask is None else mask
         masked = self.patch_mask(mask).masked_indices()
-        predicted = self.predict_patches(images, mask)
-        pixel_mse = self._pixel_mse(take_tokens(predicted, masked), images, masked)
-        prediction = self._picture(predicted, images)
+        prediction = None
+        if is_drawn:
+            predicted = self.predict_patches(images, mask)
+            prediction, predicted = self._picture(predicted, images), take_tokens(predicted, masked)
+        else:
+            predicted = self.predict_patches(images, mask, masked)
+        pixel_mse = self._pixel_mse(predicted, images, masked)
         return MethodOutput(loss=pixel_mse, terms={"pixel_mse": pixel_mse}, mask=mask, prediction=prediction)
 
     def training_output(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
-        """Computes the loss of `forward` without what serves the prediction of visible patches alone."""
-        mask = self.mask_generator(images) if mask is None else mask
-        masked = self.patch_mask(mask).masked_indices()
-        pixel_mse = self._pixel_mse(self.predict_patches(images, mask, masked), images, masked)
-        return MethodOutput(loss=pixel_mse, terms={"pixel_mse": pixel_mse}, mask=mask, prediction=None)
+        output: MethodOutput = self(images, mask, is_drawn=False)
+        return output
 
     def predict_patches(
         self, images: Images, mask: PatchMask, predicted: Int[Tensor, "b m"] | None = None
