@@ -65,6 +65,7 @@ def refusal(
         (["method=mae", "datamodule.batch_size=3"], "write global_batch_size=3"),
         (["method=mae", "optimizer.learning_rate=3"], "write optimizer.lr=3, which is the peak as it is; base_lr=3 is"),
         (["method=mae", "lr=3"], "write optimizer.lr=3, "),
+        (["method=mae", "output_dir=there"], "unknown key 'output_dir'; write hydra.run.dir=there"),
         (["modle=vit_mini", "data=synthetic"], "unknown key 'modle'; write model=vit_mini"),
         (["method=mae", "trainer.max_epochs=ten"], "the number of epochs must be a number, got 'ten'"),
         (["method=mae", "datamodule.num_train=3"], "write data.num_train=3"),
@@ -619,3 +620,21 @@ def test_the_command_named_at_the_end_works_on_the_data(
     last = Path("out/checkpoints/last.ckpt").absolute()
     assert f"next: python eval.py {evaluation} ckpt_path={last}" in capsys.readouterr().out
     logging.shutdown()  # closes run.log
+
+
+@pytest.mark.parametrize("key", ["output_dir", "out"])
+def test_the_folder_of_an_export_is_named_as_the_export_names_it(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refusal("export", ["ckpt_path=a.ckpt", f"{key}=there"], monkeypatch, capsys)
+    assert f"unknown key '{key}'; write directory=there" in said
+
+
+@pytest.mark.parametrize("setting", ["hydra.run.dir=there", "+hydra.job.chdir=true", "hydra/launcher=local"])
+def test_a_setting_of_hydra_is_not_ignored_by_an_export(
+    setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = refusal("export", ["ckpt_path=a.ckpt", setting], monkeypatch, capsys)
+    assert f"{setting.lstrip('+').partition('=')[0]} is a setting of run.py and eval.py and would change" in said

@@ -278,12 +278,24 @@ def _plain_command(config_name: str, task: Callable[[DictConfig], Any]) -> None:
     from unmask.data.loader import WorkerFailed
 
     try:
+        _require_no_settings_of_hydra(overrides)
         task(compose_config(config_name, overrides))
     except WorkerFailed as failed:
         _report_failure(failed, None)
         sys.exit(EXIT_MACHINE)
     except Exception as error:
         sys.exit(_explain_or_raise(error, lambda: configuration_names(config_name, sys.argv[1:])))
+
+
+def _require_no_settings_of_hydra(overrides: Sequence[str]) -> None:
+    """Refuses what only run.py and eval.py, which Hydra starts, take."""
+    for override in overrides:
+        if override.lstrip("+~").startswith(("hydra.", "hydra/")):
+            name = override.lstrip("+~").partition("=")[0]
+            raise ValueError(
+                f"{name} is a setting of run.py and eval.py and would change nothing here; leave it out (`--help` "
+                "lists the settings of this command, the place it writes to among them)"
+            )
 
 
 def _require_safe_loading() -> None:

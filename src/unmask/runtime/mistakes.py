@@ -39,6 +39,8 @@ _KEYS_ELSEWHERE = {  # by the last part of the key
     "checkpoint": "ckpt_path",
     "resume_from_checkpoint": "ckpt_path",
     "output_dir": "hydra.run.dir",
+    "output": "hydra.run.dir",
+    "out": "hydra.run.dir",
     "arch": "model",
     "backbone": "model",
     "scheduler": "schedule",
@@ -47,7 +49,10 @@ _KEYS_ELSEWHERE = {  # by the last part of the key
     "wd": "optimizer.weight_decay",
     "dataset": "data",
 }
-_IN_EVALUATIONS = {"trainer.max_epochs": "eval.epochs"}  # where they have such a key
+_IN_OTHER_COMMANDS = {  # where they have such a key
+    "trainer.max_epochs": ("eval.epochs",),
+    "hydra.run.dir": ("directory", "out"),
+}
 _PARTS_ELSEWHERE = {"datamodule": "data", "module": "model"}
 _WHOLE_ELSEWHERE = {  # settings that are written in another way altogether
     "hydra/launcher=joblib": "hydra/launcher=local hydra.launcher.n_jobs=2, or install hydra-joblib-launcher",
@@ -221,8 +226,7 @@ def _name_meant(key: str, known: Sequence[str]) -> str | None:
     """What a key is called here, where that is certain."""
     renamed = _renamed(key)
     elsewhere = _KEYS_ELSEWHERE.get(key) or _KEYS_ELSEWHERE.get(key.rpartition(".")[2], "")
-    in_evaluation = _IN_EVALUATIONS.get(elsewhere, "")
-    elsewhere = in_evaluation if in_evaluation in known else elsewhere
+    elsewhere = next((name for name in _IN_OTHER_COMMANDS.get(elsewhere, ()) if name in known), elsewhere)
     alike = difflib.get_close_matches(renamed, _as_deep(renamed, _public(known)), cutoff=_CERTAIN)
     for certain in ([renamed], [elsewhere], _same_last(key, known), alike):
         if len(certain) == 1 and certain[0] in (*known, "hydra.run.dir"):
