@@ -313,22 +313,6 @@ def test_patches_of_a_masked_unit_are_predicted_where_they_lie(hierarchical: MAE
     assert hierarchical.patch_mask(mask).num_masked == 12 * 4
 
 
-def test_masked_units_cannot_reach_the_prediction_and_visible_ones_do(hierarchical: MAE, refill_masked) -> None:
-    images = torch.randn(2, 3, 32, 32)
-    mask = hierarchical.mask_generator(images)
-    predicted = hierarchical.predict_patches(images, mask)
-    assert torch.equal(hierarchical.predict_patches(refill_masked(images, mask), mask), predicted)
-    changed = hierarchical.predict_patches(refill_masked(images, PatchMask(~mask.masked, mask.patch_size)), mask)
-    assert (changed != predicted).any(dim=2).all()
-
-
-def test_every_parameter_behind_visible_units_gets_a_gradient(hierarchical: MAE) -> None:
-    hierarchical(torch.randn(2, 3, 32, 32)).loss.backward()
-    trained = {name: parameter for name, parameter in hierarchical.named_parameters() if parameter.requires_grad}
-    assert [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()] == []
-    assert any(name.startswith("fusion.") for name in trained)
-
-
 @pytest.fixture(params=["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"], ids=["v1", "v2"])
 def windowed(request, make_swin, randomize) -> MAE:
     return randomize(make_mae(make_swin(name=request.param), cell=2, norm_pix_loss=False))
@@ -358,19 +342,28 @@ def test_each_visible_unit_of_a_swin_gets_its_own_part_of_a_token(windowed: MAE)
     assert backbone.patch_size == windowed.decoder.predict.out_features // 24 == 8
 
 
-def test_masked_units_of_a_swin_cannot_reach_the_prediction(windowed: MAE, refill_masked) -> None:
-    images = torch.randn(2, 3, 64, 64)
-    mask = windowed.mask_generator(images)
-    predicted = windowed.predict_patches(images, mask)
-    assert torch.equal(windowed.predict_patches(refill_masked(images, mask), mask), predicted)
-    changed = windowed.predict_patches(refill_masked(images, PatchMask(~mask.masked, mask.patch_size)), mask)
+@pytest.fixture(params=["hiera", "swin v1", "swin v2"])
+def staged(request, make_hiera, make_swin, randomize) -> MAE:
+    if request.param == "hiera":
+        return randomize(make_mae(make_hiera(), norm_pix_loss=False))
+    name = {"swin v1": "swin_tiny_patch4_window7_224", "swin v2": "swinv2_tiny_window8_256"}[request.param]
+    return randomize(make_mae(make_swin(name=name), cell=2, norm_pix_loss=False))
+
+
+def test_masked_units_cannot_reach_the_prediction_and_visible_ones_do(staged: MAE, refill_masked) -> None:
+    images = torch.randn(2, 3, *staged.backbone.image_size)
+    mask = staged.mask_generator(images)
+    predicted = staged.predict_patches(images, mask)
+    assert torch.equal(staged.predict_patches(refill_masked(images, mask), mask), predicted)
+    changed = staged.predict_patches(refill_masked(images, PatchMask(~mask.masked, mask.patch_size)), mask)
     assert (changed != predicted).any(dim=2).all()
 
 
-def test_every_parameter_of_a_swin_gets_a_gradient(windowed: MAE) -> None:
-    windowed(torch.randn(2, 3, 64, 64)).loss.backward()
-    trained = {name: parameter for name, parameter in windowed.named_parameters() if parameter.requires_grad}
+def test_every_parameter_behind_visible_units_gets_a_gradient(staged: MAE) -> None:
+    staged(torch.randn(2, 3, *staged.backbone.image_size)).loss.backward()
+    trained = {name: parameter for name, parameter in staged.named_parameters() if parameter.requires_grad}
     assert [name for name, parameter in trained.items() if parameter.grad is None or not parameter.grad.any()] == []
+    assert any(name.startswith("fusion.") for name in trained)
 
 
 @pytest.mark.parametrize(("patch_size", "cell"), [(8, None), (16, 2)])

@@ -17,9 +17,9 @@ def prefer_fast_attention(module: nn.Module, *, device: torch.device, is_bfloat1
     """Makes timm's attention use plain matrix products where torch's fused kernel is the slower one.
 
     That is on a CPU in bfloat16, where the backward of `scaled_dot_product_attention` took 432 ms and two batched
-    products 46 ms (heads of 32, windows of 49 tokens, torch 2.14). Elsewhere timm's own choice stands. A ViT's
-    attention there goes through a batch in parts and keeps no attention matrix for the backward pass, which computes
-    them again: the same numbers in less time, since the matrices never leave the cache, and in less memory.
+    products 46 ms (heads of 32, windows of 49 tokens, torch 2.14). Elsewhere timm's own choice stands. Where a
+    ViT's attention matrices are large, it goes through a batch there in parts and keeps none of them for the backward
+    pass, which computes them again: the same numbers in less memory, and in no more time, since they stay in the cache.
     """
     if device.type == "cpu" and is_bfloat16:
         for part in module.modules():

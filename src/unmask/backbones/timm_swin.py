@@ -158,18 +158,7 @@ class TimmSwin(VisibleTokenBackbone):
         return {"kind": type(self).__name__, **self._settings.as_record()}
 
     def forward_features(self, images: Images, edit: StageEdit | None = None) -> list[Float[Tensor, "b c h w"]]:
-        tokens = self.swin.patch_embed(images)  # b h w c throughout
-        maps = []
-        for index, stage in enumerate(self.swin.layers):
-            tokens = stage.downsample(tokens)
-            if edit is not None:
-                tokens = edit(index, tokens)
-            for block in stage.blocks:
-                tokens = block(tokens)
-            maps.append(tokens)
-        if edit is not None:
-            tokens = edit(len(maps), tokens)
-        maps[-1] = self.swin.norm(tokens)
+        maps = self._stage_maps(self.swin.patch_embed(images), edit)
         return [feature_map.permute(0, 3, 1, 2).contiguous() for feature_map in maps]
 
     @property
@@ -193,12 +182,7 @@ class TimmSwin(VisibleTokenBackbone):
         cells = visible // cols // 2 * (cols // 2) + visible % cols // 2
         unit_of_cell = torch.empty_like(visible).scatter_(1, cells, visible)
         tokens = self.swin.patch_embed.proj(self._moved_together(images, unit_of_cell)).permute(0, 2, 3, 1)
-        tokens = self.swin.patch_embed.norm(tokens)
-        for stage in self.swin.layers:
-            tokens = stage.downsample(tokens)
-            for block in stage.blocks:
-                tokens = block(tokens)
-        tokens = self.swin.norm(tokens)
+        tokens = self._stage_maps(self.swin.patch_embed.norm(tokens), None)[-1]
         if fusion is None:
             factor = min(len(self.depths), 2)  # units along a token of the last stage
             by_unit = tokens.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
@@ -241,6 +225,23 @@ class TimmSwin(VisibleTokenBackbone):
         if merging:
             return sum(self.depths[: int(merging[1])])
         return self.num_blocks + 1
+
+    def _stage_maps(
+        self, tokens: Float[Tensor, "b h w c"], edit: StageEdit | None
+    ) -> list[Float[Tensor, "b _h _w _c"]]:
+        """Computes what each stage puts out of the embedded patches; the last has passed the final norm."""
+        maps = []
+        for index, stage in enumerate(self.swin.layers):
+            tokens = stage.downsample(tokens)
+            if edit is not None:
+                tokens = edit(index, tokens)
+            for block in stage.blocks:
+                tokens = block(tokens)
+            maps.append(tokens)
+        if edit is not None:
+            tokens = edit(len(maps), tokens)
+        maps[-1] = self.swin.norm(tokens)
+        return maps
 
     def _grid_of_visible(self, stride: int) -> tuple[int, int]:
         """Tokens of a stage in the image of visible units, which a merging rounds up."""

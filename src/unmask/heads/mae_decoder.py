@@ -25,7 +25,7 @@ class DecoderBlock(Block):  # type: ignore[misc]  # timm is not annotated
         if kept is None:
             every: Tensor = super().forward(tokens)
             return every
-        images = torch.arange(len(tokens), device=tokens.device)[:, None]
+        images = torch.arange(len(tokens), device=tokens.device)[:, None]  # what checks types ends a compiled block
         tokens = (tokens + self.attn(self.norm1(tokens)))[images, kept]
         read: Tensor = tokens + self.mlp(self.norm2(tokens))
         return read
