@@ -197,6 +197,28 @@ def test_locally_normalized_targets_are_what_the_loss_compares_with(make_swin, r
     assert make_simmim(make_swin()).borrowed_statistics(images) is None
 
 
+def test_training_measures_the_surroundings_of_pixels_once(make_swin, randomize, monkeypatch) -> None:
+    """For the target; a second time they serve the picture alone."""
+    method = randomize(make_simmim(make_swin(), normalize_window=5))
+    images = torch.randn(2, 3, 64, 64)
+    mask = method.mask_generator(images)
+    windows: list[int] = []
+
+    def measure(images: Tensor, window: int):
+        windows.append(window)
+        return local_statistics(images, window)
+
+    monkeypatch.setattr("unmask.targets.local.local_statistics", measure)
+    outcomes = []
+    for compute, times in ((method, 2), (method.training_output, 1)):
+        windows.clear()
+        output = compute(images, mask)
+        assert windows == times * [5]
+        assert (output.prediction is None) == (compute is not method)
+        outcomes.append([output.loss, *torch.autograd.grad(output.loss, [*method.parameters()])])
+    assert all(torch.equal(one, other) for one, other in zip(*outcomes, strict=True))
+
+
 def test_a_window_without_a_center_is_refused_before_training(make_swin) -> None:
     with pytest.raises(ValueError, match="odd side of at least 3 px, got 46"):
         make_simmim(make_swin(), normalize_window=46)

@@ -66,18 +66,23 @@ class SimMIM(Method):
             self.backbone.open_residuals()
         self.masked_tokens(self.mask_generator(torch.empty(1, self.backbone.in_channels, *self.backbone.image_size)))
 
-    def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+    def forward(self, images: Images, mask: PatchMask | None = None, *, is_drawn: bool = True) -> MethodOutput:
+        """Computes the loss; the pixels of a prediction are restored from a normalized one only if it `is_drawn`."""
         mask = self.mask_generator(images) if mask is None else mask
         masked = self.masked_tokens(mask)
 
         def insert_mask_token(stage: int, tokens: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
             return torch.where(masked, self.mask_token.to(tokens.dtype), tokens) if stage == 0 else tokens
 
-        prediction = self.head(self.backbone.forward_features(images, insert_mask_token)[-1]).float()
-        errors = F.l1_loss(prediction, self.target(images), reduction="none")
+        predicted = self.head(self.backbone.forward_features(images, insert_mask_token)[-1]).float()
+        errors = F.l1_loss(predicted, self.target(images), reduction="none")
         pixel_l1 = masked_mean(errors, mask.at_pixels())  # sec. 3.4
-        prediction = self.target.restore(prediction, like=images)
+        prediction = self.target.restore(predicted, like=images) if is_drawn else None
         return MethodOutput(loss=pixel_l1, terms={"pixel_l1": pixel_l1}, mask=mask, prediction=prediction)
+
+    def training_output(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+        output: MethodOutput = self(images, mask, is_drawn=False)
+        return output
 
     def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
         return self.target.borrowed_statistics(images)
