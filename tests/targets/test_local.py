@@ -6,7 +6,7 @@ from unmask.targets.local import local_statistics, normalize_locally, restore_lo
 IMAGES = 2.0 * torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(0)) + 1.0
 
 
-@pytest.mark.parametrize("window", [3, 5, 47])
+@pytest.mark.parametrize("window", [3, 5, 7, 47])
 def test_each_pixel_is_measured_by_the_part_of_its_window_that_lies_in_the_image(window: int) -> None:
     mean, std = local_statistics(IMAGES, window)
     reach = window // 2

@@ -48,8 +48,8 @@ def local_statistics(images: Images, window: int) -> PixelStatistics:
         ValueError: The window has no center, or is a single pixel.
     """
     _require_center(window)
-    mean, square = _box_mean(images, window), _box_mean(images.square(), window)
     count = _box_count(images.shape[2], window, images)[:, None] * _box_count(images.shape[3], window, images)
+    mean, square = (_box_sum(_box_sum(values, window, 3), window, 2) / count for values in (images, images.square()))
     variance = ((square - mean.square()) * count / (count - 1)).clamp(min=0.0)
     return PixelStatistics(mean, (variance + VARIANCE_EPSILON).sqrt())
 
@@ -71,11 +71,22 @@ def _require_center(window: int) -> None:
         raise ValueError(f"a window around a pixel has an odd side of at least 3 px, got {window}")
 
 
-def _box_mean(images: Images, window: int) -> Images:
-    """Averages along the columns, then along the rows: the box is the same for all of a row's columns."""
-    half = window // 2
-    rows = F.avg_pool2d(images, (1, window), stride=1, padding=(0, half), count_include_pad=False)
-    return F.avg_pool2d(rows, (window, 1), stride=1, padding=(half, 0), count_include_pad=False)
+def _box_sum(images: Images, window: int, axis: int) -> Images:
+    """Adds up what lies within half a window of each pixel along one axis.
+
+    Sums of 2, 4, 8, ... neighbors are made of those of half as many, and the window of these: a few additions of
+    whole tensors, where pooling reads every pixel of every window.
+    """
+    side, half = images.shape[axis], window // 2
+    partial = F.pad(images, (half, half) if axis == 3 else (0, 0, half, half))  # sums of `width` pixels from each on
+    total, offset = partial.narrow(axis, 0, side), 1  # a window has an odd side
+    for width in (2**power for power in range(1, window.bit_length())):
+        num_sums = partial.shape[axis] - width // 2
+        partial = partial.narrow(axis, 0, num_sums) + partial.narrow(axis, width // 2, num_sums)
+        if width & window:
+            total = total + partial.narrow(axis, offset, side)
+            offset += width
+    return total
 
 
 def _box_count(side: int, window: int, like: Tensor) -> Float[Tensor, " {side}"]:
