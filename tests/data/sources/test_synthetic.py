@@ -1,12 +1,13 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from unmask.data.augmentation.transforms import Augmentation
-from unmask.data.sources.synthetic import CLASS_NAMES, EASY, HARD, Scene, Synthetic, object_coverage, render
+from unmask.data.sources.synthetic import CLASS_NAMES, EASY, HARD, Scene, Synthetic, _length, object_coverage, render
 from unmask.randomness import sample_keys
 
 both_scenes = pytest.mark.parametrize("scene", [EASY, HARD], ids=["easy", "hard"])
@@ -48,6 +49,13 @@ def central_moments(coverage: Tensor, order_x: int, order_y: int) -> Tensor:
     row, col = ((coverage * axis).sum((1, 2)) / area for axis in (rows, cols))
     offset = (cols - col[:, None, None]) ** order_x * (rows - row[:, None, None]) ** order_y
     return (coverage * offset).sum((1, 2)) / area ** (1 + (order_x + order_y) / 2)
+
+
+def test_lengths_are_rounded_to_the_nearest_on_every_processor() -> None:
+    """Pictures are the same on all machines, while torch's root of float32 is MKL's, which is not the same on all."""
+    x, y = torch.randn(2, 100_000)
+    exact = np.sqrt((x * x + y * y).numpy())
+    assert torch.equal(_length(x.view(1, 1, -1), y.view(1, 1, -1)).flatten(), torch.from_numpy(exact))
 
 
 @both_scenes

@@ -598,4 +598,6 @@ def _wave(u: Plane) -> Plane:
 
 
 def _length(x: Plane, y: Plane) -> Plane:
-    return (x * x + y * y).sqrt()
+    # torch's own root of float32 goes through MKL, which on Intel's processors does not always round to the nearest; of
+    # float64 it may err likewise, but by too little to reach another float32.
+    return (x * x + y * y).double().sqrt().float()
