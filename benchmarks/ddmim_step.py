@@ -1,9 +1,9 @@
-"""What a training step of DDMIM costs beside one of SimMIM: same backbone, batch, precision and optimizer.
+"""What a training step of DDMIM costs, dense and sparse, beside one of SimMIM: same backbone, batch, optimizer.
 
     python benchmarks/ddmim_step.py --model swinv2_tiny --image-size 224 --batch 16
 
-The two take turns in one process, so that whatever else the machine does falls on both; peak memory is that of a
-process of its own for each. Prints both and the ratios.
+They take turns in one process, so that whatever else the machine does falls on all; peak memory is that of a process
+of its own for each. Prints all and the ratios.
 """
 
 import argparse
@@ -22,7 +22,8 @@ from unmask.optim.param_groups import decay_groups
 from unmask.runtime.builders import build
 from unmask.runtime.config import compose_config
 
-METHODS = ("simmim", "ddmim")
+METHODS = ("simmim", "ddmim", "ddmim_sparse")
+RATIOS = (("ddmim", "simmim"), ("ddmim_sparse", "simmim"), ("ddmim_sparse", "ddmim"))
 
 
 def main() -> None:
@@ -45,27 +46,28 @@ def main() -> None:
     for name in METHODS:
         times = milliseconds[name]
         print(f"| {name} | {statistics.median(times):.1f} | {min(times):.1f} | {memory[name]:.0f} |")
-    simmim, ddmim = (milliseconds[name] for name in METHODS)
-    print(
-        f"| ratio | {spread(ratios(ddmim, simmim))} | {min(ddmim) / min(simmim):.2f} | "
-        f"{memory['ddmim'] / memory['simmim']:.2f} |"
-    )
+    print("| ratio | turn by turn | of the fastest | of peak memory |\n|---|---|---|---|")
+    for name, other in RATIOS:
+        times, others = milliseconds[name], milliseconds[other]
+        print(
+            f"| {name} / {other} | {spread(ratios(times, others))} | {min(times) / min(others):.2f} | "
+            f"{memory[name] / memory[other]:.2f} |"
+        )
 
 
 def make_step(name: str, settings: argparse.Namespace) -> Callable[[], None]:
     """A training step on one fixed batch, as the Trainer takes it."""
     torch.manual_seed(0)
     device = torch.device(settings.device)
-    stages = "2" if settings.model.endswith("mini") else "4"
-    small = {
-        "2": ["method.mask_generator.ratios=[0.5,0.5]", "method.features.weights=[1,0.1]"],
-        "4": [],
-    }[stages]
-    unit = "method.mask_generator.patch_size=8" if stages == "2" else "method.mask_generator.patch_size=16"
-    overrides = [f"method={name}", f"model={settings.model}", f"image_size={settings.image_size}", unit]
+    overrides = [f"method={name}", f"model={settings.model}", f"image_size={settings.image_size}"]
+    is_mini = settings.model.endswith("mini")
+    if name != "ddmim_sparse":
+        overrides += [f"method.mask_generator.patch_size={8 if is_mini else 16}"]
     if name == "ddmim":
         is_an_experiment = any(override.startswith("experiment=") for override in settings.overrides)
-        overrides += [*([] if is_an_experiment else small), *settings.overrides]
+        if is_mini and not is_an_experiment:
+            overrides += ["method.mask_generator.ratios=[0.5,0.5]"]
+        overrides += settings.overrides
     config = compose_config("run", overrides)
     method: Method = build(config.method).to(device).train()
     prefer_fast_attention(method, device=device, is_bfloat16=True)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -97,6 +98,8 @@ class PatchMask:
         Raises:
             ValueError: A patch of this mask is not whole smaller ones.
         """
+        if patch_size == self.patch_size:
+            return self
         if not are_whole_cells(self.patch_size, patch_size):
             raise ValueError(
                 f"patches of {patch_text(self.patch_size)} px are not a whole number of {patch_text(patch_size)} px"
@@ -115,7 +118,7 @@ class PatchMask:
         Raises:
             ValueError: The images of the batch keep different numbers of patches.
         """
-        return self._visible_and_masked_indices()[0]
+        return self._visible_and_masked_indices[0]
 
     def masked_indices(self) -> Int[Tensor, "b m"]:
         """Lists the masked patches of each image in row-major order.
@@ -123,8 +126,9 @@ class PatchMask:
         Raises:
             ValueError: The images of the batch keep different numbers of patches.
         """
-        return self._visible_and_masked_indices()[1]
+        return self._visible_and_masked_indices[1]
 
+    @cached_property
     def _visible_and_masked_indices(self) -> tuple[Int[Tensor, "b k"], Int[Tensor, "b m"]]:
         masked = self.masked.flatten(1)
         num_masked = self.num_masked

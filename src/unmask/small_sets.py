@@ -14,8 +14,9 @@ one rule holds; all of its constants are ours (docs/LOG.md says what was measure
   Swin-B lie near it;
 - teacher: it averages over a four-hundredth of a run of those epochs, and over 12 steps at least;
 - DDMIM's reconstruction: 20 times its published weight, beside which the contrast leads (conf/method/ddmim.yaml);
-- SimMIM's targets are normalized over half an image about each pixel, and the branches of its Swin V2 start open;
-- DDMIM's masked tokens are learned ones, and the residual branches of its Swin V2 start open;
+- the pixels that SimMIM and DDMIM predict are normalized over half an image about each, and the residual branches of
+  their Swin V2 start open;
+- DDMIM's masked tokens are learned ones;
 - linear probe: the power of two that makes at least 16 steps an epoch, within 16 and 1,024; 90 epochs, or as many as
   make 1,000 steps.
 """

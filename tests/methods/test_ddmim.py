@@ -159,13 +159,11 @@ def test_an_unmasked_student_that_is_its_teacher_has_nothing_to_learn_from_it(ma
 
 def test_hidden_pixels_reach_the_teacher_alone(method: DDMIM, images: Tensor, refill_masked: Callable) -> None:
     mask = method.mask_generator(images)
-    masked = method._masked_tokens(mask)
     scrambled = refill_masked(images, mask)
-    before, after = (method._encode(method.backbone, pictures, masked) for pictures in (images, scrambled))
+    before, after = (method._encode_by_student(pictures, mask) for pictures in (images, scrambled))
     assert all(torch.equal(a, b) for a, b in zip(before.feature_points, after.feature_points, strict=True))
     assert torch.equal(method(images, mask).prediction, method(scrambled, mask).prediction)
-    teacher = method.teacher["backbone"]
-    before, after = (method._encode(teacher, pictures, {}) for pictures in (images, scrambled))
+    before, after = (method._encode_by_teacher(pictures) for pictures in (images, scrambled))
     assert not any(torch.equal(a, b) for a, b in zip(before.feature_points, after.feature_points, strict=True))
 
 
@@ -186,7 +184,7 @@ def test_feature_points_are_what_the_stages_hand_on_before_it_is_masked(
         tokens = tokens * ~mask.at_stride(4 * 2**stage).unsqueeze(-1)
         tokens = layer.blocks(tokens)
     expected.append(tokens)
-    stream = method._encode(method.backbone, images, method._masked_tokens(mask))
+    stream = method._encode_by_student(images, mask)
     for found, wanted in zip(stream.feature_points, expected, strict=True):
         torch.testing.assert_close(found, wanted)
 
@@ -237,8 +235,8 @@ def test_the_reconstruction_is_the_mean_over_hidden_pixels(method: DDMIM, images
 @pytest.mark.parametrize("positions", ["masked", "visible"])
 def test_features_can_be_compared_in_part(method: DDMIM, images: Tensor, positions: str) -> None:
     mask = method.mask_generator(images)
-    student = method._encode(method.backbone, images, method._masked_tokens(mask))
-    teacher = method._encode(method.teacher["backbone"], images, {})
+    student = method._encode_by_student(images, mask)
+    teacher = method._encode_by_teacher(images)
     method.features.positions = positions
     for stage, stride in enumerate([8, 16, 16]):
         chosen = mask.at_stride(stride) if positions == "masked" else ~mask.at_stride(stride)
@@ -318,8 +316,8 @@ def test_no_gradient_reaches_the_teacher_or_the_keys(method: DDMIM, images: Tens
 
 def test_the_keys_come_from_the_teachers_own_projector(method: DDMIM, images: Tensor) -> None:
     mask = method.mask_generator(images)
-    student = method._encode(method.backbone, images, method._masked_tokens(mask))
-    teacher = method._encode(method.teacher["backbone"], images, {})
+    student = method._encode_by_student(images, mask)
+    teacher = method._encode_by_teacher(images)
     queries = method.contrast.projector(student.pooled)
 
     def loss(keys: Tensor) -> Tensor:
@@ -440,8 +438,8 @@ def test_features_of_crops_are_compared_where_they_overlap(make_swin, images: Te
     method = randomize_both(make_ddmim(make_swin()))
     method.views = TwoViews(crops=lambda pictures: (View(pictures, WHOLE), View(pictures, LEFT)))
     mask = method.mask_generator(images)
-    student = method._encode(method.backbone, images, method._masked_tokens(mask))
-    teacher = method._encode(method.teacher["backbone"], images, {})
+    student = method._encode_by_student(images, mask)
+    teacher = method._encode_by_teacher(images)
     terms = method.train()(images, mask).terms
     for stage in range(3):
         features = student.feature_points[stage]

@@ -49,7 +49,7 @@ def resolved(config: DictConfig) -> Any:
     return {key: value for key, value in plain.items() if key not in ("num_train_images", "backbone_width")}
 
 
-@pytest.mark.parametrize("method", ["mae", "simmim", "ddmim"])
+@pytest.mark.parametrize("method", ["mae", "simmim", "ddmim", "ddmim_sparse"])
 @pytest.mark.parametrize(
     ("images", "batch", "epochs"),
     [(50, 16, 1000), (200, 16, 250), (1000, 16, 49), (9000, 128, 43), (50_000, 128, 10), (IMAGENET, 256, 10)],
@@ -78,7 +78,18 @@ def test_ddmims_reconstruction_leads_on_small_sets_alone() -> None:
     }
     assert weights == {50: 20.0, IMAGENET: 1.0}
     assert composed("experiment=ddmim-v9_swinv2-tiny_52b-50e_in1k-224px").method.reconstruction.weight == 1.0
-    assert "method.reconstruction.weight=20" in str(describe_followed(composed("method=ddmim", images=9000)))
+    followed = str(describe_followed(composed("method=ddmim", images=9000)))
+    assert "method.reconstruction.weight=20, method.reconstruction.normalize_window=" in followed
+
+
+@pytest.mark.parametrize("method", ["ddmim", "ddmim_sparse"])
+def test_the_pixels_of_ddmim_are_normalized_on_small_sets_alone(method: str) -> None:
+    chosen = [f"method={method}", "image_size=32", "model=swinv2_mini"]
+    few, many = (composed(*chosen, images=images).method.reconstruction for images in (50, IMAGENET))
+    assert (few.normalize_window, many.normalize_window) == (17, None)
+    stated = composed(*chosen, "method.reconstruction.normalize_window=null", images=50)
+    assert stated.method.reconstruction.normalize_window is None
+    assert "normalize_window" not in str(describe_followed(stated))
 
 
 def test_ddmim_starts_with_learned_tokens_and_open_branches_on_small_sets_alone() -> None:
@@ -99,7 +110,7 @@ def test_simmims_targets_are_normalized_and_its_branches_open_on_small_sets_alon
     assert (published.normalize_window, published.zero_init_residual) == (None, True)
 
 
-@pytest.mark.parametrize("method", ["mae", "simmim", "ddmim"])
+@pytest.mark.parametrize("method", ["mae", "simmim", "ddmim", "ddmim_sparse"])
 def test_without_the_images_counted_nothing_changes(method: str) -> None:
     assert resolved(composed(f"method={method}")) == resolved(composed(f"method={method}", images=IMAGENET))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -177,20 +178,47 @@ class TimmSwin(VisibleTokenBackbone):
         A token of the last stage is of 2 x 2 units. `fusion` is given its map, normalized, as that of one large unit,
         and returns one of a token for each unit, rows and columns beyond the units being left out; None repeats it.
         """
-        unit = self.visible_unit_size
-        cols = self.image_size[1] // unit
-        cells = visible // cols // 2 * (cols // 2) + visible % cols // 2
-        unit_of_cell = torch.empty_like(visible).scatter_(1, cells, visible)
-        tokens = self.swin.patch_embed.proj(self._moved_together(images, unit_of_cell)).permute(0, 2, 3, 1)
-        tokens = self._stage_maps(self.swin.patch_embed.norm(tokens), None)[-1]
+        return self.tokens_of_units(self.forward_visible_features(images, visible)[-1], visible, fusion)
+
+    def forward_visible_features(
+        self, images: Images, visible: Int[Tensor, "b k"], edit: StageEdit | None = None
+    ) -> list[Float[Tensor, "b c h w"]]:
+        """Computes one feature map a stage of the image of visible units, of half the height and width.
+
+        Args:
+            images: Masked pixels may hold anything.
+            visible: Row-major indices of the visible units, one of each 2 x 2.
+            edit: As of `forward_features`, on the tokens of the smaller image.
+        """
+        small = self._moved_together(images, self._unit_of_cell(visible))
+        tokens = self.swin.patch_embed.norm(self.swin.patch_embed.proj(small).permute(0, 2, 3, 1))
+        return [feature_map.permute(0, 3, 1, 2) for feature_map in self._stage_maps(tokens, edit)]
+
+    def tokens_of_units(
+        self, last: Float[Tensor, "b d h w"], visible: Int[Tensor, "b k"], fusion: StageFusion | None = None
+    ) -> Float[Tensor, "b k d"]:
+        """Makes a token of each visible unit of the last of `forward_visible_features`, in the order of `visible`."""
+        tokens = last.permute(0, 2, 3, 1)
         if fusion is None:
             factor = min(len(self.depths), 2)  # units along a token of the last stage
             by_unit = tokens.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
         else:
             by_unit = fusion([tokens[:, None]])[:, 0]
-        rows, cols = self._grid_of_visible(unit)
+        rows, cols = self._grid_of_visible(self.visible_unit_size)
         encoded: Tensor = by_unit[:, :rows, :cols].flatten(1, 2)
-        return encoded.gather(1, cells[..., None].expand(-1, -1, encoded.shape[2]))
+        return encoded.gather(1, self._cells(visible)[..., None].expand(-1, -1, encoded.shape[2]))
+
+    def read_visible(
+        self, whole: Float[Tensor, "b c h w"], visible: Int[Tensor, "b k"]
+    ) -> Float[Tensor, "b c h_half w_half"]:
+        """Reads a feature map of the whole image where its visible units are, as `forward_visible_features` lays them.
+
+        A cell of a map that is larger than a unit is of no unit alone: 2 x 2 of them, from which a token of the smaller
+        image has its units, are averaged.
+        """
+        if whole.shape[2] * self.visible_unit_size < self.image_size[0]:
+            return F.avg_pool2d(whole, 2, ceil_mode=True)
+        return self._moved_together(whole, self._unit_of_cell(visible))
 
     def initialize_as_mae(self) -> None:
         """Draws linear layers and the first convolution by Xavier's uniform; Swin V2's branches start open."""
@@ -248,12 +276,22 @@ class TimmSwin(VisibleTokenBackbone):
         height, width = (side // 2 for side in self.image_size)
         return -(-height // stride), -(-width // stride)
 
-    def _moved_together(self, images: Images, unit_of_cell: Int[Tensor, "b k"]) -> Float[Tensor, "b c h w"]:
-        """The image of half the sides made of one unit for each cell of 2 x 2, row-major."""
-        unit = self.visible_unit_size
-        rows, cols = (side // unit for side in self.image_size)
-        tiles = images.unflatten(3, (cols, unit)).unflatten(2, (rows, unit)).permute(0, 2, 4, 1, 3, 5)
-        of_image = torch.arange(len(images), device=images.device)[:, None]
+    def _cells(self, visible: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
+        """Row-major indices of the squares of 2 x 2 units that visible units are of."""
+        cols = self.image_size[1] // self.visible_unit_size
+        return visible // cols // 2 * (cols // 2) + visible % cols // 2
+
+    def _unit_of_cell(self, visible: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
+        """The visible unit of each square of 2 x 2, row-major."""
+        return torch.empty_like(visible).scatter_(1, self._cells(visible), visible)
+
+    def _moved_together(
+        self, maps: Float[Tensor, "b c h w"], unit_of_cell: Int[Tensor, "b k"]
+    ) -> Float[Tensor, "b c h_half w_half"]:
+        """The image, or map of an image, of half the sides made of one unit for each cell of 2 x 2."""
+        rows, cols = (side // self.visible_unit_size for side in self.image_size)
+        tiles = maps.unflatten(3, (cols, -1)).unflatten(2, (rows, -1)).permute(0, 2, 4, 1, 3, 5)
+        of_image = torch.arange(len(maps), device=maps.device)[:, None]
         chosen = tiles[of_image, unit_of_cell // cols, unit_of_cell % cols]  # b k c p p
         chosen = chosen.unflatten(1, (rows // 2, cols // 2)).permute(0, 3, 1, 4, 2, 5)
         small: Tensor = chosen.flatten(4).flatten(2, 3)

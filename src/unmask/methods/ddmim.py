@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone
+from unmask.masking.base import MaskGenerator
 from unmask.masking.stages import StageMaskGenerator, stage_masks
 from unmask.methods.base import Method, require_separate_patches
 from unmask.methods.ddmim_monitors import agreement_and_spread
@@ -24,7 +26,7 @@ from unmask.methods.ddmim_terms import (
 from unmask.methods.ddmim_views import Views, whole_images
 from unmask.patches import PatchMask, are_whole_cells
 from unmask.targets.ema_teacher import EMATeacher
-from unmask.types import ImageBatch, Images, MethodOutput, PixelStatistics
+from unmask.types import ImageBatch, Images, MethodOutput, PixelStatistics, StageEdit
 
 MaskedTokens = Mapping[int, Bool[Tensor, "b h w 1"]]
 """By stage: which tokens are masked as they enter it."""
@@ -72,6 +74,8 @@ class DDMIM(Method):
         - Evaluation reads the pooled features of the final norm, not the 1024 numbers after one more linear layer.
         - The denominator of the reconstruction is the number of masked values, without the 1e-5 usually added.
         - Validation and test use fixed masks; the original drew new ones at each validation.
+        - On small sets (`unmask.small_sets`) the configuration gives the reconstruction 20 times its weight and
+          normalizes its target over half an image, and learned tokens replace masked ones.
         - Bernoulli masks never mask all patches of an image or none.
         - The views' random numbers are drawn for the images of all devices, so any number of devices sees the same
           views.
@@ -93,15 +97,13 @@ class DDMIM(Method):
             None, the teacher is missing or not needed, or branches start open on masked tokens that are 0.
     """
 
-    mask_generator: StageMaskGenerator
-
     has_moving_targets: ClassVar[bool] = True
 
     def __init__(
         self,
         *,
         backbone: MaskedBackbone,
-        mask_generator: StageMaskGenerator,
+        mask_generator: MaskGenerator,
         reconstruction: Callable[..., ReconstructionTerm] | None = None,
         features: Callable[..., StageFeatureTerm] | None = None,
         contrast: Callable[..., ContrastTerm] | None = None,
@@ -113,8 +115,6 @@ class DDMIM(Method):
     ) -> None:
         super().__init__(backbone=backbone, mask_generator=mask_generator, **shared)
         require_separate_patches(backbone, "ddmim")
-        require_one_a_stage("method.mask_generator.ratios", mask_generator.ratios, len(backbone.stages))
-        require_choice("mask_value", mask_value, ("zero", "learned"))
         if not zero_init_residual:
             if mask_value == "zero":
                 raise ValueError(
@@ -123,7 +123,6 @@ class DDMIM(Method):
                 )
             backbone.open_residuals()
         self.views = views
-        self.masked_stages = [stage for stage, ratio in enumerate(mask_generator.ratios) if ratio]
 
         self.reconstruction = None if reconstruction is None else reconstruction(backbone=backbone)
         self.features = None if features is None else features(backbone=backbone)
@@ -135,45 +134,49 @@ class DDMIM(Method):
         self.feature_point = "post_merge" if self.features is None else self.features.feature_point
 
         self.mask_tokens = nn.ParameterDict()
-        if mask_value == "learned":
-            for stage in self.masked_stages:
-                token = nn.Parameter(torch.empty(backbone.stages[stage].channels))
-                self.mask_tokens[str(stage)] = nn.init.trunc_normal_(token, std=0.02)
+        self._prepare_masking(mask_value)
         _require_teacher_if_needed(teacher, is_needed=features is not None or contrast is not None)
         self.teacher = None if teacher is None else teacher(self.student_networks(), is_of_a_stage=self._is_of_a_stage)
         self._images_in_step = 0
         self._is_first_step = False
-        self._masked_tokens(mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
+        self._require_fitting_masks(mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         teacher: MaskedBackbone | None = None if self.teacher is None else self.teacher["backbone"]
         return (*super().blocks, *(() if teacher is None else teacher.blocks))
 
-    def forward(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+    def forward(self, images: Images, mask: PatchMask | None = None, *, is_drawn: bool = True) -> MethodOutput:
+        """Computes the loss; the pixels of a prediction are restored from a normalized one only if it `is_drawn`."""
         mask = self.mask_generator(images) if mask is None else mask
         views = self.views(images) if self.views is not None and self.training else whole_images(images)
-        student = self._encode(self.backbone, views.student, self._masked_tokens(mask))
+        student = self._encode_by_student(views.student, mask)
         teacher = self._encode_by_teacher(views.teacher)
 
         terms: dict[str, Float[Tensor, ""]] = {}
         monitors: dict[str, Float[Tensor, ""]] = {}
         prediction = None
         if self.reconstruction is not None:
-            prediction = self.reconstruction.predict(student)
-            terms["reconstruction"] = self.reconstruction(prediction, views.target, mask)
-            prediction = self.reconstruction.target.restore(prediction, like=views.target)
+            predicted = self._predict_pixels(student, mask)
+            terms["reconstruction"] = self.reconstruction(predicted, views.target, mask)
+            prediction = self.reconstruction.target.restore(predicted, like=views.target) if is_drawn else None
         if self.features is not None and teacher is not None:
-            terms |= self.features(student, teacher, mask, views.boxes)  # feature_stage_<i>
+            read = partial(self._read_for_student, mask=mask)
+            terms |= self.features(student, teacher, mask, views.boxes, read)  # feature_stage_<i>
         if self.contrast is not None and teacher is not None:
             terms["contrastive"], monitors["contrastive_accuracy"] = self.contrast(student, self._keys(teacher))
         if teacher is not None and not self.training:
-            monitors |= agreement_and_spread(student, teacher)
+            points = [self._read_for_student(point, mask) for point in teacher.feature_points]
+            monitors |= agreement_and_spread(student, Encoded(points, teacher.features))
 
         loss = torch.zeros((), device=images.device)
         for name, term in terms.items():
             loss = loss + self.weights[name] * term
         return MethodOutput(loss=loss, terms=terms, mask=mask, prediction=prediction, monitors=monitors)
+
+    def training_output(self, images: Images, mask: PatchMask | None = None) -> MethodOutput:
+        output: MethodOutput = self(images, mask, is_drawn=False)
+        return output
 
     def borrowed_statistics(self, images: Images) -> PixelStatistics | None:
         return None if self.reconstruction is None else self.reconstruction.target.borrowed_statistics(images)
@@ -211,27 +214,74 @@ class DDMIM(Method):
             networks["projector"] = self.contrast.projector
         return networks
 
-    def _encode(self, backbone: MaskedBackbone, images: Images, masked: MaskedTokens) -> Encoded:
-        last = len(backbone.stages)
-        feature_points = []
+    def _prepare_masking(self, mask_value: str) -> None:
+        """Checks the masks of stages and makes what is put in the place of masked tokens."""
+        if self.reconstruction is not None and self.reconstruction.head is None:
+            raise ValueError("method.reconstruction.head is null; give it a head that predicts the pixels")
+        if not isinstance(self.mask_generator, StageMaskGenerator):
+            raise ValueError(
+                f"method=ddmim masks tokens in stages, and method.mask_generator is a "
+                f"{type(self.mask_generator).__name__}; use StageMaskGenerator, or method=ddmim_sparse, which leaves "
+                "masked units out"
+            )
+        ratios = self.mask_generator.ratios
+        require_one_a_stage("method.mask_generator.ratios", ratios, len(self.backbone.stages))
+        require_choice("mask_value", mask_value, ("zero", "learned"))
+        self.masked_stages = [stage for stage, ratio in enumerate(ratios) if ratio]
+        if mask_value == "learned":
+            for stage in self.masked_stages:
+                token = nn.Parameter(torch.empty(self.backbone.stages[stage].channels))
+                self.mask_tokens[str(stage)] = nn.init.trunc_normal_(token, std=0.02)
 
-        def record_and_mask(stage: int, tokens: Tokens) -> Tokens:
-            if (stage > 0 and self.feature_point == "post_merge") or stage == last:
-                feature_points.append(tokens)
+    def _require_fitting_masks(self, mask: PatchMask) -> None:
+        """Refuses masks of which the student can make nothing."""
+        self._masked_tokens(mask)
+
+    def _encode_by_student(self, images: Images, mask: PatchMask) -> Encoded:
+        masked = self._masked_tokens(mask)
+
+        def put_mask_tokens(stage: int, tokens: Tokens) -> Tokens:
             if stage not in masked:
                 return tokens
             if str(stage) in self.mask_tokens:
                 return torch.where(masked[stage], self.mask_tokens[str(stage)].to(tokens.dtype), tokens)
             return tokens.masked_fill(masked[stage], 0.0)
 
-        maps = backbone.forward_features(images, record_and_mask)
+        return self._record(partial(self.backbone.forward_features, images), put_mask_tokens)
+
+    def _predict_pixels(self, student: Encoded, mask: PatchMask) -> Images:
+        """Predicts all pixels of what the student sees, as the target is normalized, in float32."""
+        assert self.reconstruction is not None
+        assert self.reconstruction.head is not None
+        predicted: Images = self.reconstruction.head(student.features)
+        return predicted.float()
+
+    def _read_for_student(self, teachers: Tokens, mask: PatchMask) -> Float[Tensor, "b _h _w c"]:
+        """What a map of the teacher holds at the positions that the student's map of the stage has."""
+        return teachers
+
+    def _record(
+        self, compute: Callable[[StageEdit], list[Float[Tensor, "b c h w"]]], edit: StageEdit | None = None
+    ) -> Encoded:
+        """Computes the stages under an edit and keeps the features that are compared, which are not edited yet."""
+        last = len(self.backbone.stages)
+        feature_points = []
+
+        def record_and_edit(stage: int, tokens: Tokens) -> Tokens:
+            if (stage > 0 and self.feature_point == "post_merge") or stage == last:
+                feature_points.append(tokens)
+            return tokens if edit is None else edit(stage, tokens)
+
+        maps = compute(record_and_edit)
         if self.feature_point == "stage_out":
             feature_points = [feature_map.permute(0, 2, 3, 1) for feature_map in maps[:-1]] + feature_points
         return Encoded(feature_points, maps[-1])
 
     @torch.no_grad()
     def _encode_by_teacher(self, images: Images) -> Encoded | None:
-        return None if self.teacher is None else self._encode(self.teacher["backbone"], images, {})
+        if self.teacher is None:
+            return None
+        return self._record(partial(self.teacher["backbone"].forward_features, images))
 
     @torch.no_grad()
     def _keys(self, teacher: Encoded) -> Float[Tensor, "b e"]:

@@ -39,7 +39,7 @@ class ReconstructionTerm(nn.Module):
 
     Args:
         backbone: The student's; the head is completed with the width and stride of its last stage.
-        head: Predicts the pixels from the student's last feature map.
+        head: Predicts the pixels from the student's last feature map; None leaves that to the method.
         weight: Factor in the loss, above 0.
         mean: Over "masked" pixels, or over "all" pixels with zeros for the visible ones.
         normalize_window: As for `SimMIM`: side, pixels, of the window around a pixel whose mean and deviation normalize
@@ -53,7 +53,7 @@ class ReconstructionTerm(nn.Module):
         self,
         *,
         backbone: MaskedBackbone,
-        head: Callable[..., PixelShuffleHead],
+        head: Callable[..., PixelShuffleHead] | None = None,
         weight: float = 1.0,
         mean: str = "masked",
         normalize_window: int | None = None,
@@ -65,12 +65,11 @@ class ReconstructionTerm(nn.Module):
         self.weights = {"reconstruction": weight}
         self.mean = mean
         last = backbone.stages[-1]
-        self.head = head(in_channels=last.channels, stride=last.stride, image_channels=backbone.in_channels)
-
-    def predict(self, student: Encoded) -> Images:
-        """Predicts all pixels, normalized as the target is, in float32."""
-        predicted: Images = self.head(student.features)
-        return predicted.float()
+        self.head = (
+            None
+            if head is None
+            else head(in_channels=last.channels, stride=last.stride, image_channels=backbone.in_channels)
+        )
 
     def forward(self, prediction: Images, image: Images, mask: PatchMask) -> Float[Tensor, ""]:
         errors = F.smooth_l1_loss(prediction, self.target(image), reduction="none")
@@ -120,18 +119,42 @@ class StageFeatureTerm(nn.Module):
         self.positions = positions
 
     def forward(
-        self, student: Encoded, teacher: Encoded, mask: PatchMask, boxes: Boxes | None
+        self,
+        student: Encoded,
+        teacher: Encoded,
+        mask: PatchMask,
+        boxes: Boxes | None,
+        read: Callable[[Tokens], Tokens],
     ) -> dict[str, Float[Tensor, ""]]:
-        return {f"feature_stage_{stage}": self._distance(stage, student, teacher, mask, boxes) for stage in self.stages}
+        """Compares the features of each stage that has a weight.
+
+        Args:
+            student, teacher: Of one batch.
+            mask: Of the student.
+            boxes: Where the two look, if not at the same.
+            read: Takes of a map that covers what the student looks at the positions that the student's map has.
+        """
+        return {
+            f"feature_stage_{stage}": self._distance(
+                student.feature_points[stage], teacher.feature_points[stage], mask, boxes, read
+            )
+            for stage in self.stages
+        }
 
     def _distance(
-        self, stage: int, student: Encoded, teacher: Encoded, mask: PatchMask, boxes: Boxes | None
+        self,
+        features: Tokens,
+        target: Float[Tensor, "b _h _w c"],
+        mask: PatchMask,
+        boxes: Boxes | None,
+        read: Callable[[Tokens], Tokens],
     ) -> Float[Tensor, ""]:
-        features, target = student.feature_points[stage], teacher.feature_points[stage]
         where = None
         if boxes is not None:
             student_box, teacher_box = boxes
-            target, where = resample_into_box(target, teacher_box, student_box)
+            target, inside = resample_into_box(target, teacher_box, student_box)
+            where = read(inside[..., None].to(target.dtype))[..., 0] == 1
+        target = read(target)
         if self.positions != "all":
             fraction = _masked_fraction(mask, features)
             chosen = fraction >= 0.5 if self.positions == "masked" else fraction < 0.5

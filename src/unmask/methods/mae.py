@@ -10,16 +10,12 @@ from torch import Tensor, nn
 
 from unmask.backbones.base import MaskedBackbone, VisibleTokenBackbone
 from unmask.heads.mae_decoder import MAEDecoder
-from unmask.heads.stage_expansion import StageExpansion
-from unmask.heads.stage_fusion import StageFusion
 from unmask.methods.base import Method
+from unmask.methods.visible_units import build_decoder, build_fusion, cell_of, require_visible_units
 from unmask.patches import (
     PatchMask,
     PatchSize,
-    are_whole_cells,
     patch_grid,
-    patch_sides,
-    patch_text,
     patches_of_units,
     patchify,
     take_tokens,
@@ -84,14 +80,8 @@ class MAE(Method):
         self.norm_pix_loss = norm_pix_loss
         self.reconstruction_mean = reconstruction_mean
         self.grid = patch_grid(backbone.image_size, backbone.patch_size)
-        self.decoder = decoder(
-            encoder_dim=backbone.embed_dim,
-            num_prefix_tokens=backbone.num_prefix_tokens,
-            grid=self.grid,
-            patch_size=backbone.patch_size,
-            image_channels=backbone.in_channels,
-        )
-        self.fusion = _build_fusion(backbone)
+        self.decoder = build_decoder(decoder, backbone)
+        self.fusion = build_fusion(backbone)
         backbone.initialize_as_mae()
         self.patch_mask(self.mask_generator(torch.empty(1, backbone.in_channels, *backbone.image_size)))
 
@@ -105,7 +95,7 @@ class MAE(Method):
 
     @property
     def mask_cell(self) -> int | None:
-        return self.backbone.visible_cell if self.backbone.visible_cell > 1 else None
+        return cell_of(self.backbone)
 
     def forward(self, images: Images, mask: PatchMask | None = None, *, is_drawn: bool = True) -> MethodOutput:
         """Computes the loss; what serves the prediction of visible patches alone is left out unless it `is_drawn`."""
@@ -135,7 +125,7 @@ class MAE(Method):
             predicted: Row-major indices of the patches that are predicted; None is all of them.
         """
         unit_size = self.mask_unit_size
-        self._require_whole_units(mask)
+        require_visible_units(mask, self.backbone, "MAE")
         units = mask.split(unit_size).visible_indices()
         visible = patches_of_units(units, grid=self.grid, unit_size=unit_size, patch_size=self.backbone.patch_size)
         encoded = self.backbone.forward_visible(images, units, self.fusion)
@@ -158,7 +148,7 @@ class MAE(Method):
         Raises:
             ValueError: A block is not whole mask units of the backbone.
         """
-        self._require_whole_units(mask)
+        require_visible_units(mask, self.backbone, "MAE")
         return mask.split(self.backbone.patch_size)
 
     def _pixel_mse(
@@ -176,27 +166,3 @@ class MAE(Method):
         if self.norm_pix_loss:
             predicted = restore_patches(predicted, like=patchify(images.float(), self.backbone.patch_size))
         return unpatchify(predicted, self.backbone.patch_size, self.grid)
-
-    def _require_whole_units(self, mask: PatchMask) -> None:
-        own, cell = self.mask_unit_size, self.mask_cell
-        setting = own if isinstance(own, int) else f"[{own[0]},{own[1]}]"
-        if not are_whole_cells(mask.patch_size, own):
-            raise ValueError(
-                f"MAE masks whole units of its backbone: blocks of {patch_text(mask.patch_size)} px are not a whole "
-                f"number of {patch_text(own)} px units; set method.mask_generator.patch_size={setting} or a multiple"
-            )
-        if cell is not None and (mask.patch_size, mask.visible_cell) != (own, cell):
-            raise ValueError(
-                f"a backbone that attends in windows leaves units out where one of each {cell}x{cell} units of "
-                f"{patch_text(own)} px is visible; set method.mask_generator.patch_size={setting} "
-                f"method.mask_generator.cell={cell} method.mask_generator.ratio={1 - 1 / cell**2:g}"
-            )
-
-
-def _build_fusion(backbone: VisibleTokenBackbone) -> StageExpansion | StageFusion | None:
-    """What brings the stages of a backbone to tokens of its patches, where the last one does not put them out."""
-    last, fused = backbone.stages[-1], backbone.stages[: backbone.num_fused_stages]
-    if fused:
-        return StageFusion(stages=fused, last=last)
-    (factor, _) = patch_grid(patch_sides(last.stride), backbone.patch_size)
-    return StageExpansion(channels=last.channels, factor=factor) if factor > 1 else None

@@ -28,6 +28,7 @@ _OF_A_RUN = (
     "schedule.warmup_epochs",
     "method.teacher.time_constant",
     "method.reconstruction.weight",
+    "method.reconstruction.normalize_window",
     "method.mask_value",
     "method.zero_init_residual",
     "method.normalize_window",
