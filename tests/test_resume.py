@@ -33,6 +33,7 @@ METHODS = {  # each the choice of a method, which the name begins with, and its 
         "method.mask_generator.patch_size=8",
         "method.features.weights=[1,0.1]",
     ],
+    "ddmim_sparse": [*TINY_SWIN_V2, "method.decoder.embed_dim=24", "method.decoder.num_heads=3"],
     "supervised": TINY_VIT,
 }
 NUM_TRAIN, NUM_VAL = 22, 7
@@ -102,6 +103,7 @@ REPRESENTATIVE = [
     Cell("simmim", point="end of an epoch"),
     Cell("ddmim", point="middle of an epoch", accumulated=2),
     Cell("ddmim", point="last batch"),
+    Cell("ddmim_sparse", point="middle of an epoch"),
     Cell("supervised", point="within validation"),
     Cell("mae", point="end of validation", accumulated=2),
     Cell("mae", point="first epoch", workers=2, resumed_workers=0),
