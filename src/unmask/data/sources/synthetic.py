@@ -205,19 +205,23 @@ def render(
     """
     canvas = _Canvas(size, keys.device)
     colors = _draw_colors(keys, scene)
-    nearest, *scattered = _distractors(keys, canvas, scene)
+    distractors = _distractors(keys, canvas, scene) if scene.distractor_fraction else []
     picture = _mix(*colors.ground, _ground_pattern(keys, canvas, scene)[:, None])
-    for color, coverage in scattered:
+    for color, coverage in distractors[1:]:
         picture = _mix(picture, color, coverage[:, None])
-    picture = picture * (1.0 - _shadow(keys, labels, canvas, scene))[:, None]
+    if scene.shadow_depth:
+        picture = picture * (1.0 - _shadow(keys, labels, canvas, scene))[:, None]
     if scene.has_own_surfaces:
         pattern = _own_surface_pattern(keys, labels, canvas, scene)
     else:
         pattern = _drawn_surface_pattern(keys, canvas, scene)
     surface = _mix(*colors.surface, pattern[:, None])
     picture = _mix(picture, surface, object_coverage(keys, labels, size, scene)[:, None])
-    picture = _mix(picture, nearest.color, nearest.coverage[:, None])
-    picture = picture * _lighting(keys, canvas, scene)[:, None] + _grain(keys, size, scene)
+    for color, coverage in distractors[:1]:
+        picture = _mix(picture, color, coverage[:, None])
+    picture = picture * _lighting(keys, canvas, scene)[:, None]
+    if any(scene.grain_depth):
+        picture = picture + _grain(keys, size, scene)
     return (picture.clamp(0.0, 1.0) * 255.0 + 0.5).floor().to(torch.uint8)
 
 
