@@ -125,6 +125,13 @@ def test_of_a_grid_of_odd_sides_the_last_cells_are_averaged_alone(make_swin) -> 
     torch.testing.assert_close(read[:, 0, 1], whole[:, :2, 2].mean(dim=1))
 
 
+def test_with_closed_branches_student_and_teacher_have_the_same_features_of_a_visible_unit(make_swin, images) -> None:
+    """Swin V2's blocks start as identities: until tokens of several units are merged, a unit's are its own pixels'."""
+    terms = make_sparse(make_swin(name="swinv2_tiny_window8_256")).eval()(images).terms
+    assert terms["feature_stage_0"] < 1e-9  # entering the second stage, whose token is a unit
+    assert terms["feature_stage_1"] > 1e-2
+
+
 def test_the_terms_compare_what_the_student_sees_with_what_the_teacher_has_there(
     method: SparseDDMIM, images: Tensor
 ) -> None:

@@ -100,7 +100,11 @@ def runs(
     # Of the sparse student's last stages of one token a step of SGD at the usual rate makes another network.
     small_steps = ["optimizer.lr=0.005"]
     asked = [
-        (method, tiny_overrides(method) + quick_teacher * is_ddmim(method) + small_steps * (method == "ddmim_sparse"), 1)
+        (
+            method,
+            tiny_overrides(method) + quick_teacher * is_ddmim(method) + small_steps * (method == "ddmim_sparse"),
+            1,
+        )
         for method in METHODS
     ]
     asked.append(("mae accumulated", tiny_overrides("mae"), 2))
