@@ -6,6 +6,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.profilers import PassThroughProfiler, SimpleProfiler
+from torch import nn
 
 from unmask.callbacks import step_profile
 from unmask.callbacks.step_profile import StepProfile, describe_bottleneck, describe_parts, read_profile
@@ -58,6 +59,32 @@ def test_each_part_is_charged_with_its_own_time(make_mae, make_data, make_traine
     said = next(line for line in caplog.messages if line.startswith("a batch takes"))
     assert said.startswith("a batch takes 24 s: callbacks 29%, transfer 25%, backward 21%")
     assert any("bottleneck: callbacks and logging take 29%" in line and "in Slow;" in line for line in caplog.messages)
+
+
+def test_a_teacher_is_charged_with_the_passes_of_its_networks(make_mae, make_data, make_trainer, tmp_path, clock):
+    class Network(nn.Linear):
+        def forward_features(self, images):
+            clock[0] += 2.0
+            return self(images)
+
+    class Teacher(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.networks = nn.ModuleDict({"backbone": Network(2, 2)})
+
+    method = make_mae()
+    method.teacher = Teacher()
+    draw_masks = method.draw_masks
+
+    def let_the_teacher_look(images, keys=None):
+        method.teacher.networks["backbone"].forward_features(torch.ones(1, 2))
+        return draw_masks(images, keys)
+
+    method.draw_masks = let_the_teacher_look
+    trainer = make_trainer(StepProfile(), max_epochs=3, limit_val_batches=0)
+    trainer.fit(method, datamodule=make_data())
+
+    assert read_profile(tmp_path)["parts"]["teacher"] == pytest.approx(2.0)
 
 
 def test_training_is_the_same_and_nothing_is_left_replaced(fit, make_mae):

@@ -13,6 +13,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.utilities.types import STEP_OUTPUT
+from torch import nn
 
 from unmask.callbacks.optional_file import write_optional
 
@@ -150,8 +151,10 @@ class _PartProfiler(Profiler):
         self._of_sample, self._open = {}, []
         self._replace(module, "draw_masks", MASK)
         for name, child in module.named_children():
-            for method in (found for found in dir(type(child)) if found.startswith("forward")):
-                self._replace(child, method, name)
+            held: Any = getattr(child, "networks", None)  # a teacher's, which are called one by one
+            for part in (child, *(held.values() if isinstance(held, nn.ModuleDict) else ())):
+                for method in (found for found in dir(type(part)) if found.startswith("forward")):
+                    self._replace(part, method, name)
         for logger in trainer.loggers:
             self._replace(logger, "log_metrics", LOGGING)
         self._marked_at = self._now()
