@@ -26,6 +26,7 @@ from unmask.backbones.timm_vit import TimmViT
 from unmask.heads.mae_decoder import MAEDecoder
 from unmask.heads.stage_expansion import StageExpansion
 from unmask.methods.ddmim import DDMIM
+from unmask.methods.ddmim_sparse import SparseDDMIM
 from unmask.methods.mae import MAE
 from unmask.methods.simmim import SimMIM
 from unmask.methods.supervised import Supervised
@@ -69,8 +70,7 @@ def _(method: MAE, num_images: int) -> Mapping[str, float]:
     parts = _trained(_forward(backbone, fraction), num_images)
     parts["decoder"] = TRAINED * num_images * _decoder(method.decoder, method.grid, fraction)
     if isinstance(method.fusion, StageExpansion):
-        tokens = math.prod(_swin_grids(backbone, fraction)[-1])
-        parts["fusion"] = TRAINED * num_images * 2 * tokens * method.fusion.project.weight.numel()
+        parts["fusion"] = TRAINED * num_images * _expansion(method.fusion, backbone, fraction)
     elif method.fusion is not None:
         tokens = fraction * math.prod(patch_grid(backbone.image_size, backbone.stages[-1].stride))
         weights = sum(project.weight.numel() for project in method.fusion.project)
@@ -92,11 +92,29 @@ def _(method: Supervised, num_images: int) -> Mapping[str, float]:
 
 @_step_flops.register
 def _(method: DDMIM, num_images: int) -> Mapping[str, float]:
-    forward = _forward(method.backbone, 1.0)
-    parts = _trained(forward, num_images)
+    parts = _trained(_forward(method.backbone, 1.0), num_images)
     if method.reconstruction is not None:
         parts["head"] = TRAINED * num_images * _pixels(method.backbone)
+    return parts + _teacher_and_contrast(method, num_images)
+
+
+@_step_flops.register
+def _(method: SparseDDMIM, num_images: int) -> Mapping[str, float]:
+    backbone, fraction = method.backbone, 1 / method.backbone.visible_cell**2
+    parts = _trained(_forward(backbone, fraction), num_images)
+    if method.decoder is not None:
+        grid = patch_grid(backbone.image_size, backbone.patch_size)
+        parts["decoder"] = TRAINED * num_images * _decoder(method.decoder, grid, fraction, predicts_visible=True)
+    if method.expansion is not None:
+        parts["fusion"] = TRAINED * num_images * _expansion(method.expansion, backbone, fraction)
+    return parts + _teacher_and_contrast(method, num_images)
+
+
+def _teacher_and_contrast(method: DDMIM, num_images: int) -> Counter[str]:
+    """The teacher's pass over whole images, and both projections and their similarities."""
+    parts: Counter[str] = Counter()
     if method.teacher is not None:
+        forward = _forward(method.backbone, 1.0)
         parts["teacher"] = FORWARD * (num_images * (sum(forward) - forward.once) + forward.once)
     if method.contrast is not None:
         projector = _linear_layers(method.contrast.projector)
@@ -206,22 +224,28 @@ def _blocks(
     return depth * 2 * tokens * (4 * width**2 + 2 * width * hidden), depth * 4 * tokens * attended * width
 
 
-def _decoder(decoder: MAEDecoder, grid: tuple[int, int], fraction: float) -> float:
+def _decoder(decoder: MAEDecoder, grid: tuple[int, int], fraction: float, *, predicts_visible: bool = False) -> float:
     """MAE's decoder: all patches and the prefix, of which the visible ones come from the encoder.
 
-    Behind the attention of the last block there are the masked patches alone, which are predicted.
+    Unless it also predicts visible patches, there are the masked ones alone behind the attention of the last block.
     """
     patches, prefix = math.prod(grid), decoder.pos_embed.shape[1] - math.prod(grid)
     width = decoder.embed.out_features
     hidden = decoder.blocks[0].mlp.fc1.out_features
     encoded = 2 * (fraction * patches + prefix) * decoder.embed.in_features * width
-    unread = fraction * patches + prefix  # behind the last attention
+    unread = 0.0 if predicts_visible else fraction * patches + prefix  # behind the last attention
+    predicted = patches if predicts_visible else patches - fraction * patches
     return (
         encoded
         + sum(_blocks(patches + prefix, width=width, hidden=hidden, depth=len(decoder.blocks)))
         - unread * 4 * width * hidden
-        + 2 * (patches - fraction * patches) * width * decoder.predict.out_features
+        + 2 * predicted * width * decoder.predict.out_features
     )
+
+
+def _expansion(expansion: StageExpansion, backbone: TimmSwin, fraction: float) -> float:
+    """The tokens of the last stage to those of units."""
+    return 2 * math.prod(_swin_grids(backbone, fraction)[-1]) * expansion.project.weight.numel()
 
 
 def _pixels(backbone: Any) -> float:

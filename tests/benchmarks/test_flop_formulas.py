@@ -17,14 +17,14 @@ LARGEST_GAP = 1e-3  # of the count
 DAILY = [
     *("method=mae model=vit_mini", "method=mae model=hiera_mini", "method=mae model=swinv2_mini"),
     *("method=simmim model=beit_mini", "method=simmim model=swin_mini"),
-    *("method=ddmim model=swinv2_mini", "method=supervised model=hiera_mini"),
+    *("method=ddmim model=swinv2_mini", "method=ddmim_sparse model=swinv2_mini", "method=supervised model=hiera_mini"),
 ]
 NIGHTLY = [
     *("method=simmim model=vit_mini", "method=simmim model=swinv2_mini", "method=ddmim model=vit_mini"),
     *("method=ddmim model=beit_mini", "method=ddmim model=swin_mini", "method=supervised model=vit_mini"),
     *("method=supervised model=beit_mini", "method=supervised model=swin_mini", "method=supervised model=swinv2_mini"),
     *("method=mae model=vit_base image_size=224", "method=mae model=hiera_base image_size=224"),
-    "method=mae model=swin_tiny image_size=224",
+    *("method=mae model=swin_tiny image_size=224", "method=ddmim_sparse model=swin_tiny image_size=224"),
     "method=simmim model=swin_base image_size=192 model.window_size=6",
 ]
 
