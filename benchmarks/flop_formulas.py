@@ -104,7 +104,7 @@ def _(method: SparseDDMIM, num_images: int) -> Mapping[str, float]:
     parts = _trained(_forward(backbone, fraction), num_images)
     if method.decoder is not None:
         grid = patch_grid(backbone.image_size, backbone.patch_size)
-        parts["decoder"] = TRAINED * num_images * _decoder(method.decoder, grid, fraction, predicts_visible=True)
+        parts["decoder"] = TRAINED * num_images * _decoder(method.decoder, grid, fraction)
     if method.expansion is not None:
         parts["fusion"] = TRAINED * num_images * _expansion(method.expansion, backbone, fraction)
     return parts + _teacher_and_contrast(method, num_images)
@@ -224,22 +224,21 @@ def _blocks(
     return depth * 2 * tokens * (4 * width**2 + 2 * width * hidden), depth * 4 * tokens * attended * width
 
 
-def _decoder(decoder: MAEDecoder, grid: tuple[int, int], fraction: float, *, predicts_visible: bool = False) -> float:
+def _decoder(decoder: MAEDecoder, grid: tuple[int, int], fraction: float) -> float:
     """MAE's decoder: all patches and the prefix, of which the visible ones come from the encoder.
 
-    Unless it also predicts visible patches, there are the masked ones alone behind the attention of the last block.
+    Behind the attention of the last block there are the masked patches alone, which are predicted.
     """
     patches, prefix = math.prod(grid), decoder.pos_embed.shape[1] - math.prod(grid)
     width = decoder.embed.out_features
     hidden = decoder.blocks[0].mlp.fc1.out_features
     encoded = 2 * (fraction * patches + prefix) * decoder.embed.in_features * width
-    unread = 0.0 if predicts_visible else fraction * patches + prefix  # behind the last attention
-    predicted = patches if predicts_visible else patches - fraction * patches
+    unread = fraction * patches + prefix  # behind the last attention
     return (
         encoded
         + sum(_blocks(patches + prefix, width=width, hidden=hidden, depth=len(decoder.blocks)))
         - unread * 4 * width * hidden
-        + 2 * predicted * width * decoder.predict.out_features
+        + 2 * (patches - fraction * patches) * width * decoder.predict.out_features
     )
 
 

@@ -213,6 +213,28 @@ def test_all_that_is_trained_gets_a_gradient_and_the_teacher_none(method: Sparse
     assert all(parameter.grad is None for parameter in method.teacher.parameters())
 
 
+def test_a_training_step_predicts_masked_units_alone_and_has_the_loss_of_all(
+    method: SparseDDMIM, images: Tensor
+) -> None:
+    mask = method.mask_generator(images)
+    predicted: list[Tensor] = []
+    method.decoder.predict.register_forward_hook(lambda *call: predicted.append(call[2]))
+    found = []
+    for compute in (method, method.training_output):
+        method.zero_grad()
+        output = compute(images, mask)
+        output.loss.backward()
+        found.append((output, {name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}))
+    (drawn, gradients), (trained, others) = found
+    assert [tokens.shape[1] for tokens in predicted] == [64, 48]
+    assert drawn.prediction is not None
+    assert trained.prediction is None
+    torch.testing.assert_close(trained.terms["reconstruction"], drawn.terms["reconstruction"])
+    assert gradients.keys() == others.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(others[name], gradient, rtol=1e-3, atol=1e-5)
+
+
 def test_terms_can_be_left_out(make_swin, images: Tensor) -> None:
     alone = make_sparse(make_swin(), reconstruction=None, decoder=None)
     assert "reconstruction" not in alone(images).terms

@@ -147,7 +147,7 @@ class DDMIM(Method):
         return (*super().blocks, *(() if teacher is None else teacher.blocks))
 
     def forward(self, images: Images, mask: PatchMask | None = None, *, is_drawn: bool = True) -> MethodOutput:
-        """Computes the loss; the pixels of a prediction are restored from a normalized one only if it `is_drawn`."""
+        """Computes the loss; what serves the picture of the prediction alone is left out unless it `is_drawn`."""
         mask = self.mask_generator(images) if mask is None else mask
         views = self.views(images) if self.views is not None and self.training else whole_images(images)
         student = self._encode_by_student(views.student, mask)
@@ -157,7 +157,7 @@ class DDMIM(Method):
         monitors: dict[str, Float[Tensor, ""]] = {}
         prediction = None
         if self.reconstruction is not None:
-            predicted = self._predict_pixels(student, mask)
+            predicted = self._predict_pixels(student, mask, is_drawn=is_drawn)
             terms["reconstruction"] = self.reconstruction(predicted, views.target, mask)
             prediction = self.reconstruction.target.restore(predicted, like=views.target) if is_drawn else None
         if self.features is not None and teacher is not None:
@@ -249,8 +249,11 @@ class DDMIM(Method):
 
         return self._record(partial(self.backbone.forward_features, images), put_mask_tokens)
 
-    def _predict_pixels(self, student: Encoded, mask: PatchMask) -> Images:
-        """Predicts all pixels of what the student sees, as the target is normalized, in float32."""
+    def _predict_pixels(self, student: Encoded, mask: PatchMask, *, is_drawn: bool) -> Images:
+        """Predicts the pixels of what the student sees, as the target is normalized, in float32.
+
+        Those that are visible may be anything unless they are `is_drawn`: the loss reads the masked ones.
+        """
         assert self.reconstruction is not None
         assert self.reconstruction.head is not None
         predicted: Images = self.reconstruction.head(student.features)

@@ -1,5 +1,6 @@
 """DDMIM with a student that computes the visible part of an image alone."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -97,13 +98,16 @@ class SparseDDMIM(DDMIM):
         self._require_fitting_masks(mask)
         return self._record(partial(self.backbone.forward_visible_features, images, mask.visible_indices()))
 
-    def _predict_pixels(self, student: Encoded, mask: PatchMask) -> Images:
+    def _predict_pixels(self, student: Encoded, mask: PatchMask, *, is_drawn: bool) -> Images:
         assert self.decoder is not None
-        visible = mask.visible_indices()
+        visible, masked = mask.visible_indices(), None if is_drawn else mask.masked_indices()
         tokens = self.backbone.tokens_of_units(student.features, visible, self.expansion)
-        predicted = self.decoder(tokens, visible).float()
-        patch_size = self.backbone.patch_size
-        return unpatchify(predicted, patch_size, patch_grid(self.backbone.image_size, patch_size))
+        patches = self.decoder(tokens, visible, predicted=masked).float()
+        grid = patch_grid(self.backbone.image_size, self.backbone.patch_size)
+        if masked is not None:
+            every = patches.new_zeros(len(patches), math.prod(grid), patches.shape[2])
+            patches = every.scatter(1, masked[..., None].expand_as(patches), patches)
+        return unpatchify(patches, self.backbone.patch_size, grid)
 
     def _read_for_student(self, teachers: Tokens, mask: PatchMask) -> Float[Tensor, "b _h _w c"]:
         maps = self.backbone.read_visible(teachers.permute(0, 3, 1, 2), mask.visible_indices())
