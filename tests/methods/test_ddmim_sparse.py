@@ -257,6 +257,7 @@ def test_terms_can_be_left_out(make_swin, images: Tensor) -> None:
         ),
         ({"decoder": None}, "method.decoder predicts the pixels of method.reconstruction: give it settings"),
         ({"reconstruction": None}, "set method.decoder=null too"),
+        ({"mask_value": "zero"}, "has no masked tokens, which method.mask_value fills; leave it out"),
         ({"reconstruction": partial(ReconstructionTerm, head=PixelShuffleHead)}, "set method.reconstruction.head=null"),
         (
             {"features": partial(StageFeatureTerm, weights=[1.0, 1.0, 1.0], positions="masked")},

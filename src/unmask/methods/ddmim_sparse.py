@@ -60,6 +60,8 @@ class SparseDDMIM(DDMIM):
                 "method=ddmim_sparse leaves masked units out of every stage, which a Swin or Swin V2 can do; use "
                 "model=swinv2_tiny, model=swin_tiny or another of them, or method=ddmim with this backbone"
             )
+        if "mask_value" in settings:
+            raise ValueError("method=ddmim_sparse has no masked tokens, which method.mask_value fills; leave it out")
         super().__init__(backbone=backbone, mask_value="left out", zero_init_residual=zero_init_residual, **settings)
         if (decoder is None) != (self.reconstruction is None):
             raise ValueError(
