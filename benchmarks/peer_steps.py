@@ -2,6 +2,7 @@
 
     python benchmarks/peer_steps.py                       # every row, on the CPU or the GPU
     python benchmarks/peer_steps.py mae_vit_tiny --rounds 8
+    python benchmarks/peer_steps.py mae_vit_tiny --profile    # milliseconds of a step by kind of operation instead
 
 Needs the development extra (`pip install -e .[dev]`), which holds both. A row has one network, batch and AdamW on all
 sides, its decoder and masked fraction the paper's; a side takes the images as its library's training takes them. Sides
@@ -48,6 +49,20 @@ ROWS = {
     "simmim_swin_tiny": Row(("method=simmim", "model=swin_tiny"), 224, 8, 0.6, _SWIN_SIDES),
     "simmim_swin_base": Row(("method=simmim", "model=swin_base", "model.window_size=6"), 192, 4, 0.6, _SWIN_SIDES),
 }
+
+
+KINDS = {  # of torch's operators, by what their names hold; the first that fits
+    "AdamW": ("adamw", "Optimizer"),
+    "matrix products": ("mm", "linear", "convolution", "matmul"),
+    "fused attention": ("attention",),
+    "softmax": ("softmax",),
+    "norms": ("norm",),
+    "GELU": ("gelu",),
+    "casts, copies and gathers": ("copy_", "_to_copy", "cat", "gather", "scatter", "index", "clone", "repeat", "fill_"),
+    "sums and products of tensors": ("add", "mul", "sub", "div", "sum", "mean", "pow", "rsqrt", "where"),
+}
+REST = "all else"
+_PROFILED_STEPS = 3
 
 
 def make_step(name: str, side: str, device: torch.device) -> Step:
@@ -172,11 +187,35 @@ def report(name: str, settings: argparse.Namespace) -> None:
         print(f"| {side} | {statistics.median(times[side]):.0f} | {against} | {memory[side]:.0f} | {fraction:.2f} |")
 
 
+def profile(name: str, settings: argparse.Namespace) -> None:
+    """Prints where the step of each side of a row spends its time on the CPU, by kind of operation."""
+    row, device = ROWS[name], torch.device(settings.device)
+    found = {side: _milliseconds_by_kind(make_step(name, side, device)) for side in row.sides}
+    print(f"\n{name}: ms of a step, {row.image_size} px, batch {row.batch_size}, profiler on")
+    print(f"| kind of operation | {' | '.join(row.sides)} |\n|---|{'---|' * len(row.sides)}")
+    for kind in (*KINDS, REST):
+        print(f"| {kind} | {' | '.join(f'{found[side][kind]:.0f}' for side in row.sides)} |")
+    print(f"| together | {' | '.join(f'{sum(found[side].values()):.0f}' for side in row.sides)} |")
+
+
+def _milliseconds_by_kind(step: Step) -> dict[str, float]:
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        for _ in range(_PROFILED_STEPS):
+            step()
+    milliseconds = dict.fromkeys((*KINDS, REST), 0.0)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, parts in KINDS.items() if any(part in event.key for part in parts)), REST)
+        milliseconds[kind] += event.self_cpu_time_total / 1e3 / _PROFILED_STEPS
+    return milliseconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", help=f"of {', '.join(ROWS)}; by default all")
     parser.add_argument("--rounds", type=int, default=6, help="timed turns of each side")
     parser.add_argument("--steps", type=int, default=1, help="steps a turn")
+    parser.add_argument("--profile", action="store_true", help="print what a step of each side spends its time on")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     settings = parser.parse_args()
     if unknown := set(settings.rows) - set(ROWS):
@@ -188,7 +227,7 @@ def main() -> None:
         f"torch {torch.__version__}, timm {timm.__version__}, transformers {transformers.__version__}"
     )
     for name in settings.rows or ROWS:
-        report(name, settings)
+        (profile if settings.profile else report)(name, settings)
 
 
 if __name__ == "__main__":
